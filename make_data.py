@@ -1,0 +1,849 @@
+"""Tasks, VisionAgent, VisGenData, the general mix and the tokenizer (Sec. 3); and the config that drives all scripts.
+
+One YAML describes one experiment (configs/*.yaml); the dataclasses below list every key with its default and meaning.
+Data go to runs/<name>/data/: heldout.jsonl and train.jsonl (task requests), visgen.jsonl (expert trajectories),
+general.jsonl and general_heldout.jsonl (the general part of PST), tokenizer/ (policies from scratch).
+
+    python make_data.py --config configs/tiny.yaml              # all of it, for one experiment
+    python make_data.py --config configs/tiny.yaml data.queries=200 seed=1
+    python make_data.py --keys                                  # every config key, default and meaning
+"""
+
+import difflib
+import hashlib
+import json
+import os
+import random
+import re
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import get_args, get_origin, get_type_hints
+
+import yaml
+from tqdm import tqdm
+
+from env import ROOT, RolloutConfig, VisGenEnv, key, load_tools, to_json
+from rewards import (RewardConfig, clip_lengths, clip_seconds, expand_workflow, fitting_workflows, load_workflows, ltr_reward,
+                     makes, n_shots)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The config
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The policy: a Qwen3 from scratch (the tiny configs) or a pretrained model (`path`)."""
+
+    path: str = key("", "folder or hub name of a pretrained model; empty: a Qwen3 from scratch with the sizes below")
+    vocab_size: int = key(1536, "byte-level BPE tokens, tags and control tokens included (from scratch only)")
+    hidden_size: int = key(160, "width (from scratch only)")
+    intermediate_size: int = key(480, "width inside the MLP (from scratch only)")
+    layers: int = key(4, "transformer blocks (from scratch only)")
+    heads: int = key(5, "query heads (from scratch only)")
+    kv_heads: int = key(5, "key/value heads (from scratch only)")
+    head_dim: int = key(32, "size of one head (from scratch only)")
+    max_len: int = key(1536, "longest trajectory, tokens")
+    dtype: str = key("float32", "weights: float32 or bfloat16")
+    autocast: bool = key(True, "run matrix products in bfloat16 while training (weights keep `dtype`)")
+    attn: str = key("auto", "attention: auto | sdpa | eager | flash_attention_2; auto is flash on CUDA where installed, else sdpa")
+    gradient_checkpointing: bool = key(False, "recompute activations in the backward pass (long trajectories)")
+    lora_rank: int = key(32, "LoRA rank; the paper gives none")
+    lora_alpha: int = key(64, "LoRA scale is lora_alpha / lora_rank")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """VisGenData (Sec. 3) and the general mix (Table 7) at this experiment's scale."""
+
+    queries: int = key(1600, "task requests given to VisionAgent (paper: 20k)")
+    min_reward: float = key(0.9, "LtrReward below which a trajectory is dropped (paper: filter, threshold not given)")
+    general: int = key(12000, "examples that stand for the paper's General-1M; a stage takes a share of them")
+    general_source: str = key("offline", "offline: generated here; hub: read from Table 7's data sets by name")
+    general_kinds: dict = key({"arithmetic": 1, "instruction": 1, "function": 2}, "parts of the offline general mix, by weight")
+    general_heldout: int = key(192, "held-out general items, a third of each kind, exact match")
+    train_tasks: int = key(2000, "tasks that VRL draws from (never the held-out ones)")
+    heldout_tasks: int = key(128, "held-out tasks: subjects, wordings and combinations that training never shows")
+    max_shots: int = key(3, "most shots of a video task")
+    max_images: int = key(6, "most images of an image task")
+    max_steps: int = key(24, "most steps of a task's expert plan (the paper's trajectories have 15 on average)")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One SFT stage of PST (Sec. 4.2): D = D_gen(share) U repeat x D_vis."""
+
+    general: float = key(0.5, "share of `data.general`: the paper's 500K of 1M is 0.5, 200K is 0.2")
+    repeat: int = key(3, "lambda, repetitions of VisGenData (Table 4: 3x)")
+    lr: float = key(3e-3, "peak learning rate of AdamW")
+    tokens: int = key(0, "tokens to train on; 0: each example once; more: the stage's mix is cycled, less: cut")
+
+
+@dataclass(frozen=True)
+class PstConfig:
+    """Progressive Specialization Training (Sec. 4.2)."""
+
+    stages: list[Stage] = key([Stage(0.5, 3), Stage(0.2, 3)], "stages in order; one entry is one-stage SFT")
+    tune: str = key("full", "full: all weights; lora: an adapter, merged in fp32 at the end")
+    row_len: int = key(768, "tokens of a packed row; at least the longest example")
+    rows_per_step: int = key(4, "packed rows of one optimizer step, all ranks together")
+    micro_rows: int = key(4, "packed rows of one forward pass")
+    warmup: float = key(0.03, "share of the stage's steps with rising learning rate")
+    min_lr: float = key(0.05, "the cosine ends at this share of the peak")
+    weight_decay: float = key(0.01, "AdamW, on matrices only")
+    beta2: float = key(0.98, "AdamW second moment")
+    max_grad_norm: float = key(1.0, "gradient clipping")
+    save_every: int = key(200, "steps between checkpoints")
+    init_from: str = key("", "a finished PST folder to take instead of training (ablations share one PST)")
+
+
+@dataclass(frozen=True)
+class VrlConfig:
+    """GRPO-based Virtual Reinforcement Learning (Sec. 4.3). The paper gives 24 x 4, nothing else."""
+
+    start: str = key("pst", "pst: from the PST policy (RL1, RL2, RL4); base: from the model without PST (RL3)")
+    steps: int = key(60, "optimizer phases, each on fresh rollouts")
+    tasks_per_step: int = key(24, "paper: 24 tasks")
+    group_size: int = key(4, "paper: 4 rollouts a task")
+    lr: float = key(1e-3, "AdamW on the LoRA adapter")
+    warmup: int = key(5, "steps of rising learning rate, then constant")
+    weight_decay: float = key(0.0, "AdamW")
+    beta2: float = key(0.95, "AdamW second moment; a short memory, since rewards move fast")
+    max_grad_norm: float = key(1.0, "gradient clipping")
+    tune: str = key("lora", "lora: train the adapter; full: all weights")
+    minibatches: int = key(1, "optimizer steps on one batch of rollouts; 1 is on-policy")
+    micro_tokens: int = key(8192, "tokens of one forward pass of the update, padding included")
+    advantage: str = key("mean_std", "mean_std: GRPO 2402.03300; mean: Dr. GRPO 2503.20783")
+    loss_mean: str = key("token", "token: mean over all tokens of the step, DAPO 2503.14476; sequence: 2402.03300")
+    ratio: str = key("token", "token: 2402.03300; sequence: GSPO 2507.18071")
+    clip_low: float = key(0.2, "the ratio is clipped below at 1 - clip_low")
+    clip_high: float = key(0.2, "the ratio is clipped above at 1 + clip_high; 0.28 is DAPO's clip-higher")
+    kl_coef: float = key(0.0, "KL to pi_pst in the loss (k3 estimate): Theorem 4.1's action bias; 0 is off")
+    tis_cap: float = key(0.0, "truncated importance weight of sampler against trainer, 2.0 for vLLM; 0 is off")
+    mask_truncated: bool = key(False, "leave rollouts that hit a limit out of the loss (DAPO's overlong filter)")
+    eval_every: int = key(0, "steps between greedy evaluations on held-out tasks; 0: only before and after")
+    save_every: int = key(10, "steps between checkpoints")
+    keep: int = key(2, "checkpoints kept")
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Evaluation on held-out tasks."""
+
+    tasks: int = key(128, "held-out tasks measured (at most data.heldout_tasks)")
+    sampled: bool = key(True, "also measure at temperature 1 beside greedy decoding")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment. Sections are the design's; every key is listed by `--keys`."""
+
+    name: str = key("", "run folder under runs/; empty: the config file's name")
+    seed: int = key(0, "everything random derives from it")
+    threads: int = key(0, "torch CPU threads; 0: leave torch's choice")
+    device: str = key("auto", "auto | cpu | cuda")
+    model: ModelConfig = key(ModelConfig(), "the policy")
+    data: DataConfig = key(DataConfig(), "VisGenData and the general mix")
+    pst: PstConfig = key(PstConfig(), "two-stage SFT")
+    vrl: VrlConfig = key(VrlConfig(), "GRPO")
+    rollout: RolloutConfig = key(RolloutConfig(), "VisGenEnv and sampling")
+    reward: RewardConfig = key(RewardConfig(), "LtrReward")
+    bench: BenchConfig = key(BenchConfig(), "evaluation")
+
+
+def read_yaml(path):
+    """Read a config file with its `extends:` chain, nearest file last. Raises SystemExit naming the file."""
+    path = Path(path)
+    if not path.is_file():
+        known = ", ".join(sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml")))
+        raise SystemExit(f"error: no config file {path}; configs here: {known}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as e:
+        raise SystemExit(f"error: {path} is not valid YAML: {' '.join(str(e).split())}") from e
+    if not isinstance(values, dict):
+        raise SystemExit(f"error: {path} must hold `section:` entries, got a {type(values).__name__}")
+    parent = values.pop("extends", None)
+    return merge(read_yaml(path.parent / parent), values) if parent else values
+
+
+def merge(base, over):
+    """Nested dictionaries, the second winning; lists and scalars are replaced whole."""
+    out = dict(base)
+    for k, v in over.items():
+        out[k] = merge(out[k], v) if isinstance(v, dict) and isinstance(out.get(k), dict) else v
+    return out
+
+
+def build(cls, values, where=""):
+    """A dataclass from YAML values; SystemExit names an unknown key's nearest known one, or a wrong type."""
+    if not isinstance(values, dict):
+        raise SystemExit(f"error: config key `{where.rstrip('.')}` must be a section of keys, got {values!r}")
+    known = {f.name: f for f in fields(cls)}
+    types = get_type_hints(cls)
+    out = {}
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
+            raise SystemExit(f"error: unknown config key `{where}{name}`; the nearest known key is `{where}{near}`")
+        kind = types[name]
+        if is_dataclass(kind):
+            value = build(kind, value, f"{where}{name}.")
+        elif get_origin(kind) is list and is_dataclass(get_args(kind)[0]):
+            if not isinstance(value, list):
+                raise SystemExit(f"error: config key `{where}{name}` must be a list of sections, got {value!r}")
+            value = [build(get_args(kind)[0], v, f"{where}{name}[{i}].") for i, v in enumerate(value)]
+        elif kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        elif type(value) is not (get_origin(kind) or kind):
+            raise SystemExit(f"error: config key `{where}{name}` must be {getattr(kind, '__name__', kind)}, "
+                             f"got {value!r} ({type(value).__name__})")
+        out[name] = value
+    return cls(**out)
+
+
+def load_config(path, overrides=()):
+    """The Config of a YAML file, `section.key=value` strings on top. Raises SystemExit with one clear line on any fault."""
+    values = read_yaml(path)
+    for item in overrides:
+        name, equals, text = item.partition("=")
+        if not equals:
+            raise SystemExit(f"error: {item!r} is no override; write section.key=value, such as vrl.steps=3")
+        for part in reversed(name.split(".")):
+            over = {part: yaml.safe_load(text) if part == name.split(".")[-1] else over}
+        values = merge(values, over)
+    values.setdefault("name", Path(path).stem)
+    return build(Config, values)
+
+
+def print_keys(cls=Config, values=None, where=""):
+    """Print every config key with its default and meaning."""
+    values = values or cls()
+    for f in fields(cls):
+        value = getattr(values, f.name)
+        if is_dataclass(value):
+            print(f"\n{f.name}:  # {f.metadata['doc']}")
+            print_keys(type(value), value, f"{where}{f.name}.")
+        else:
+            shown = [asdict(v) for v in value] if isinstance(value, list) and value and is_dataclass(value[0]) else value
+            print(f"{where}{f.name} = {to_json(shown)}   # {f.metadata['doc']}")
+
+
+def command_line(doc, switches=()):
+    """Parse `--config FILE [switches] [section.key=value ...]`. Returns (Config, set of the switches given)."""
+    import argparse
+
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default=str(ROOT / "configs" / "tiny.yaml"), help="experiment file (default: %(default)s)")
+    parser.add_argument("--keys", action="store_true", help="print every config key with its default and meaning")
+    for switch, text in switches:
+        parser.add_argument(switch, action="store_true", help=text)
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="config values on top of the file's")
+    args = parser.parse_args()
+    if args.keys:
+        print_keys()
+        raise SystemExit(0)
+    given = {switch for switch, _ in switches if getattr(args, switch.lstrip("-").replace("-", "_"))}
+    return load_config(args.config, args.overrides), given
+
+
+def open_run(config):
+    """Create runs/<name>/ with the resolved config, or continue it; SystemExit if it belongs to another config.
+
+    The `bench` section may differ: it changes what is measured, not what is trained.
+    """
+    run = ROOT / "runs" / config.name
+    resolved = asdict(config)
+    path = run / "config.yaml"
+    if path.is_file():
+        there = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for section, value in resolved.items():
+            if section == "bench" or there.get(section) == value:
+                continue
+            where, old, new = section, there.get(section), value
+            if isinstance(value, dict) and isinstance(old, dict):
+                inner = next(k for k in value if old.get(k) != value[k])
+                where, old, new = f"{section}.{inner}", old.get(inner), value[inner]
+            raise SystemExit(f"error: {run.relative_to(ROOT)} belongs to another config: `{where}` is {old!r} there and {new!r} now; "
+                             f"give this run a name of its own (name=...) or remove the folder")
+    elif run.exists() and any(run.iterdir()):
+        raise SystemExit(f"error: {run.relative_to(ROOT)} is not empty and has no config.yaml; choose another name (name=...)")
+    else:
+        write_atomic(path, yaml.safe_dump(resolved, sort_keys=False))
+    return run
+
+
+def write_atomic(path, text):
+    """Write a text file so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+
+
+def write_jsonl(path, records):
+    """Write records as JSON lines, whole or not at all."""
+    write_atomic(path, "".join(to_json(r) + "\n" for r in records))
+
+
+def read_jsonl(path):
+    """Read JSON lines. SystemExit names a missing file, or the line that is not JSON."""
+    if not path.is_file():
+        raise SystemExit(f"error: {path} is missing; `python make_data.py --config ...` makes it")
+    records = []
+    for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as e:
+            raise SystemExit(f"error: {path}, line {i} is not JSON ({e.msg}); remove the file to make it again") from e
+    return records
+
+
+def append_metrics(run, record):
+    """Append one record to the run's metrics.jsonl."""
+    with open(run / "metrics.jsonl", "a", encoding="utf-8") as f:
+        f.write(to_json(record) + "\n")
+
+
+def draw(*parts):
+    """A random.Random that depends on the parts alone, the same in every process."""
+    return random.Random(int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tasks: requests in words, with the constraints that the words state
+
+
+@lru_cache(maxsize=1)
+def load_scenarios():
+    """data/scenarios.yaml: the 42 task types of Table 8, their wordings, and the subjects, styles and clauses that fill them."""
+    return yaml.safe_load((ROOT / "data" / "scenarios.yaml").read_text(encoding="utf-8"))
+
+
+def split_list(items, held, split):
+    """The training or held-out part of a written list; the last `held` items are held out."""
+    return items[-held:] if split == "heldout" else items[:-held]
+
+
+NO_CONSTRAINTS = {"images": 0, "videos": 0, "duration_s": None, "shots": None, "aspect_ratio": None, "resolution": None,
+                  "consistency": [], "audio": [], "beat": False, "transparent": False, "web_page": False, "input": False,
+                  "storyboard": False, "subject": "", "style": None}
+
+
+def draw_constraints(rng, scenario, config):
+    """What one request will ask for, within what the scenario makes plausible. Durations in seconds."""
+    s, c = scenario, json.loads(json.dumps(NO_CONSTRAINTS))
+    if s["modality"] == "image":
+        low, high = s["counts"]
+        c["images"] = rng.randint(low, max(low, min(high, config.max_images)))
+        c["input"] = s["input"] and rng.random() < (1.0 if s["title"] == "Stylization" else 0.4)
+        kind = "" if c["input"] else rng.choice([k for k in ("transparent", "large", "html") if s[k]] + ["", ""])
+        c["transparent"], c["web_page"] = kind == "transparent", kind == "html"
+        c["resolution"] = "2K" if kind == "large" else None
+        if c["images"] > 1 and s["consistency"] and kind in ("", "html") and rng.random() < 0.6:
+            c["consistency"] = [rng.choice(s["consistency"])]
+        aspects = [a for a in s["aspects"] if a in ("1:1", "3:2", "2:3")] if kind == "transparent" else s["aspects"]
+        c["aspect_ratio"] = rng.choice(aspects) if aspects and rng.random() < 0.7 else None
+        c["storyboard"] = s["title"] == "Storyboards"
+    else:
+        c["videos"] = rng.randint(*s["counts"]) if rng.random() < 0.3 else 1
+        most = min(s["shots"][1], config.max_shots)
+        if c["videos"] > 1:
+            c["duration_s"] = rng.choice([None, 4, 6, 8])
+        elif most >= 2 and rng.random() < 0.6:
+            c["shots"] = rng.randint(2, most)
+            c["duration_s"] = rng.choice([None] + [c["shots"] * k + extra for k in (4, 5, 6, 8) for extra in (0, 0, -1, -2)])
+        else:
+            c["duration_s"] = rng.choice([None, 4, 5, 6, 7, 8, 10, 12, 16][: 9 if most >= 2 else 6])
+        aspects = [a for a in s["aspects"] if a != "1:1" or c["videos"] == 1]
+        c["aspect_ratio"] = rng.choice(aspects) if rng.random() < 0.6 else None
+        c["resolution"] = "1080p" if rng.random() < 0.2 else None
+        if n_shots(c) > 1 and s["consistency"] and rng.random() < 0.5:
+            c["consistency"] = [rng.choice(s["consistency"])]
+        if s["audio"] and c["videos"] == 1 and rng.random() < 0.6:
+            parts = rng.sample(s["audio"], min(len(s["audio"]), rng.choice([1, 1, 2])))
+            # One composite takes one sound track, so music and designed effects are asked for apart.
+            c["audio"] = [a for a in parts if a != "sfx" or "music" not in parts]
+        c["beat"] = "music" in c["audio"] and n_shots(c) > 1 and rng.random() < 0.4
+    return c
+
+
+def combination(c):
+    """A request's combination of constraints as one string; subject and style aside."""
+    return to_json({k: v for k, v in c.items() if k not in ("subject", "style")})
+
+
+def combination_split(c):
+    """Which split a combination of constraints belongs to: every sixth is never shown in training."""
+    return "heldout" if int(hashlib.blake2b(combination(c).encode(), digest_size=4).hexdigest(), 16) % 6 == 0 else "train"
+
+
+def count_phrase(rng, n, noun):
+    """A number and a noun in words a user would use: 'a logo', 'three logos', '3 logos'."""
+    one, many = noun
+    if n == 1:
+        return rng.choice([("an " if one[0] in "aeiouAEIOU" else "a ") + one, f"one {one}"])
+    return f"{rng.choice([str(n), load_scenarios()['number_words'][n]])} {many}"
+
+
+def make_task(rng, split, config, scenario_name=None):
+    """One task record (design: Records). Wordings, subjects and combinations of constraints of the splits are disjoint."""
+    book = load_scenarios()
+    name = scenario_name or rng.choice(list(book["scenarios"]))
+    s = book["scenarios"][name]
+    clauses = {k: split_list(v, 2, split) for k, v in book["clauses"].items()}
+    for _ in range(1000):
+        c = draw_constraints(rng, s, config)
+        if combination_split(c) == split and len(expand_workflow(fitting_workflows(c)[0], c)) <= config.max_steps:
+            break
+    else:
+        raise RuntimeError(f"scenario {name}: no combination of constraints of the {split} split in 1000 draws")
+    group = book["subjects"][rng.choice(s["subjects"])]
+    c["subject"] = rng.choice(split_list(group, len(group) // 5, split))
+    if rng.random() < 0.6:
+        c["style"] = rng.choice(split_list(book["styles"], len(book["styles"]) // 6, split))
+    said = []
+    for kind, slots in (("duration", {"d": c["duration_s"]}), ("shots", {"k": c["shots"]}), ("aspect", {"a": c["aspect_ratio"]}),
+                        ("resolution_video", {"r": c["resolution"] if c["videos"] else None}), ("large", {"": c["resolution"] == "2K"}),
+                        ("transparent", {"": c["transparent"]}), ("html", {"": c["web_page"]}), ("input", {"id": c["input"] and "in_1"}),
+                        ("object", {"thing": "object" in c["consistency"] and s["consistency_word"]}),
+                        ("scene", {"": "scene" in c["consistency"]}), ("style", {"": "style" in c["consistency"]}),
+                        *((a, {"": True}) for a in c["audio"]), ("beat", {"": c["beat"]})):
+        slot, value = next(iter(slots.items()))
+        if value:
+            value = rng.choice([value, book["number_words"][value]]) if kind == "shots" else value
+            said.append(rng.choice(clauses[kind]).replace("{%s}" % slot, str(value)))
+    rng.shuffle(said)
+    what = count_phrase(rng, c["images"] or c["videos"], s["noun"])
+    style = f" in {c['style']} style" if c["style"] else ""
+    request = rng.choice(split_list(s["wordings"], 3, split)).format(what=what, subject=c["subject"], style=style, extras=" ".join(said))
+    inputs = [{"id": "in_1", "kind": "image", "width": w, "height": h, "duration_s": None}
+              for w, h in [rng.choice([(1024, 1024), (1280, 960), (960, 1280), (1600, 900)])]] if c["input"] else []
+    workflow, pool = task_agent(request)
+    asked = sum(bool(v) for k, v in c.items() if k not in ("images", "videos", "subject"))
+    return {"id": "", "split": split, "modality": s["modality"], "scenario": name,
+            "dimension": "duration" if c["duration_s"] else "storyboard" if c["shots"] else "amount",
+            "request": " ".join(request.split()), "language": "en", "inputs": inputs, "constraints": c,
+            "difficulty": "easy" if asked <= 1 else "medium" if asked <= 3 else "hard", "workflow": workflow, "pool": pool}
+
+
+def make_tasks(n, split, config, seed):
+    """n distinct task records, the 42 scenarios in turn, so that each gives tasks."""
+    names, seen, tasks = list(load_scenarios()["scenarios"]), set(), []
+    rng = draw(seed, "tasks", split, n)
+    while len(tasks) < n:
+        task = make_task(rng, split, config, names[len(tasks) % len(names)])
+        if task["request"] not in seen:
+            seen.add(task["request"])
+            tasks.append({**task, "id": f"{split}-{len(tasks):05d}"})
+    return tasks
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# VisionAgent (Sec. 3.1, Fig. 4), scripted: TaskAgent reads and routes, MetaAgent thinks, plans, calls and verifies
+
+
+@lru_cache(maxsize=1)
+def reading_patterns():
+    """How the scripted TaskAgent recognises each constraint in a request: the written clauses turned into patterns."""
+    book = load_scenarios()
+    clause = {kind: [re.compile(re.sub(r"\\{\w+\\}", r"(\\S+?)", re.escape(text))) for text in texts]
+              for kind, texts in book["clauses"].items()}
+    number = "|".join([r"\d+", "an?", *map(str, book["number_words"].values())])
+    nouns = sorted({(n, name) for name, s in book["scenarios"].items() for n in s["noun"]}, key=lambda x: -len(x[0]))
+    noun = [(re.compile(rf"\b({number}) {re.escape(n)}\b", re.I), name) for n, name in nouns]
+    subject = re.compile("|".join(re.escape(x) for x in sorted((x for g in book["subjects"].values() for x in g), key=len, reverse=True)))
+    style = re.compile(" in (" + "|".join(sorted(map(re.escape, book["styles"]), key=len, reverse=True)) + ") style")
+    return clause, noun, subject, style
+
+
+def read_request(request):
+    """TaskAgent's reading: the constraints that a request states, from its text alone."""
+    clause, nouns, subject, style = reading_patterns()
+    numbers = {w: n for n, w in load_scenarios()["number_words"].items()} | {"a": 1, "an": 1}
+    number = lambda text: numbers.get(text.lower()) or int(text)      # noqa: E731
+    said = {kind: next((m for p in patterns if (m := p.search(request))), None) for kind, patterns in clause.items()}
+    c = json.loads(json.dumps(NO_CONSTRAINTS))
+    count, name = next(((number(m.group(1)), name) for p, name in nouns if (m := p.search(request))), (1, None))
+    scenario = load_scenarios()["scenarios"].get(name, {"modality": "image", "title": ""})
+    c["images" if scenario["modality"] == "image" else "videos"] = count
+    for field, kind, read in (("duration_s", "duration", int), ("shots", "shots", number), ("aspect_ratio", "aspect", str),
+                              ("resolution", "resolution_video", str)):
+        c[field] = read(said[kind].group(1)) if said[kind] else None
+    c["resolution"] = "2K" if said["large"] else c["resolution"]
+    c["transparent"], c["web_page"], c["beat"] = (bool(said[k]) for k in ("transparent", "html", "beat"))
+    c["input"] = bool(said["input"])
+    c["consistency"] = [k for k in ("object", "scene", "style") if said[k]]
+    # In the order in which the request names them.
+    c["audio"] = sorted((k for k in ("music", "narration", "sfx", "subtitles") if said[k]), key=lambda k: said[k].start())
+    c["storyboard"] = scenario["title"] == "Storyboards"
+    c["subject"] = (m := subject.search(request)) and m.group(0) or request
+    c["style"] = (m := style.search(request)) and m.group(1)
+    return c
+
+
+def task_agent(request):
+    """TaskAgent (Fig. 4): read the request, choose the workflow and the pool of tools (its own, and those of its neighbours)."""
+    c = read_request(request)
+    workflow = fitting_workflows(c)[0]
+    own = {t for s in load_workflows()[workflow]["steps"] for t in s["tool"]}
+    other = draw("pool", request).sample([t for t in load_tools() if t not in own], 6)
+    return workflow, [t for t in load_tools() if t in own or t in other]
+
+
+@lru_cache(maxsize=1)
+def load_voice():
+    """data/voice.yaml: how the scripted MetaAgent words its thinking."""
+    return yaml.safe_load((ROOT / "data" / "voice.yaml").read_text(encoding="utf-8"))
+
+
+def facts_of(c):
+    """The request's constraints in a fixed, short form: '3 images, watercolor, 16:9, same object'."""
+    n, kind = (c["images"], "image") if c["images"] else (c["videos"], "video")
+    parts = [f"{n} {kind}{'s' * (n > 1)}", c["style"], c["shots"] and f"{c['shots']} shots", c["duration_s"] and f"{c['duration_s']} s",
+             c["aspect_ratio"], c["resolution"], *(f"same {k}" for k in c["consistency"]), *c["audio"], c["beat"] and "on the beat",
+             c["transparent"] and "transparent", c["web_page"] and "web page", c["input"] and "from in_1"]
+    return ", ".join(p for p in parts if p)
+
+
+def route_of(c, steps):
+    """MetaAgent's reasoning about clip lengths: '2 clips of 8 s make 16 s, trim to 15.'"""
+    clip = next((clip_lengths(s["tool"]) for s in steps if s["key"] == "clip"), None)
+    if not clip:
+        return "One call." if len(steps) == 1 else f"{len(steps)} steps."
+    shots, seconds = n_shots(c), clip_seconds(c, clip)
+    trim = "".join(f", {s['key']} to {c['duration_s']}" for s in steps if s["key"] in ("trim", "speed"))
+    return f"{shots} x {seconds} = {shots * seconds} s{trim}."
+
+
+GPT_SIZES = {"1:1": "1024x1024", "3:2": "1536x1024", "2:3": "1024x1536", None: "1024x1024"}
+
+
+def call_arguments(step, c, made, fed, voice, rng):
+    """Arguments of a plan step's call. `made`: step key -> ids that came back; `fed`: ids from the steps that this one follows."""
+    tool, key_, i = step["tool"], step["key"], step["index"]
+    look = c["subject"] + (f", {c['style']}" if c["style"] else "")
+    # Optional arguments are written only where the request asks for something.
+    aspect = {"aspect_ratio": c["aspect_ratio"]} if c["aspect_ratio"] else {}
+    several = {"n": step["expect"]} if step["expect"] > 1 else {}
+    film = [*made.get("caption", []), *made.get("voice", []), *made.get("speed", []), *made.get("trim", []), *made.get("join", []), *made.get("clip", [])]
+    if key_ in ("image", "large", "ref", "frame", "cutout") and tool.startswith("tool_text2image"):
+        prompt = f"{look}, {voice['views'][i % 8]}" if key_ == "frame" else look
+        if tool == "tool_text2image_gpt":
+            return {"prompt": prompt, "size": GPT_SIZES[c["aspect_ratio"]], **several, "background": "transparent"}
+        large = {"size": "2K"} if tool == "tool_text2image_seed" and c["resolution"] == "2K" else {}
+        return {"prompt": prompt, **large, **aspect, **several}
+    if key_ in ("edit", "frame", "restyle"):
+        source = made.get("image") or made.get("ref") or ["in_1"]
+        prompt = look if key_ == "restyle" else f"same subject, {voice['views'][i % 8]}"
+        return {"images": source[:1], "prompt": prompt, **(aspect if key_ == "restyle" else {}), **several}
+    if key_ == "clip":
+        seconds = clip_seconds(c, clip_lengths(tool))
+        if tool == "tool_image2video_keling":
+            return {"image": fed[0], "prompt": voice["motions"][i % 8], "duration": seconds,
+                    **({"mode": "pro"} if c["resolution"] == "1080p" else {})}
+        view = f", {voice['views'][i % 8]}" if n_shots(c) > 1 else ""
+        return {"prompt": look + view, "duration": seconds, **aspect, **({"resolution": "1080p"} if c["resolution"] else {}), **several}
+    if key_ == "board":
+        return {"script": c["subject"], "n_shots": c["images"]}
+    if key_ == "page":
+        return {"title": c["subject"], "sections": [{"heading": c["subject"], "media_ids": made["image"] + made.get("edit", [])}]}
+    if key_ == "music":
+        return {"prompt": rng.choice(voice["music"])}
+    if key_ == "sfx":
+        return {"prompt": rng.choice(voice["sfx"]), "duration": min(30, c["duration_s"] or n_shots(c) * 5)}
+    if key_ == "beat":
+        return {"audio": made["music"][0]}
+    if key_ == "join":
+        sound = made.get("music") or made.get("sfx")
+        return {"videos": made["clip"], **({"audio": sound[0]} if sound else {})}
+    if key_ == "trim":
+        return {"video": film[0], "start": 0, "end": c["duration_s"]}
+    if key_ == "speed":
+        return {"video": film[0], "target_duration": c["duration_s"]}
+    if key_ == "voice":
+        return {"video": film[0], "text": f"This is {c['subject']}."}
+    return {"video": film[0], "subtitles": [{"start": 0, "end": 2, "text": c["subject"]}]}      # caption
+
+
+def tag(name, body):
+    """One UTPC block."""
+    return f"<{name}>{body if isinstance(body, str) else to_json(body)}</{name}>"
+
+
+def vision_agent(task, env, seed):
+    """Run the scripted VisionAgent on one task in VisGenEnv and return its trajectory (Sec. 3.1).
+
+    All steps whose inputs are there are called in one turn. Errors are met by class: retryable ones are repeated, blocked
+    prompts are reworded, anything else moves the step to the workflow's next tool; a step that fails three times is given up.
+    """
+    rng, voice = draw(seed, "agent", task["id"]), load_voice()
+    messages, _ = env.reset(task, seed)
+    c = read_request(messages[-1]["content"])
+    steps = expand_workflow(fitting_workflows(c)[0], c)
+    for s in steps:
+        many = {"image": c["images"] if not any(t["key"] == "edit" for t in steps) else 1, "large": c["images"],
+                "cutout": c["images"], "edit": c["images"] - 1, "restyle": c["images"], "clip": max(1, c["videos"])}
+        s["expect"], s["tries"], s["ids"] = many.get(s["key"], 1), 0, []
+    plan = [{k: s[k] for k in ("id", "tool", "goal", "after")} for s in steps]
+    facts, blocks, open_steps = facts_of(c), [], list(steps)
+    think = rng.choice(voice["start"]).format(facts=facts, route=route_of(c, steps))
+    done = set()
+    while True:
+        ready = [s for s in open_steps if set(s["after"]) <= done]
+        if not ready:
+            break
+        blocks = [tag("think", think)] + ([tag("plan", plan)] if plan else []) + blocks
+        made = {}
+        for s in steps:
+            made.setdefault(s["key"], []).extend(s["ids"])
+        made = {k: v for k, v in made.items() if v}
+        calls = [{"name": s["tool"], "arguments": call_arguments(s, c, made, [i for a in s["after"] for i in steps[a - 1]["ids"]], voice, rng)}
+                 for s in ready]
+        replies, _, terminated, truncated, _ = env.step("\n".join(blocks + [tag("tool_call", call) for call in calls]))
+        if terminated or truncated:
+            return env.trajectory()
+        plan, blocks, trouble = None, [], None
+        for s, reply in zip(ready, map(lambda m: json.loads(m["content"]), replies)):
+            s["tries"] += 1
+            if "error" in reply:
+                retry = reply["error"]["retryable"] and s["tries"] < 3
+                others = s["tools"][s["tools"].index(s["tool"]) + 1:]
+                trouble = (reply["error"]["code"], "retry" if retry else "switch")
+                if not retry and others:
+                    s["tool"], s["tries"] = others[0], 0
+                    plan = [{k: t[k] for k in ("id", "tool", "goal", "after")} for t in steps]
+                elif not retry:
+                    open_steps.clear()
+                continue
+            s["ids"] += reply["ids"][:1] if s["key"] == "music" else reply["ids"]
+            s["expect"] -= len(reply["ids"])
+            if s["expect"] <= 0 and s in open_steps:      # a partial result leaves the rest of the step open
+                done.add(s["id"])
+                open_steps.remove(s)
+        upcoming = [s for s in open_steps if set(s["after"]) <= done]
+        names = ", ".join(i for s in ready for i in s["ids"]) or "nothing"
+        if trouble:
+            think = rng.choice(voice["error"]).format(error=trouble[0], move=voice["moves"][trouble[1]])
+        else:
+            think = rng.choice(voice["next"]).format(made=names, next=", ".join(dict.fromkeys(s["goal"].split(" of ")[0] for s in upcoming)))
+    kind = "image" if c["images"] else "video"
+    ids = [i for s in steps if makes(s["tool"]) == kind for i in s["ids"]]
+    ids = ids if kind == "image" else [s["ids"] for s in steps if makes(s["tool"]) == "video" and s["ids"]][-1:]
+    ids = ids if kind == "image" else [i for group in ids for i in group]
+    think = rng.choice(voice["done"]).format(made=", ".join(ids), facts=facts)
+    pages = [i for s in steps if s["key"] == "page" for i in s["ids"]]
+    env.step("\n".join([tag("think", think), tag("answer", {"deliverables": ids + pages,
+                                                            "summary": rng.choice(voice["summary"]).format(facts=facts)})]))
+    return env.trajectory()
+
+
+def make_visgen(config, tasks):
+    """VisGenData (Sec. 3): run VisionAgent on the queries and keep what LtrReward passes. Returns (records, counts)."""
+    env, kept = VisGenEnv(config.rollout), []
+    counts = Counter(queries=len(tasks))
+    for task in tqdm(tasks, desc="VisionAgent", unit="task", mininterval=1):
+        trajectory = vision_agent(task, env, draw(config.seed, "visgen", task["id"]).getrandbits(31))
+        counts["answered"] += trajectory["ended"] == "answer"
+        trajectory["reward"] = ltr_reward(trajectory, config.reward, env.pool)
+        if trajectory["ended"] == "answer" and trajectory["reward"]["total"] >= config.data.min_reward:
+            kept.append({**trajectory, "tools": env.info["tools"]})
+    counts["kept"] = len(kept)
+    return kept, counts
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The general part of PST (Table 7): generated here, or read from the hub
+
+
+SYLLABLES = "ba be bi bo da de di do fa fe fi fo ga go ka ke ki ko la le li lo ma me mi mo na ne ni no pa pe pi po ra re ri ro sa se si so ta te ti to va ve vi vo za zo".split()
+
+
+def odd_word(rng):
+    """A made-up word: copying it cannot be learned by heart."""
+    return "".join(rng.choice(SYLLABLES) for _ in range(rng.randint(2, 3)))
+
+
+def general_item(rng, kind):
+    """One general example: {"messages", "tools", "kind"}; the last message is the one right answer.
+
+    arithmetic: sums, differences, products and the number of equal parts that reach a total; instruction: copying,
+    reversing, picking and looking up words; function: a call by a random JSON Schema (never one of the 36 tools).
+    """
+    tools = None
+    if kind == "arithmetic":
+        a, b = rng.randint(1, 40), rng.randint(1, 40)
+        m, n = rng.randint(2, 9), rng.randint(2, 9)
+        ask, reply = rng.choice([(f"What is {a} + {b}?", f"{a} + {b} = {a + b}"), (f"What is {a + b} - {b}?", f"{a + b} - {b} = {a}"),
+                                 (f"What is {m} x {n}?", f"{m} x {n} = {m * n}"),
+                                 (f"How many parts of {m} make {m * n}?", f"{n} x {m} = {m * n}, so {n}")])
+    elif kind == "instruction":
+        some = [odd_word(rng) for _ in range(rng.randint(2, 6))]
+        text, names = " ".join(some), ["color", "city", "pet", "day", "song", "tool"]
+        pairs = dict(zip(rng.sample(names, 3), some + [odd_word(rng)]))
+        looked = rng.choice(list(pairs))
+        ask, reply = rng.choice([(f"Repeat: {text}", text), (f"Write these words backwards: {text}", " ".join(reversed(some))),
+                                 (f"What is the last word? {text}", some[-1]), (f"What is the first word? {text}", some[0]),
+                                 (f"How many words? {text}", str(len(some))), (f"Write this as a JSON list: {text}", to_json(some)),
+                                 ("; ".join(f"{k} is {v}" for k, v in pairs.items()) + f". Which {looked}?", pairs[looked])])
+    else:
+        tools = []
+        for _ in range(rng.randint(1, 2)):
+            params = {odd_word(rng): rng.choice(["string", "integer", "words"]) for _ in range(rng.randint(1, 3))}
+            tools.append((odd_word(rng) + "_" + odd_word(rng), params))
+        name, params = rng.choice(tools)
+        values = {p: rng.randint(0, 60) if t == "integer" else " ".join(["a"] * (t == "words") + [odd_word(rng) for _ in range(1 if t == "string" else 3)])
+                  for p, t in params.items()}
+        ask = rng.choice(["Call {f} with {v}.", "Please use {f}: {v}.", "{v} for {f}, please."]).format(
+            f=name, v=" and ".join(f"{p} {v}" for p, v in rng.sample(list(values.items()), len(values))))
+        tools = [{"type": "function", "function": {"name": f, "parameters": {"type": "object", "required": list(ps), "properties": {
+            p: {"type": "integer" if t == "integer" else "string"} for p, t in ps.items()}}}} for f, ps in tools]
+        reply = tag("tool_call", {"name": name, "arguments": values})
+    return {"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": reply}], "tools": tools, "kind": kind}
+
+
+def make_general(config, n, split):
+    """n offline general examples, kinds in the config's ratio; held-out questions never occur in training.
+
+    A question belongs to one split by the digest of its text: every tenth is held out.
+    """
+    kinds = [k for k, w in config.data.general_kinds.items() for _ in range(w if split == "train" else 1)]
+    unknown = set(kinds) - {"arithmetic", "instruction", "function"}
+    if unknown:
+        raise SystemExit(f"error: config key `data.general_kinds`: unknown {', '.join(sorted(unknown))}; known: arithmetic, instruction, function")
+    rng, items, seen = draw(config.seed, "general", split), [], set()
+    while len(items) < n:
+        item = general_item(rng, kinds[len(items) % len(kinds)])
+        text = item["messages"][0]["content"]
+        held = int(hashlib.blake2b(text.encode(), digest_size=4).hexdigest(), 16) % 10 == 0
+        if held == (split == "heldout") and (split == "train" or text not in seen):
+            seen.add(text)
+            items.append(item)
+    return items
+
+
+def to_messages(record, form):
+    """A hub record as (messages, tools). Forms: alpaca, sharegpt, xlam. ValueError if the record lacks the form's fields."""
+    if form == "alpaca":
+        ask = "\n".join(str(record[k]) for k in ("instruction", "input", "prompt", "question") if record.get(k))
+        reply = next((record[k] for k in ("output", "response", "answer", "outputs") if record.get(k)), None)
+        messages, tools = [{"role": "user", "content": ask}, {"role": "assistant", "content": reply}], None
+    elif form == "sharegpt":
+        roles = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
+                 "tool": "tool", "observation": "tool", "function": "tool", "function_response": "tool"}
+        turns = record.get("conversations") or record.get("messages") or []
+        messages = [{"role": roles[t.get("from", t.get("role"))], "content": t.get("value", t.get("content"))} for t in turns]
+        messages = ([{"role": "system", "content": record["system"]}] if record.get("system") else []) + messages
+        tools = None
+    else:
+        calls = json.loads(record["answers"])
+        tools = [{"type": "function", "function": t} for t in json.loads(record["tools"])]
+        messages = [{"role": "user", "content": record["query"]}, {"role": "assistant", "content": "\n".join(tag("tool_call", c) for c in calls)}]
+    if not messages or not all(isinstance(m["content"], str) and m["content"] for m in messages) or messages[-1]["role"] != "assistant":
+        raise ValueError(f"not a {form} record: keys {sorted(record)}")
+    return messages, tools
+
+
+def hub_general(config, sources=None):
+    """data.general examples from Table 7's data sets, streamed with `datasets`, shares by the paper's quantities.
+
+    `sources` (tests): [{load: {...arguments of load_dataset}, form, weight, kind}]; default data/general_datasets.yaml.
+    """
+    from datasets import load_dataset
+
+    sources = sources or yaml.safe_load((ROOT / "data" / "general_datasets.yaml").read_text(encoding="utf-8"))["datasets"]
+    total, items = sum(s["weight"] for s in sources), []
+    for s in sources:
+        share, bad = round(config.data.general * s["weight"] / total), 0
+        stream = load_dataset(**(s.get("load") or {"path": s["hub"]}), split="train", streaming=True)
+        for record in stream.shuffle(seed=config.seed, buffer_size=10 * share + 1):
+            if share <= 0:
+                break
+            try:
+                messages, tools = to_messages(record, s["form"])
+            except (ValueError, KeyError) as e:
+                bad += 1
+                if bad > 100 + share:
+                    raise SystemExit(f"error: {s.get('hub', s.get('load'))} does not read as `{s['form']}`: {e}") from e
+                continue
+            items.append({"messages": messages, "tools": tools, "kind": s["kind"]})
+            share -= 1
+        print(f"  {s.get('hub', s.get('load'))}: {bad} unreadable records skipped")
+    draw(config.seed, "hub").shuffle(items)
+    return items
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The tokenizer of a policy from scratch
+
+
+TAGS = [f"<{slash}{name}>" for name in ("think", "plan", "tool_call", "answer", "tool_response", "tools") for slash in ("", "/")]
+# A word keeps the space before it, so that " copper" in a request is the same token as in a prompt; tool names are whole;
+# digits are single; runs of punctuation hold JSON's `", "` and `": "` together (shared/facts: what decides learning).
+PIECES = r" ?tool_[a-z0-9_]+| ?[A-Za-z_]+| ?[0-9]|[^\sA-Za-z0-9_]+(?: [^\sA-Za-z0-9_]+)*|\s+"
+
+
+def train_tokenizer(texts, vocab_size, path):
+    """Train a byte-level BPE on rendered text and save it as a Hugging Face tokenizer folder."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PIECES), "isolated"),
+                                                       pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    control = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size - len(TAGS), special_tokens=control, show_progress=False,
+                                  initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in TAGS])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>",
+                            clean_up_tokenization_spaces=False).save_pretrained(path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def ensure_data(config, run):
+    """Make runs/<name>/data/ if it is not there whole; each file is written whole or not at all."""
+    folder, data = run / "data", config.data
+    if (folder / "done.json").is_file():
+        return
+    start = time.time()
+    print(f"data: {data.queries} queries, {data.general} general examples, {data.heldout_tasks} held-out tasks -> {folder.relative_to(ROOT)} "
+          "(about a minute)", flush=True)
+    for split, n in (("heldout", data.heldout_tasks), ("train", data.train_tasks)):
+        write_jsonl(folder / f"{split}.jsonl", make_tasks(n, split, data, draw(config.seed, split).getrandbits(31)))
+    visgen, counts = make_visgen(config, make_tasks(data.queries, "train", data, draw(config.seed, "queries").getrandbits(31)))
+    if not visgen:
+        raise SystemExit("error: no trajectory passed `data.min_reward`; lower it or raise `data.queries`")
+    general = make_general(config, data.general, "train") if data.general_source == "offline" else hub_general(config)
+    write_jsonl(folder / "visgen.jsonl", visgen)
+    write_jsonl(folder / "general.jsonl", general)
+    write_jsonl(folder / "general_heldout.jsonl", make_general(config, data.general_heldout, "heldout"))
+    if not config.model.path:
+        rng = draw(config.seed, "tokenizer")
+        texts = [f"{m['role']}\n{m['content']}" for r in visgen for m in r["messages"]]
+        # A tenth as many general examples: made-up words should not take the merges of real ones.
+        texts += [f"{to_json(r['tools'])}\n{m['content']}" for r in rng.sample(general, min(len(general), len(visgen) // 10)) for m in r["messages"]]
+        train_tokenizer(texts, config.model.vocab_size, folder / "tokenizer")
+    calls = Counter(call["name"] for r in visgen for call in r["calls"])
+    counts |= {"general": len(general), "seconds": round(time.time() - start, 1), "tools_used": len(calls)}
+    print(f"  funnel: {counts['queries']} queries -> {counts['answered']} answered -> {counts['kept']} kept by LtrReward >= {data.min_reward} "
+          f"(no human review, unreviewed); {len(calls)} tools used; {counts['seconds']} s")
+    write_atomic(folder / "done.json", to_json(counts))
+
+
+def main():
+    """Make all data of one experiment."""
+    config, _ = command_line(__doc__)
+    run = open_run(config)
+    ensure_data(config, run)
+    print(f"data are in {(run / 'data').relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,767 @@
+"""The policy, and Progressive Specialization Training (Sec. 4.2): supervised fine-tuning in two stages.
+
+Stage s trains on D_s = D_gen(share_s) + lambda x D_vis (Table 7: 500K then 200K of the general mix; Table 4: lambda = 3),
+every agent token with the same weight. What the policy is (model, tokenizer, chat template, LoRA, log-probabilities)
+stands here as well; train_vrl.py and bench.py import it. Left out: more than one process.
+
+    python train_pst.py --config configs/tiny.yaml                    # goes on where an earlier run stopped
+    python train_pst.py --config configs/tiny.yaml --show-batch       # one packed row, trained tokens in green
+    python train_pst.py --config configs/tiny.yaml pst.tune=lora name=tiny-lora
+
+Writes runs/<name>/pst/final (the policy, fp32 safetensors, tokenizer beside it), pst/stage-I-step-N and metrics.jsonl.
+"""
+
+import bisect
+import hashlib
+import json
+import math
+import os
+import random
+import re
+import shutil
+import signal
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
+
+from env import ROOT, parse_utpc
+from make_data import append_metrics, command_line, draw, ensure_data, open_run, read_jsonl
+
+TEMPLATE = ROOT / "data" / "templates" / "chatml.jinja"
+END_OF_TURN = "<|im_end|>"
+LOG_EVERY = 20  # optimizer steps between two lines of metrics.jsonl
+CHUNK_ELEMENTS = 2**26  # logits that exist at once, 256 MB in fp32; 2**26 / vocabulary positions go through the LM head together
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Set-up
+
+
+def set_up(config):
+    """Set threads, seeds and determinism; returns the torch.device of `config.device`.
+
+    On a CPU the same seed and thread count give the same bits; another thread count sums in another order.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    random.seed(config.seed)
+    np.random.seed(config.seed)
+    torch.manual_seed(config.seed)
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("error: config key `device` is cuda, and torch sees no GPU; set device=cpu or device=auto")
+    if name == "cpu":
+        torch.use_deterministic_algorithms(True)
+        # Filling fresh memory only guards against reading it uninitialised, and costs a few percent.
+        torch.utils.deterministic.fill_uninitialized_memory = False
+    return torch.device(name)
+
+
+def use_autocast(config, device):
+    """Whether `model.autocast` takes effect: on a GPU, or on a CPU that multiplies bfloat16 in hardware.
+
+    Other CPUs emulate it: measured 420 tokens/s against 5,400 in fp32 (AVX2 only, tiny policy).
+    """
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        return config.model.autocast and any(able.get(k) for k in ("avx512_bf16", "amx_bf16", "bf16"))
+    return config.model.autocast
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tokens: ids and loss mask come from the same call; only new text is ever encoded
+
+
+def load_tokenizer(config, run):
+    """The policy's tokenizer with the repository's chat template; SystemExit if it cannot serve multi-turn training."""
+    from transformers import AutoTokenizer
+
+    source = config.model.path or str(run / "data" / "tokenizer")
+    if not config.model.path and not Path(source).is_dir():
+        raise SystemExit(f"error: {source} is missing; `python make_data.py --config ...` makes it")
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.chat_template = TEMPLATE.read_text(encoding="utf-8")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or END_OF_TURN
+    check_template(tokenizer)
+    return tokenizer
+
+
+def check_template(tokenizer):
+    """Check on three dialogues that rendering n messages is a prefix of rendering n + 1, token by token (SystemExit)."""
+    for control in ("<|im_start|>", END_OF_TURN):
+        if len(tokenizer.encode(control, add_special_tokens=False)) != 1:
+            raise SystemExit(f"error: the tokenizer splits {control}, the chat template needs it as one token; add it as a "
+                             f"special token, or choose a model that speaks ChatML (`model.path`)")
+    agent = {"role": "assistant", "content": '<think>first</think><tool_call>{"name": "a", "arguments": {}}</tool_call>'}
+    tool = {"role": "tool", "content": '{"ids": ["img_1"]}'}
+    schema = [{"type": "function", "function": {"name": "a", "description": "b", "parameters": {"type": "object"}}}]
+    last = {"role": "assistant", "content": "<think>second</think><answer>{}</answer>"}
+    system, user = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "A logo"}
+    for messages, tools in (([system, user, agent, tool, tool, last], None),
+                            ([user, agent, user, last], None),
+                            ([system, user, agent, tool, agent, tool, user, last], schema)):
+        before = ""
+        for n in range(1, len(messages) + 1):
+            text = render(tokenizer, messages[:n], tools)
+            if not text.startswith(before):
+                raise SystemExit(f"error: the chat template rewrites history: the rendering of {n - 1} messages is not a prefix "
+                                 f"of the rendering of {n} (it may strip <think> from earlier turns, as Qwen3's does), so tokens "
+                                 f"that were sampled would change; use data/templates/chatml.jinja unchanged")
+            before = text
+        ids, _ = encode_trajectory(tokenizer, messages, tools)
+        full = tokenizer.encode(before[:before.rindex(END_OF_TURN) + len(END_OF_TURN)], add_special_tokens=False)
+        if ids != full:
+            at = next((i for i, (a, b) in enumerate(zip(ids, full)) if a != b), min(len(ids), len(full)))
+            raise SystemExit(f"error: encoding turn by turn differs from encoding the whole dialogue at token {at}; the tokenizer "
+                             f"merges text over a turn's border: make <|im_start|> and {END_OF_TURN} special tokens")
+
+
+def render(tokenizer, messages, tools=None, generate=False):
+    """Messages as ChatML text; `generate` opens the agent's next turn."""
+    return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=generate)
+
+
+def control_ids(tokenizer):
+    """Ids that structure a dialogue: <|...|>, end of text, padding. The tags of UTPC are not among them: agents write them."""
+    found = {i for i, t in tokenizer.added_tokens_decoder.items() if re.fullmatch(r"<\|.*\|>", t.content)}
+    return found | {i for i in (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id) if i is not None}
+
+
+def encode_text(tokenizer, text, expected, what):
+    """Encode text that holds `expected` control tokens; ValueError if there are more: some content forges a turn."""
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if not hasattr(tokenizer, "control_ids"):
+        tokenizer.control_ids = frozenset(control_ids(tokenizer))  # kept: reading added_tokens_decoder takes milliseconds
+    found = sum(map(tokenizer.control_ids.__contains__, ids))
+    if found != expected:
+        raise ValueError(f"{what} holds {found} control tokens where the chat template puts {expected}: a message's content "
+                         f"contains one, such as <|im_end|>; write `< |` for `<|` in it. Content begins: {text[:200]!r}")
+    return ids
+
+
+def encode_prompt(tokenizer, messages, tools=None):
+    """Ids of the opening messages and of the agent's opening `<|im_start|>assistant\\n`. ValueError: forged control tokens."""
+    turns = len(messages) + (bool(tools) and messages[0]["role"] != "system")
+    return encode_text(tokenizer, render(tokenizer, messages, tools, generate=True), 2 * turns + 1, "the prompt")
+
+
+def encode_tool_messages(tokenizer, messages):
+    """Ids between the agent's end of turn and its next turn: newline, tool (or user) turns, the agent's opening.
+
+    Only this text is new, so that sampled ids are never decoded and encoded again (token in, token out).
+    """
+    opening = [{"role": "user", "content": "."}, {"role": "assistant", "content": "."}]
+    old = len(render(tokenizer, opening).rstrip("\n"))
+    text = render(tokenizer, opening + messages, generate=True)[old:]
+    return encode_text(tokenizer, text, 2 * len(messages) + 1, "a tool message")
+
+
+def encode_agent(tokenizer, text):
+    """Ids of what the agent writes in one turn, with its end of turn. ValueError: the text holds a control token."""
+    return encode_text(tokenizer, text + END_OF_TURN, 1, "the agent's turn")
+
+
+def encode_trajectory(tokenizer, messages, tools=None):
+    """Ids and loss mask of a dialogue up to its last agent turn (nothing after it is trained).
+
+    The mask is 1 exactly on the agent's tokens, its end of turn included:
+        <|im_start|> user \\n hi <|im_end|> \\n <|im_start|> assistant \\n hello <|im_end|>
+        0            0    0  0  0          0  0            0         0  1     1
+    """
+    agent = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+    if not agent or agent[0] == 0:
+        raise ValueError(f"a trajectory needs messages before its first agent turn and an agent turn, got roles "
+                         f"{[m['role'] for m in messages]}")
+    ids, mask, start = [], [], 0
+    for i in agent:
+        between = messages[start:i]
+        new = encode_tool_messages(tokenizer, between) if start else encode_prompt(tokenizer, between, tools)
+        said = encode_agent(tokenizer, messages[i]["content"])
+        ids += new + said
+        mask += [0] * len(new) + [1] * len(said)
+        start = i + 1
+    return ids, mask
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The model
+
+
+def packed_mask(**arguments):
+    """The attention mask for `packed_sdpa`: none where its causal, per-example call needs none; else that of sdpa."""
+    from transformers.masking_utils import sdpa_mask
+
+    plain = arguments.get("attention_mask") is None and arguments.get("local_size") is None
+    return None if plain and arguments["q_length"] == arguments["kv_length"] else sdpa_mask(**arguments)
+
+
+def packed_sdpa(module, query, key, value, attention_mask, position_ids=None, scaling=None, **kwargs):
+    """Causal attention in which each packed example sees itself alone: one sdpa call an example.
+
+    query (B, heads, T, d), key and value (B, kv heads, T, d), position_ids (B, T) restarting at 0 with every example.
+    The same result as sdpa with a block-diagonal mask, which computes the T x T square: three times slower on our rows.
+    """
+    from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+
+    batch, heads, length, width = query.shape
+    if attention_mask is None and position_ids is not None and 1 < length == key.shape[2]:
+        first = position_ids == 0  # (B or 1, T)
+        first[:, 0] = True
+        starts = first.expand(batch, length).flatten().nonzero().flatten().tolist()
+        if len(starts) > batch:
+            sizes = [b - a for a, b in zip(starts, starts[1:] + [batch * length])]
+            key, value = (repeat_kv(x, heads // key.shape[1]) for x in (key, value))
+            parts = zip(*(x.transpose(1, 2).reshape(-1, heads, width).split(sizes) for x in (query, key, value)))
+            out = [F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in part), is_causal=True, scale=scaling)[0]
+                   for part in parts]  # each (heads, size, d)
+            return torch.cat([x.transpose(0, 1) for x in out]).view(batch, length, heads, width), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+
+def attention_name(config, device):
+    """The attention that `model.attn` means: `auto` is flash_attention_2 on CUDA where installed, else packed_sdpa."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.utils import is_flash_attn_2_available
+
+    AttentionInterface.register("packed_sdpa", packed_sdpa)
+    AttentionMaskInterface.register("packed_sdpa", packed_mask)
+    if config.model.attn != "auto":
+        return config.model.attn
+    return "flash_attention_2" if device.type == "cuda" and is_flash_attn_2_available() else "packed_sdpa"
+
+
+def build_policy(config, tokenizer, device):
+    """The policy before any training here: a Qwen3 from scratch, initialised from `config.seed`, or `model.path`."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    m = config.model
+    if m.path:
+        return load_policy(m.path, config, tokenizer, device)
+    if len(tokenizer) > m.vocab_size:
+        raise SystemExit(f"error: the tokenizer has {len(tokenizer)} tokens, config key `model.vocab_size` is {m.vocab_size}")
+    # len(tokenizer), not vocab_size: rows without a token would never be trained, yet could be sampled.
+    shape = Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=m.hidden_size, intermediate_size=m.intermediate_size, num_hidden_layers=m.layers,
+        num_attention_heads=m.heads, num_key_value_heads=m.kv_heads, head_dim=m.head_dim, max_position_embeddings=m.max_len,
+        tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, bos_token_id=None,
+        eos_token_id=tokenizer.convert_tokens_to_ids(END_OF_TURN), pad_token_id=tokenizer.pad_token_id,
+        attn_implementation=attention_name(config, device), dtype="float32")
+    torch.manual_seed(config.seed)
+    return finish_policy(Qwen3ForCausalLM(shape).to(getattr(torch, m.dtype)), config, tokenizer, device)
+
+
+def load_policy(path, config, tokenizer, device):
+    """A policy from a folder or hub name, in `model.dtype`; SystemExit says why it cannot be loaded."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, config.model.dtype),
+                                                     attn_implementation=attention_name(config, device))
+    except (OSError, SafetensorError, ImportError) as e:
+        raise SystemExit(f"error: cannot load a model from {path}: {' '.join(str(e).split())[:300]}") from e
+    return finish_policy(model, config, tokenizer, device)
+
+
+def finish_policy(model, config, tokenizer, device):
+    """What every policy gets: the end of turn as its stop token, checkpointing if asked for, its device."""
+    stop = tokenizer.convert_tokens_to_ids(END_OF_TURN)
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = stop, tokenizer.pad_token_id
+    model.config.eos_token_id = stop
+    if config.model.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.to(device)
+
+
+def add_lora(config, model):
+    """A LoRA adapter on every linear layer but the LM head, without dropout; the base is frozen."""
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(r=config.model.lora_rank, lora_alpha=config.model.lora_alpha, lora_dropout=0.0,
+                                            target_modules="all-linear", task_type="CAUSAL_LM"))
+
+
+def merge_lora(model):
+    """The plain model with its adapter added to the weights, in fp32. The adapter model is used up."""
+    return model.float().merge_and_unload()
+
+
+def token_logprobs(model, input_ids, position_ids, targets_mask, temperature=1.0, autocast=False, entropy=False,
+                   targets=None, chunk=0):
+    """Log-probabilities (B, T-1), fp32, of each next token where `targets_mask` (B, T-1) is 1, else 0.
+
+    input_ids, position_ids (B, T). Rows are packed (positions restart with each example) or right-padded; there is no
+    attention mask: padding comes after what is scored, so causal attention hides it. With `entropy` returns
+    (logprobs, entropy), the latter without gradient. `targets` (B, T-1) defaults to input_ids[:, 1:]; `chunk` is for tests.
+
+    The backbone runs once; the LM head runs at the masked positions only, in chunks that the backward pass computes
+    again, because fp32 logits of a long batch are larger than the model.
+    """
+    if targets_mask.shape != (input_ids.shape[0], input_ids.shape[1] - 1):
+        raise ValueError(f"targets_mask must be (B, T-1) = {(input_ids.shape[0], input_ids.shape[1] - 1)}, one entry a next "
+                         f"token (loss_mask[:, 1:]), got {tuple(targets_mask.shape)}")
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # adapters stand inside its layers
+    head = base.get_output_embeddings()
+    device = input_ids.device
+    where = targets_mask.bool().flatten().nonzero().flatten()  # (N,) of B * (T-1)
+    wanted = (input_ids[:, 1:] if targets is None else targets).flatten()[where]  # (N,)
+
+    def score(hidden, target):
+        logits = head(hidden).float()  # (n, V)
+        logits = logits / temperature if temperature != 1.0 else logits
+        logps = -F.cross_entropy(logits, target, reduction="none")  # (n,)
+        if not entropy:
+            return logps, logps.detach()
+        with torch.no_grad():
+            log_p = F.log_softmax(logits, -1)
+            return logps, -(log_p.exp() * log_p).sum(-1)
+
+    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        backbone = getattr(base, base.base_model_prefix)
+        hidden = backbone(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state  # (B, T, D)
+        hidden = hidden[:, :-1].flatten(0, 1).index_select(0, where)  # (N, D)
+        chunk = chunk or max(64, CHUNK_ELEMENTS // base.config.vocab_size)
+        if len(where) <= chunk or not torch.is_grad_enabled():
+            parts = [score(*x) for x in zip(hidden.split(chunk), wanted.split(chunk))]
+        else:
+            parts = [checkpoint(score, *x, use_reentrant=False, preserve_rng_state=False)
+                     for x in zip(hidden.split(chunk), wanted.split(chunk))]
+    logps, entropies = (torch.cat(x) for x in zip(*parts))
+
+    def spread(x):  # (N,) -> (B, T-1)
+        out = torch.zeros(targets_mask.numel(), dtype=torch.float32, device=device)
+        return out.index_copy(0, where, x).view(targets_mask.shape)
+
+    return (spread(logps), spread(entropies)) if entropy else spread(logps)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rows, mixtures, steps
+
+
+def pack(lengths, row_len):
+    """Examples to rows of at most `row_len` tokens, best fit decreasing; returns lists of example indices.
+
+    >>> pack([5, 3, 4, 2], 7)
+    [[0, 3], [2, 1]]
+    """
+    rows, free = [], []  # free: sorted (tokens left, row)
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if lengths[i] > row_len:
+            raise ValueError(f"example {i} has {lengths[i]} tokens, a row holds {row_len}: raise `pst.row_len`")
+        at = bisect.bisect_left(free, (lengths[i], -1))
+        left, row = free.pop(at) if at < len(free) else (row_len, len(rows))
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(i)
+        bisect.insort(free, (left - lengths[i], row))
+    return rows
+
+
+def make_row(examples, row_len, pad_id):
+    """One packed row: input_ids, position_ids, loss_mask, each int64 (row_len,).
+
+    Positions restart with every example, which is how attention knows them apart; the padding at the end is an example of
+    its own with mask 0, whatever its id. The first token of an example is never trained: what comes before is not its own.
+    """
+    ids, positions, mask = [], [], []
+    for tokens, trained in examples:
+        ids += tokens
+        positions += range(len(tokens))
+        mask += [0, *trained[1:]]
+    pad = row_len - len(ids)
+    if pad < 0:
+        raise ValueError(f"examples of {len(ids)} tokens do not fit a row of {row_len}")
+    return (torch.tensor(ids + [pad_id] * pad), torch.tensor(positions + list(range(pad))), torch.tensor(mask + [0] * pad))
+
+
+def stage_examples(config, stage, visgen, general, epoch=0):
+    """Sec. 4.2's mixture of stage `stage` (from 0) in seeded order; returns indices into [*general, *visgen].
+
+    `general` share of the general examples, taken after those of the stages before (around the end, if they run out), and
+    each of D_vis `repeat` times. `visgen` and `general` are the examples (only their number matters).
+    """
+    counts = [round(s.general * len(general)) for s in config.pst.stages]
+    start = sum(counts[:stage])
+    order = [(start + i) % len(general) for i in range(counts[stage])]
+    order += [len(general) + i for i in range(len(visgen))] * config.pst.stages[stage].repeat
+    draw("pst order", config.seed, stage, epoch).shuffle(order)
+    return order
+
+
+def stage_steps(config, stage, visgen, general):
+    """All optimizer steps of a stage: lists of rows, a row is a list of indices into [*general, *visgen] (encoded examples)."""
+    lengths = [len(ids) for ids, _ in [*general, *visgen]]
+    wanted = config.pst.stages[stage].tokens
+    order, epoch, total = [], 0, 0
+    while True:
+        fresh = stage_examples(config, stage, visgen, general, epoch)
+        if not fresh:
+            raise SystemExit(f"error: stage {stage + 1} has no examples; raise `pst.stages[{stage}].general` or `.repeat`")
+        for i in fresh:
+            if wanted and total >= wanted:
+                break
+            order.append(i)
+            total += lengths[i]
+        epoch += 1
+        if total >= wanted:
+            break
+    # Packing sorts by length, so it sees a window of the shuffled stream at a time, and its rows are shuffled again.
+    window, rows = 64 * config.pst.rows_per_step, []
+    rng = draw("pst rows", config.seed, stage)
+    for at in range(0, len(order), window):
+        part = order[at:at + window]
+        new = [[part[i] for i in row] for row in pack([lengths[i] for i in part], config.pst.row_len)]
+        rng.shuffle(new)
+        rows += new
+    return [rows[i:i + config.pst.rows_per_step] for i in range(0, len(rows), config.pst.rows_per_step)]
+
+
+def encode_records(tokenizer, records, row_len, what):
+    """Records with `messages` and `tools` as (ids, loss_mask); SystemExit names a record that cannot be trained on."""
+    examples = []
+    for i, record in enumerate(tqdm(records, desc=f"encode {what}", leave=False, disable=len(records) < 1000)):
+        try:
+            examples.append(encode_trajectory(tokenizer, record["messages"], record.get("tools")))
+        except (ValueError, KeyError) as e:
+            raise SystemExit(f"error: {what}, record {i}: {e}") from e
+        if len(examples[-1][0]) > row_len:
+            raise SystemExit(f"error: {what}, record {i} has {len(examples[-1][0])} tokens, a row holds {row_len}; "
+                             f"raise `pst.row_len`, or make the data shorter")
+    return examples
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checkpoints: safetensors and JSON, written under another name, then renamed
+
+
+def config_digest(config):
+    """A digest of what decides PST's numbers."""
+    parts = asdict(config)
+    return hashlib.sha256(json.dumps([parts[k] for k in ("seed", "model", "data", "pst")], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def trained_parameters(model):
+    """Names and tensors that are trained, tied ones once."""
+    return {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+
+def make_optimizer(config, model, lr):
+    """AdamW; matrices decay, vectors do not."""
+    trained = trained_parameters(model)
+    groups = [{"names": [n for n, p in trained.items() if (p.dim() > 1) == matrix], "weight_decay": decay}
+              for matrix, decay in ((True, config.pst.weight_decay), (False, 0.0))]
+    groups = [dict(g, params=[trained[n] for n in g["names"]]) for g in groups if g["names"]]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, config.pst.beta2), fused=False, foreach=True)
+
+
+def save_checkpoint(folder, model, optimizer, state, keep=2):
+    """Write trained weights, AdamW's state and `state` to `folder`; keeps the newest `keep` beside it."""
+    draft = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    save_file({n: p.detach().contiguous() for n, p in trained_parameters(model).items()}, draft / "model.safetensors")
+    if hasattr(model, "peft_config"):  # beside it, the adapter as PEFT and vLLM read it
+        model.save_pretrained(draft)
+    names = [n for g in optimizer.param_groups for n in g["names"]]
+    moments = {f"{names[i]}.{k}": v for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
+    save_file(moments, draft / "optimizer.safetensors")
+    groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    (draft / "optimizer.json").write_text(json.dumps(groups))
+    python, numpy = random.getstate(), np.random.get_state()
+    rng = {"python": [python[0], list(python[1]), python[2]], "torch": torch.get_rng_state().numpy().tobytes().hex(),
+           "numpy": [numpy[0], numpy[1].tolist(), *numpy[2:]]}
+    (draft / "state.json").write_text(json.dumps(dict(state, rng=rng)))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.rename(draft, folder)
+    for old in list_checkpoints(folder.parent)[:-keep]:
+        shutil.rmtree(old)
+
+
+def list_checkpoints(folder):
+    """Checkpoint folders (stage-I-step-N, step-N) in runs/<name>/pst or runs/<name>/vrl, oldest first."""
+    found = [(re.fullmatch(r"(?:stage-(\d+)-)?step-(\d+)", p.name), p) for p in folder.glob("*step-*")]
+    return [p for m, p in sorted(((m, p) for m, p in found if m), key=lambda x: [int(g or 0) for g in x[0].groups()])]
+
+
+def read_checkpoint(config, folder):
+    """Weights, moments, groups and state of a checkpoint. SystemExit names the file that is missing or cut off."""
+    advice = f"delete the folder {folder} to go on from the one before it"
+    for name in ("model.safetensors", "optimizer.safetensors", "optimizer.json", "state.json"):
+        if not (folder / name).is_file():
+            raise SystemExit(f"error: {folder / name} is missing, the checkpoint was cut off; {advice}")
+    read = []
+    for name, reader in (("model.safetensors", load_file), ("optimizer.safetensors", load_file),
+                         ("optimizer.json", lambda p: json.loads(p.read_text())), ("state.json", lambda p: json.loads(p.read_text()))):
+        try:
+            read.append(reader(folder / name))
+        except (SafetensorError, ValueError) as e:
+            raise SystemExit(f"error: {folder / name} cannot be read ({e}), the checkpoint was cut off; {advice}") from e
+    if read[3]["config"] != config_digest(config):
+        raise SystemExit(f"error: {folder} was written under another config; give this run a name of its own (name=...)")
+    return read
+
+
+def restore(model, optimizer, weights, moments, groups, state):
+    """Put a checkpoint back: weights into `model`, moments into `optimizer` (None: weights only), random states."""
+    trained = trained_parameters(model)
+    if set(trained) != set(weights):
+        raise SystemExit(f"error: the checkpoint holds other weights than the model trains, such as "
+                         f"{sorted(set(trained) ^ set(weights))[0]}; give this run a name of its own (name=...)")
+    with torch.no_grad():
+        for name, p in trained.items():
+            p.copy_(weights[name])
+    if optimizer is not None:
+        names = [n for g in groups for n in g["names"]]
+        kept = {i: {k: moments[f"{n}.{k}"] for k in ("step", "exp_avg", "exp_avg_sq")} for i, n in enumerate(names)}
+        optimizer.load_state_dict({"state": kept, "param_groups": optimizer.state_dict()["param_groups"]})
+    python, numpy = state["rng"]["python"], state["rng"]["numpy"]
+    random.setstate((python[0], tuple(python[1]), python[2]))
+    np.random.set_state((numpy[0], np.array(numpy[1], dtype=np.uint32), *numpy[2:]))
+    torch.set_rng_state(torch.frombuffer(bytearray.fromhex(state["rng"]["torch"]), dtype=torch.uint8))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+def learning_rate(config, peak, step, steps):
+    """Learning rate of step `step` (from 0) of `steps`: linear rise, then a cosine down to min_lr * peak."""
+    rise = max(1, round(config.pst.warmup * steps))
+    if step < rise:
+        return peak * (step + 1) / rise
+    low = config.pst.min_lr * peak
+    return low + (peak - low) * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def make_batch(rows, examples, pad_id, device):
+    """Rows of example indices as input_ids, position_ids, loss_mask (B, T); T is the longest row, not `row_len`."""
+    length = max(sum(len(examples[i][0]) for i in row) for row in rows)
+    made = [make_row([examples[i] for i in row], length, pad_id) for row in rows]
+    return [torch.stack(x).to(device) for x in zip(*made)]
+
+
+def backward_step(config, model, rows, examples, pad_id, device):
+    """Gradient of one optimizer step in micro-batches; returns (loss, tokens, loss tokens), loss in nats a loss token.
+
+    The divisor is the count of loss tokens of the whole step, so any split into micro-batches gives the same gradient.
+    """
+    batches = [make_batch(rows[i:i + config.pst.micro_rows], examples, pad_id, device)
+               for i in range(0, len(rows), config.pst.micro_rows)]
+    loss_tokens = sum(int(mask[:, 1:].sum()) for _, _, mask in batches)
+    total = 0.0
+    for ids, positions, mask in batches:
+        logps = token_logprobs(model, ids, positions, mask[:, 1:], autocast=use_autocast(config, device))  # (B, T-1)
+        loss = -logps.sum() / loss_tokens
+        loss.backward()
+        total += loss.item()
+    return total, sum(len(examples[i][0]) for row in rows for i in row), loss_tokens
+
+
+class StopSwitch:
+    """Ctrl-C while it is entered only sets `on`, so that a step is finished and saved; a second Ctrl-C stops at once."""
+
+    def __enter__(self):
+        self.on, self.main = False, threading.current_thread() is threading.main_thread()
+        if self.main:
+            self.before = signal.signal(signal.SIGINT, self.press)
+        return self
+
+    def press(self, number, frame):
+        self.on = True
+        signal.signal(signal.SIGINT, self.before)
+
+    def __exit__(self, *_):
+        if self.main:
+            signal.signal(signal.SIGINT, self.before)
+
+
+def train_stage(config, run, stage, model, general, visgen, pad_id, device, start=None, stop_at=None):
+    """One stage of PST with AdamW on encoded examples. `start` is a read checkpoint of this stage.
+
+    Saves every `save_every` steps and at the end. On Ctrl-C (or before step `stop_at`, for tests) saves and exits with 130.
+    """
+    examples, part = [*general, *visgen], config.pst.stages[stage]
+    steps = stage_steps(config, stage, visgen, general)
+    optimizer = make_optimizer(config, model, part.lr)
+    first, window = 0, {"loss": 0.0, "tokens": 0, "loss_tokens": 0}
+    if start:
+        restore(model, optimizer, *start)
+        first, window = start[3]["step"], start[3]["window"]
+    model.train()
+    tokens = [sum(len(examples[i][0]) for row in step for i in row) for step in steps]
+    began = time.perf_counter()
+    if first < len(steps):  # one untimed-for-real pass, thrown away, tells how long the stage will take
+        backward_step(config, model, steps[first], examples, pad_id, device)
+        optimizer.zero_grad()
+    seconds = (time.perf_counter() - began) * sum(tokens[first:]) / max(1, tokens[first] if first < len(steps) else 1)
+    fill = sum(tokens) / (sum(map(len, steps)) * config.pst.row_len)
+    print(f"stage {stage + 1}: {sum(tokens):,} tokens in {len(steps):,} steps of {config.pst.rows_per_step} rows, {fill:.0%} full, "
+          f"lr {part.lr:g}; from step {first}, about {seconds / 60:.1f} min", flush=True)
+
+    def save(step):
+        state = {"stage": stage, "step": step, "window": window, "config": config_digest(config)}
+        save_checkpoint(run / "pst" / f"stage-{stage + 1}-step-{step}", model, optimizer, state)
+
+    bar = tqdm(total=sum(tokens), initial=sum(tokens[:first]), unit="tok", unit_scale=True, desc=f"pst {stage + 1}", mininterval=2)
+    logged_at, logged_tokens = time.perf_counter(), 0
+    with StopSwitch() as stop, bar:
+        for step in range(first, len(steps)):
+            if stop.on or step == stop_at:
+                save(step)
+                bar.close()
+                print(f"stopped: stage {stage + 1} is saved at step {step} of {len(steps)}; the same command goes on from there")
+                raise SystemExit(130)
+            lr = learning_rate(config, part.lr, step, len(steps))
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            loss, n, loss_tokens = backward_step(config, model, steps[step], examples, pad_id, device)
+            norm = torch.nn.utils.clip_grad_norm_(trained_parameters(model).values(), config.pst.max_grad_norm).item()
+            if not math.isfinite(norm):
+                raise SystemExit(f"error: the gradient of stage {stage + 1}, step {step} is {norm} (loss {loss}); lower "
+                                 f"`pst.stages[{stage}].lr`, or set model.autocast=false")
+            optimizer.step()
+            optimizer.zero_grad()
+            window["loss"] += loss * loss_tokens
+            window["tokens"] += n
+            window["loss_tokens"] += loss_tokens
+            logged_tokens += n
+            bar.update(n)
+            if (step + 1) % LOG_EVERY == 0 or step + 1 == len(steps):
+                mean = window["loss"] / window["loss_tokens"]
+                speed = logged_tokens / (time.perf_counter() - logged_at)
+                append_metrics(run, {"phase": "pst", "stage": stage + 1, "step": step + 1, "loss": mean, "tokens": window["tokens"],
+                                     "loss_tokens": window["loss_tokens"], "tok_s": round(speed, 1), "lr": lr, "grad_norm": norm})
+                bar.set_postfix(loss=f"{mean:.4f}", step=f"{step + 1}/{len(steps)}", refresh=False)
+                window = {"loss": 0.0, "tokens": 0, "loss_tokens": 0}
+                logged_at, logged_tokens = time.perf_counter(), 0
+            if (step + 1) % config.pst.save_every == 0 or step + 1 == len(steps):
+                save(step + 1)
+
+
+def save_policy(model, tokenizer, folder):
+    """Write a plain model in fp32 and its tokenizer as a folder that transformers and vLLM load."""
+    draft = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    model.float().save_pretrained(draft)
+    tokenizer.save_pretrained(draft)
+    os.rename(draft, folder)
+
+
+def train_pst(config, run):
+    """Run the stages of PST that are not done yet; returns the folder of the finished policy."""
+    final = run / "pst" / "final"
+    if config.pst.init_from:
+        final = ROOT / config.pst.init_from
+        if not (final / "config.json").is_file():
+            raise SystemExit(f"error: config key `pst.init_from` is {config.pst.init_from}, and there is no finished policy "
+                             f"(config.json) in {final}; it is the folder pst/final of a run")
+        return final
+    if final.is_dir():
+        return final
+    device = set_up(config)
+    ensure_data(config, run)
+    tokenizer = load_tokenizer(config, run)
+    general, visgen = (encode_records(tokenizer, read_jsonl(run / "data" / name), config.pst.row_len, name)
+                       for name in ("general.jsonl", "visgen.jsonl"))
+    model = build_policy(config, tokenizer, device)
+    if config.pst.tune == "lora":
+        model = add_lora(config, model)
+    every, trained = [sum(p.numel() for p in x) for x in (model.parameters(), trained_parameters(model).values())]
+    marked = sum(sum(m) for _, m in general + visgen) / sum(len(m) for _, m in general + visgen)
+    bf16 = "bfloat16" if use_autocast(config, device) else config.model.dtype
+    print(f"PST: {every:,} parameters, {trained:,} trained, {bf16} on {device} ({torch.get_num_threads()} threads); "
+          f"{len(visgen):,} trajectories, {len(general):,} general examples, {marked:.0%} of tokens trained", flush=True)
+    saved = list_checkpoints(run / "pst")
+    start = read_checkpoint(config, saved[-1]) if saved else None
+    if start:
+        print(f"continuing from {saved[-1]}")
+    for stage in range(len(config.pst.stages)):
+        if start and start[3]["stage"] > stage:
+            continue
+        train_stage(config, run, stage, model, general, visgen, tokenizer.pad_token_id, device, start=start)
+        start = None
+    save_policy(merge_lora(model) if config.pst.tune == "lora" else model, tokenizer, final)
+    return final
+
+
+def general_exact_match(model, tokenizer, items, device, batch=64, max_new_tokens=96):
+    """Share of held-out general items answered exactly, greedy decoding, by kind; "general" is the mean of the kinds.
+
+    The last message of an item is the expected answer. Text is compared after strip; a function call by name and arguments.
+    """
+    from transformers import GenerationConfig
+
+    stop, pad = tokenizer.convert_tokens_to_ids(END_OF_TURN), tokenizer.pad_token_id
+    settings = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stop, pad_token_id=pad)
+    prompts = [encode_prompt(tokenizer, x["messages"][:-1], x.get("tools")) for x in items]
+    hits = {}
+    model.eval()
+    order = sorted(range(len(items)), key=lambda i: len(prompts[i]))
+    for at in range(0, len(order), batch):
+        part = order[at:at + batch]
+        width = max(len(prompts[i]) for i in part)
+        ids = torch.tensor([[pad] * (width - len(prompts[i])) + prompts[i] for i in part], device=device)  # (b, width)
+        mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in part], device=device)
+        with torch.no_grad():
+            out = model.generate(ids, attention_mask=mask, generation_config=settings)[:, width:].tolist()
+        for i, new in zip(part, out):
+            said = tokenizer.decode(new[:new.index(stop)] if stop in new else new).strip()
+            hits.setdefault(items[i]["kind"], []).append(same_answer(said, items[i]["messages"][-1]["content"], items[i]["kind"]))
+    shares = {kind: sum(h) / len(h) for kind, h in sorted(hits.items())}
+    return dict(shares, general=sum(shares.values()) / len(shares)) if shares else {"general": math.nan}
+
+
+def same_answer(said, expected, kind):
+    """Whether an answer is the expected one: the same calls for kind "function", else the same text."""
+    if kind == "function":
+        calls = [parse_utpc(text)["calls"] for text in (said, expected)]
+        if calls[1]:
+            ours, theirs = ([(c["name"], c["arguments"]) for c in x] for x in calls)
+            return ours == theirs and not any(c["error"] for c in calls[0])
+    return said.strip() == expected.strip()
+
+
+def show_batch(config, run):
+    """Print the first packed row of stage 1, trained tokens in green."""
+    ensure_data(config, run)
+    tokenizer = load_tokenizer(config, run)
+    general, visgen = (encode_records(tokenizer, read_jsonl(run / "data" / name), config.pst.row_len, name)
+                       for name in ("general.jsonl", "visgen.jsonl"))
+    row = stage_steps(config, 0, visgen, general)[0][0]
+    for i in row:
+        ids, mask = [*general, *visgen][i]
+        cut = [0] + [k for k in range(1, len(ids)) if mask[k] != mask[k - 1]] + [len(ids)]
+        print("".join(f"\033[32m{tokenizer.decode(ids[a:b])}\033[0m" if mask[a] else tokenizer.decode(ids[a:b])
+                      for a, b in zip(cut, cut[1:])) + f"\n--- {len(ids)} tokens, {sum(mask)} trained")
+
+
+def main():
+    config, given = command_line(__doc__, [("--show-batch", "print one packed row with the trained tokens marked, and exit")])
+    run = open_run(config)
+    if "--show-batch" in given:
+        return show_batch(config, run)
+    began = time.perf_counter()
+    final = train_pst(config, run)
+    device = set_up(config)
+    tokenizer = load_tokenizer(config, run)
+    model = load_policy(final, config, tokenizer, device)
+    ensure_data(config, run)
+    shares = general_exact_match(model, tokenizer, read_jsonl(run / "data" / "general_heldout.jsonl"), device)
+    append_metrics(run, {"phase": "pst", "general_exact_match": shares, "seconds": round(time.perf_counter() - began, 1)})
+    print("general exact match, greedy: " + ", ".join(f"{k} {v:.1%}" for k, v in shares.items()))
+    print(f"finished policy: {final}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,650 @@
+"""Virtual Reinforcement Learning (Sec. 4.3): GRPO in VisGenEnv under LtrReward, from the PST policy.
+
+One step: 24 tasks x 4 rollouts -> R_vrt of each -> advantages inside each group -> one update of the LoRA adapter.
+This file holds the sampler (batched, a static KV cache kept over turns), the GRPO loss as one pure function of tensors,
+and the loop. Left out: asynchronous rollouts, several nodes, value networks; see the README for where to find those.
+
+    python train_vrl.py --config configs/tiny.yaml                 # the whole paper at a small scale: data, PST, VRL
+    python train_vrl.py --config configs/tiny.yaml vrl.steps=3 name=short
+    python train_vrl.py --config configs/tiny.yaml --speed         # our sampler against transformers' generate
+"""
+
+import json
+import math
+import resource
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+import torch
+from tqdm import tqdm
+
+from env import ROOT, VisGenEnv, to_json
+from make_data import append_metrics, command_line, draw, ensure_data, open_run, read_jsonl, write_atomic, write_jsonl
+from rewards import PARTS, ltr_reward
+from train_pst import (add_lora, build_policy, encode_prompt, encode_tool_messages, general_exact_match, list_checkpoints,
+                       load_policy, load_tokenizer, config_digest, read_checkpoint, restore, save_checkpoint, set_up,
+                       token_logprobs, train_pst, trained_parameters, use_autocast)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rollouts
+
+
+@dataclass
+class Rollout:
+    """One episode, from the first token to its advantage."""
+
+    task: dict
+    group_id: int
+    seed: int                                           # of the environment; a group shares it
+    ids: list = field(default_factory=list)             # all tokens, as sampled or as encoded once
+    loss_mask: list = field(default_factory=list)       # 1 on the agent's own tokens, end of turn included
+    logprobs: list = field(default_factory=list)        # the sampler's, 0 where loss_mask is 0
+    turn_start: int = 0                                 # where the current turn's tokens begin
+    trajectory: dict = None
+    reward: float = math.nan
+    advantage: float = 0.0
+
+
+def extend(rollout, tokens, trained, logprobs=None):
+    """Append tokens to a rollout; ids, loss mask and log-probabilities grow by the same call."""
+    rollout.ids += tokens
+    rollout.loss_mask += [int(trained)] * len(tokens)
+    rollout.logprobs += logprobs or [0.0] * len(tokens)
+    if not trained:
+        rollout.turn_start = len(rollout.ids)
+
+
+class SlotCache:
+    """A static KV cache with a write position per row, in the form in which transformers' attention layers use a cache.
+
+    Row r's token at position p lies in slot p, whatever the other rows do: rows may be at different turns. The last slot
+    takes the writes of padding. `rows` and `positions` say which rows the next forward pass is about, and where it writes.
+    """
+
+    def __init__(self, model, rows, slots):
+        c = model.config
+        shape = (rows, c.num_key_value_heads, slots + 1, getattr(c, "head_dim", c.hidden_size // c.num_attention_heads))
+        self.keys = [torch.zeros(shape, dtype=model.dtype, device=model.device) for _ in range(c.num_hidden_layers)]
+        self.values = [torch.zeros_like(k) for k in self.keys]
+        self.rows = self.positions = self.visible = None
+
+    def aim(self, rows, positions, visible):
+        """Set the rows (b,) (None: all), their write positions (b, t) and the number of slots that attention sees."""
+        self.rows, self.positions, self.visible = rows, positions, visible
+
+    def update(self, keys, values, layer, *args, **kwargs):
+        """Write keys and values (b, heads, t, head_dim) of one layer; return all visible slots of the rows."""
+        out = []
+        for store, new in ((self.keys[layer], keys), (self.values[layer], values)):
+            rows = torch.arange(store.shape[0], device=store.device) if self.rows is None else self.rows
+            store[rows[:, None], :, self.positions] = new.transpose(1, 2)
+            out.append((store if self.rows is None else store[rows])[:, :, : self.visible])
+        return tuple(out)
+
+    def get_seq_length(self, layer=0):
+        """transformers asks for it to place tokens; positions are always given, so it does not matter."""
+        return 0
+
+    def keep(self, rows):
+        """Drop all rows but these."""
+        self.keys, self.values = [k[rows] for k in self.keys], [v[rows] for v in self.values]
+
+    def copy_row(self, source, target, length):
+        """Copy the first `length` slots of one row to another: a group's shared prompt is read once."""
+        for store in self.keys + self.values:
+            store[target, :, :length] = store[source, :, :length]
+
+
+def read_tokens(model, cache, rows, chunks, starts, limit):
+    """Feed new tokens of some rows and return the logits after the last one of each, (b, vocabulary).
+
+    rows: cache rows (b,), or None for all of them; chunks: a token list a row, padded here, empty for a row that rests;
+    starts: position of each chunk's first token; limit: the slot that takes the writes of padding.
+    """
+    device, longest = model.device, max(map(len, chunks))
+    length = torch.tensor([len(c) for c in chunks], device=device)
+    ids = torch.tensor([c + [0] * (longest - len(c)) for c in chunks], device=device)                          # (b, t)
+    steps = torch.arange(longest, device=device)
+    real = steps < length[:, None]                                                                             # (b, t)
+    positions = (torch.tensor(starts, device=device)[:, None] + steps) * real                                  # (b, t)
+    visible = int(positions.max()) + 1
+    mask = torch.arange(visible, device=device) <= positions[:, :, None]                                       # (b, t, slots)
+    cache.aim(None if rows is None else torch.tensor(rows, device=device), torch.where(real, positions, limit), visible)
+    hidden = model.model(input_ids=ids, position_ids=positions, attention_mask={"full_attention": mask[:, None]},
+                         past_key_values=cache, use_cache=True).last_hidden_state                               # (b, t, hidden)
+    return model.lm_head(hidden[torch.arange(len(chunks), device=device), (length - 1).clamp(min=0)]).float()
+
+
+@torch.inference_mode()
+def sample_rollouts(model, tokenizer, tasks, config, temperature, seed, group_size=1, progress=None):
+    """Play group_size episodes of each task in VisGenEnv with the policy `model`; returns Rollouts with their trajectories.
+
+    Token in, token out: sampled ids are kept as they are and only new tool messages are encoded. All rows decode together;
+    a row whose turn has ended rests until an eighth of the rows do, then their tool messages are read in one pass.
+    temperature 0 is greedy. Sampling is from the full softmax: no top-p, top-k or min-p.
+    """
+    settings, limit, device = config.rollout, config.model.max_len, model.device
+    generator = torch.Generator(device=device).manual_seed(seed)
+    rollouts, envs, unread = [], [], {}      # unread: rollout -> its last tokens, which the model has not read yet
+    for group_id, task in enumerate(tasks):
+        env_seed = draw(seed, "env", task["id"]).getrandbits(31)
+        for _ in range(group_size):
+            rollouts.append(Rollout(task, group_id, env_seed))
+            envs.append(VisGenEnv(settings))
+            messages, info = envs[-1].reset(task, env_seed)
+            prompt = encode_prompt(tokenizer, messages, info["tools"])
+            if len(prompt) >= limit // 2:
+                raise SystemExit(f"error: task {task['id']}: its prompt has {len(prompt)} tokens, half of model.max_len {limit} or more; "
+                                 "raise model.max_len, or shorten the prompt by `rollout.tools: names`")
+            extend(rollouts[-1], prompt, trained=False)
+            unread[len(rollouts) - 1] = prompt
+    cache = SlotCache(model, len(rollouts), limit)
+    live = list(range(len(rollouts)))        # the rollout in each cache row; None once it has ended
+    logits = torch.zeros(len(rollouts), model.config.vocab_size, device=device)      # of each cache row, after its last token
+    bar = tqdm(total=len(rollouts), desc=progress, unit="rollout", leave=False, disable=progress is None, mininterval=1)
+
+    # The prompts; a group's shared prompt is read once.
+    group = [r for r in live if rollouts[r].group_id != rollouts[r - 1].group_id or r == 0]
+    for part in (group[i:i + settings.read_rows] for i in range(0, len(group), settings.read_rows)):
+        logits[part] = read_tokens(model, cache, part, [unread[r] for r in part], [0] * len(part), limit)
+    for r in live:
+        if r % group_size:
+            first = r - r % group_size
+            cache.copy_row(first, r, len(unread[first]))
+            logits[r] = logits[first]
+    unread.clear()
+
+    while any(r is not None for r in live):
+        # Sample one token of every row that is not resting.
+        rows = [i for i, r in enumerate(live) if r is not None and r not in unread]
+        scores = logits[rows] / temperature if temperature else logits[rows]                                    # (b, vocabulary)
+        gumbel = -torch.empty_like(scores).exponential_(generator=generator).log() if temperature else 0.0
+        tokens = (scores + gumbel).argmax(-1)
+        logprobs = scores.log_softmax(-1).gather(-1, tokens[:, None])[:, 0].tolist()
+        for i, token, logprob in zip(rows, tokens.tolist(), logprobs):
+            r, out, ended = live[i], rollouts[live[i]], None
+            extend(out, [token], trained=True, logprobs=[logprob])
+            if token == tokenizer.eos_token_id:
+                messages, _, terminated, truncated, _ = envs[r].step(tokenizer.decode(out.ids[out.turn_start:-1]))
+                if terminated or truncated:
+                    ended = envs[r].ended
+                else:
+                    reply = encode_tool_messages(tokenizer, messages)
+                    extend(out, reply, trained=False)
+                    unread[r] = [token, *reply]
+            else:
+                unread[r] = [token]
+                if token >= len(tokenizer):      # a padded row of the vocabulary, which no text has
+                    ended = "malformed"
+                elif len(out.ids) - out.turn_start >= settings.max_turn_tokens:
+                    ended = "max_tokens"
+            if len(out.ids) >= limit and not ended:
+                ended = "max_tokens"
+            if ended:
+                if not envs[r].ended:            # cut here: the environment has not seen the unfinished turn
+                    envs[r].stop(ended)
+                out.trajectory = {**envs[r].trajectory(), "pool": envs[r].pool}
+                live[i] = None
+                unread.pop(r, None)
+                bar.update()
+        # Read the sampled token of every row whose turn goes on; ended turns rest, with their tool messages, until enough do.
+        if len(live) > 8 and sum(r is not None for r in live) <= 0.75 * len(live):
+            kept = [i for i, r in enumerate(live) if r is not None]
+            cache.keep(kept)
+            logits, live = logits[kept], [live[i] for i in kept]
+        resting = [i for i, r in enumerate(live) if r is not None and len(unread[r]) > 1]
+        going = {i for i, r in enumerate(live) if r is not None and len(unread[r]) == 1}
+        if going:
+            # All rows go in, the resting ones empty: a row of padding costs less than gathering the others' cache.
+            chunks = [unread.pop(r) if i in going else [] for i, r in enumerate(live)]
+            starts = [len(rollouts[r].ids) - 1 if r is not None else 0 for r in live]
+            moved = torch.tensor([bool(c) for c in chunks], device=device)[:, None]
+            logits = torch.where(moved, read_tokens(model, cache, None, chunks, starts, limit), logits)
+        if resting and (8 * len(resting) >= len(going) + len(resting)):
+            for part in (resting[i:i + settings.read_rows] for i in range(0, len(resting), settings.read_rows)):
+                chunks = [unread.pop(live[i]) for i in part]
+                starts = [len(rollouts[live[i]].ids) - len(c) for i, c in zip(part, chunks)]
+                logits[part] = read_tokens(model, cache, part, chunks, starts, limit)
+    bar.close()
+    return rollouts
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# GRPO: pure functions of tensors
+
+
+def group_advantages(rewards, group_ids, how, flat=1e-6):
+    """Advantage of each rollout inside its own group: (reward - mean) [/ std]. Returns (advantages, counts of groups).
+
+    Groups are found by id, in any order and of any size. A NaN reward (failed judge) gets advantage 0 and is left out of
+    mean and std; a group without spread gets 0 throughout. `how`: mean_std (GRPO, 2402.03300) or mean (Dr. GRPO, 2503.20783).
+
+    >>> group_advantages([0.0, 1.0, 0.5, 0.5], [7, 7, 3, 3], "mean")[0]
+    [-0.5, 0.5, 0.0, 0.0]
+    """
+    members = defaultdict(list)
+    for i, (reward, group) in enumerate(zip(rewards, group_ids)):
+        if not math.isnan(reward):
+            members[group].append(i)
+    advantages, counts = [0.0] * len(rewards), Counter(groups=len(set(group_ids)), unscored=sum(map(math.isnan, rewards)))
+    for rows in members.values():
+        values = [rewards[i] for i in rows]
+        if max(values) - min(values) <= flat:
+            counts["flat"] += 1
+            counts["flat_good"] += values[0] > 0.95
+            continue
+        mean = sum(values) / len(values)
+        std = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5 if how == "mean_std" else 1.0
+        for i in rows:
+            advantages[i] = (rewards[i] - mean) / std
+    return advantages, counts
+
+
+def grpo_loss(logprobs, old_logprobs, advantages, loss_mask, config, normalizer, ref_logprobs=None, sampler_logprobs=None):
+    """The clipped policy-gradient loss of one micro-batch, and sums for the metrics.
+
+    logprobs, old_logprobs, ref_logprobs, sampler_logprobs, loss_mask: (B, T); advantages: (B,); normalizer: loss tokens
+    (loss_mean token) or sequences (sequence) of the WHOLE optimizer step over all ranks, so that micro-batch losses add up.
+
+        L = - sum_t w_t min(r_t A, clip(r_t, 1 - low, 1 + high) A) / normalizer + kl_coef KL,   r_t = pi / pi_old
+    """
+    mask = loss_mask.to(logprobs.dtype)
+    log_ratio = (logprobs - old_logprobs) * mask
+    length = mask.sum(-1, keepdim=True).clamp(min=1)
+    if config.ratio == "sequence":      # GSPO 2507.18071: one length-normalised ratio a sequence, its gradient spread over the tokens
+        whole = log_ratio.sum(-1, keepdim=True) / length
+        log_ratio = (whole.detach() + logprobs - logprobs.detach()) * mask
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+    gain = torch.minimum(ratio * advantages[:, None], clipped * advantages[:, None])                            # (B, T)
+    if config.tis_cap:                  # the sampler's kernels differ from the trainer's: truncated importance weight
+        gain = gain * (old_logprobs - sampler_logprobs).exp().clamp(max=config.tis_cap).detach()
+    per_token = -gain
+    if ref_logprobs is not None:        # Theorem 4.1's action bias: KL(pi || pi_pst), the k3 estimate
+        gap = (ref_logprobs - logprobs) * mask
+        kl = gap.exp() - gap - 1
+        per_token = per_token + config.kl_coef * kl
+    weight = mask / length if config.loss_mean == "sequence" else mask
+    loss = (per_token * weight).sum() / normalizer
+    with torch.no_grad():
+        sums = {"ratio": (ratio * mask).sum(), "clipped": ((ratio != clipped) * mask).sum(), "tokens": mask.sum()}
+        if ref_logprobs is not None:
+            sums["kl"] = (kl * mask).sum()
+    return loss, sums
+
+
+def micro_batches(rollouts, micro_tokens):
+    """Rollouts sorted by length and cut so that rows x longest row stays within micro_tokens: little padding, bounded memory."""
+    batches, rows = [], []
+    for r in sorted(rollouts, key=lambda r: len(r.ids), reverse=True):
+        if rows and (len(rows) + 1) * len(rows[0].ids) > micro_tokens:
+            batches.append(rows)
+            rows = []
+        rows.append(r)
+    return batches + [rows] if rows else batches
+
+
+def collate(rollouts, device):
+    """Right-padded tensors of some rollouts; masks follow lengths, never token ids."""
+    longest = max(len(r.ids) for r in rollouts)
+
+    def stack(name, dtype):
+        return torch.tensor([getattr(r, name) + [0] * (longest - len(r.ids)) for r in rollouts], dtype=dtype, device=device)
+
+    return {"input_ids": stack("ids", torch.long), "loss_mask": stack("loss_mask", torch.bool),                # (B, T)
+            "sampler_logprobs": stack("logprobs", torch.float32)[:, 1:],                                        # (B, T - 1)
+            "position_ids": torch.arange(longest, device=device).expand(len(rollouts), -1),
+            "advantages": torch.tensor([r.advantage for r in rollouts], dtype=torch.float32, device=device)}   # (B,)
+
+
+def batch_logprobs(model, batch, config, temperature=1.0):
+    """Trainer log-probabilities of the agent's tokens, (B, T - 1), and their mean entropy."""
+    return token_logprobs(model, batch["input_ids"], batch["position_ids"], batch["loss_mask"][:, 1:], temperature=temperature,
+                          autocast=use_autocast(config, batch["input_ids"].device), entropy=True)
+
+
+def update(policy, optimizer, rollouts, config):
+    """GRPO update on the rollouts that carry signal. Returns metrics; every normaliser is counted over the whole step first."""
+    v, device = config.vrl, next(policy.parameters()).device
+    trained = [r for r in rollouts if r.advantage and not (v.mask_truncated and r.trajectory["ended"] in ("max_tokens", "max_turns"))]
+    sums, grad_norm = Counter(), 0.0
+    with_ref, with_old = v.kl_coef > 0, v.minibatches > 1 or v.tis_cap > 0
+    order = draw(config.seed, "minibatches", len(trained)).sample(trained, len(trained))
+    size = math.ceil(len(order) / v.minibatches) or 1
+    known = {}
+    if with_ref or with_old:      # pi_pst and pi_old once, before the first optimizer step changes the policy
+        with torch.no_grad():
+            for rows in micro_batches(trained, v.micro_tokens):
+                batch = collate(rows, device)
+                old = batch_logprobs(policy, batch, config, config.rollout.temperature)[0] if with_old else None
+                ref = None
+                if with_ref:
+                    with policy.disable_adapter():
+                        ref = batch_logprobs(policy, batch, config, config.rollout.temperature)[0]
+                for i, r in enumerate(rows):
+                    known[id(r)] = [x[i, : len(r.ids) - 1] if x is not None else None for x in (old, ref)]
+    for mini in (order[i:i + size] for i in range(0, len(order), size)):
+        normalizer = sum(sum(r.loss_mask) for r in mini) if v.loss_mean == "token" else len(mini)
+        for rows in micro_batches(mini, v.micro_tokens):
+            batch = collate(rows, device)
+            logprobs, entropy = batch_logprobs(policy, batch, config, config.rollout.temperature)
+            fill = [torch.nn.utils.rnn.pad_sequence([known[id(r)][k] for r in rows], batch_first=True) if wanted else None
+                    for k, wanted in ((0, with_old), (1, with_ref))]
+            # One update on fresh rollouts: pi_old is this very pi, the ratio is 1 and its gradient is not 0.
+            old = fill[0] if with_old else logprobs.detach()
+            mask = batch["loss_mask"][:, 1:]
+            loss, some = grpo_loss(logprobs, old, batch["advantages"], mask, v, normalizer, fill[1], batch["sampler_logprobs"])
+            loss.backward()
+            sums.update({k: float(x) for k, x in some.items()})
+            gap = ((logprobs.detach() - batch["sampler_logprobs"]) * mask).abs()
+            sums.update(loss=float(loss.detach()), entropy=float((entropy * mask).sum()), gap=float(gap.sum()), read=batch["input_ids"].numel())
+            sums["gap_max"] = max(sums["gap_max"], float(gap.max()))
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(trained_parameters(policy).values(), v.max_grad_norm))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    tokens = sums["tokens"] or 1
+    return {"loss": sums["loss"], "grad_norm": grad_norm, "ratio": sums["ratio"] / tokens, "clipped": sums["clipped"] / tokens,
+            "entropy": sums["entropy"] / tokens, "kl": sums["kl"] / tokens if with_ref else None, "gap_mean": sums["gap"] / tokens,
+            "gap_max": sums["gap_max"], "trained": len(trained), "loss_tokens": int(sums["tokens"]), "read_tokens": int(sums["read"])}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Engine: the sampler's weights, its checks, evaluation
+
+
+def sync_sampler(sampler, policy):
+    """Give the sampler the policy's weights: a fresh fp32 merge of base and adapter, never undone in place."""
+    plain = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+    target = dict(sampler.named_parameters())
+    with torch.no_grad():
+        for name, module in plain.named_modules():
+            if hasattr(module, "get_delta_weight"):
+                target[name + ".weight"].copy_(module.base_layer.weight + module.get_delta_weight("default"))
+        for name, p in plain.named_parameters():
+            if ".base_layer." not in name and "lora_" not in name:
+                target[name].copy_(p)
+
+
+def check_engine(sampler, policy, tokenizer, task, config, threshold=1e-4):
+    """Sampler and trainer agree on a fixed prompt, in fp32: the largest difference of log-probabilities. SystemExit above threshold."""
+    rollout = sample_rollouts(sampler, tokenizer, [task], config, 1.0, seed=0)[0]
+    batch = collate([rollout], sampler.device)
+    with torch.no_grad():
+        logprobs, _ = token_logprobs(policy, batch["input_ids"], batch["position_ids"], batch["loss_mask"][:, 1:], entropy=True)
+    gap = float(((logprobs - batch["sampler_logprobs"]) * batch["loss_mask"][:, 1:]).abs().max())
+    if not gap <= threshold:
+        raise SystemExit(f"error: sampler and trainer disagree on {sum(rollout.loss_mask)} tokens of a fixed prompt: largest difference "
+                         f"of log-probabilities {gap:.2e}, allowed {threshold:.0e}; the sampler does not hold the policy's weights")
+    return gap
+
+
+def check_reference(policy, tokenizer, task, config, sampler):
+    """KL to pi_pst (adapter off) is 0 before the first step. SystemExit with the number otherwise."""
+    batch = collate(sample_rollouts(sampler, tokenizer, [task], config, 1.0, seed=0), sampler.device)
+    with torch.no_grad():
+        now = batch_logprobs(policy, batch, config)[0]
+        with policy.disable_adapter():
+            ref = batch_logprobs(policy, batch, config)[0]
+    kl = float(((ref - now).exp() - (ref - now) - 1).sum())
+    if kl != 0.0:
+        raise SystemExit(f"error: KL to the PST policy is {kl:.2e} at step 0, it must be 0: the adapter does not start at zero")
+
+
+def score(rollouts, config):
+    """Fill in LtrReward (Sec. 4.3.2) of finished rollouts."""
+    for r in rollouts:
+        r.trajectory["reward"] = ltr_reward(r.trajectory, config.reward, r.trajectory["pool"])
+        r.reward = r.trajectory["reward"]["total"]
+
+
+def mean(values):
+    """Mean of what is there: None and NaN are left out; None for nothing."""
+    values = [v for v in values if v is not None and not math.isnan(v)]
+    return sum(values) / len(values) if values else None
+
+
+def summary(rollouts):
+    """Mean R_vrt, its parts, and how episodes ended."""
+    rewards = [r.trajectory["reward"] for r in rollouts]
+    return {"reward": mean(w["total"] for w in rewards), **{k: mean(w[k] for w in rewards) for k in ("plan", "fine", *PARTS)},
+            "strict": mean(float(w["total"] > 0.99) for w in rewards),
+            "ended": dict(Counter(r.trajectory["ended"] for r in rollouts)),
+            "tokens": mean(len(r.ids) for r in rollouts), "turns": mean(len(r.trajectory["turns"]) for r in rollouts)}
+
+
+def evaluate(model, tokenizer, tasks, config, run, progress="held-out"):
+    """Held-out R_vrt with its parts, greedy and sampled, and general exact match. Returns (figures, greedy rollouts)."""
+    out, kept = {}, None
+    for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
+        if name == "greedy" or config.bench.sampled:
+            rollouts = sample_rollouts(model, tokenizer, tasks, config, temperature, seed=config.seed, progress=f"{progress}, {name}")
+            score(rollouts, config)
+            out[name], kept = summary(rollouts), kept or rollouts
+    out["general"] = general_exact_match(model, tokenizer, read_jsonl(run / "data" / "general_heldout.jsonl"), model.device)
+    return out, kept
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The loop
+
+
+def step_tasks(tasks, config, step):
+    """The tasks of one step: the training tasks in a seeded order, a new order each time round."""
+    n, picked = config.vrl.tasks_per_step, []
+    for i in range(step * n, (step + 1) * n):
+        order = draw(config.seed, "vrl tasks", i // len(tasks)).sample(range(len(tasks)), len(tasks)) if i % len(tasks) == 0 or not picked else order
+        picked.append(tasks[order[i % len(tasks)]])
+    return picked
+
+
+def part_spread(rollouts):
+    """Mean over groups of each reward part's variance inside the group: a part that is equal over the group teaches nothing."""
+    groups = defaultdict(list)
+    for r in rollouts:
+        groups[r.group_id].append(r.trajectory["reward"])
+    spread = {}
+    for part in ("plan", *PARTS):
+        values = [[w[part] for w in g if w[part] is not None and not math.isnan(w[part])] for g in groups.values()]
+        spread[part] = mean(sum((x - sum(v) / len(v)) ** 2 for x in v) / len(v) for v in values if v)
+    return spread
+
+
+def train(config, run, policy, sampler, tokenizer, tasks):
+    """The VRL loop: EVAL (outside), ROLLOUT, SCORE, UPDATE, SYNC, LOG, SAVE. Continues from the last complete checkpoint."""
+    v = config.vrl
+    named = trained_parameters(policy)
+    optimizer = torch.optim.AdamW([{"params": list(named.values()), "names": list(named)}], lr=v.lr, betas=(0.9, v.beta2),
+                                  weight_decay=v.weight_decay)
+    saved, first = list_checkpoints(run / "vrl"), 0
+    if saved:
+        checkpoint = read_checkpoint(config, saved[-1])
+        restore(policy, optimizer, *checkpoint)
+        first = checkpoint[-1]["step"]
+        print(f"continuing from {saved[-1].relative_to(ROOT)}")
+    sync_sampler(sampler, policy)
+    print(f"VRL: steps {first} to {v.steps}, {v.tasks_per_step} tasks x {v.group_size} rollouts = {v.tasks_per_step * v.group_size} a step", flush=True)
+    bar = tqdm(range(first, v.steps), initial=first, total=v.steps, desc="VRL", unit="step", mininterval=1)
+    for step in bar:
+        start = time.time()
+        rollouts = sample_rollouts(sampler, tokenizer, step_tasks(tasks, config, step), config, config.rollout.temperature,
+                                   seed=draw(config.seed, "rollouts", step).getrandbits(31), group_size=v.group_size)
+        sampled = time.time()
+        score(rollouts, config)
+        advantages, groups = group_advantages([r.reward for r in rollouts], [r.group_id for r in rollouts], v.advantage)
+        for r, a in zip(rollouts, advantages):
+            r.advantage = a
+        scored = time.time()
+        for g in optimizer.param_groups:
+            g["lr"] = v.lr * min(1.0, (step + 1) / max(1, v.warmup))
+        figures = update(policy, optimizer, rollouts, config)
+        sync_sampler(sampler, policy)
+        updated = time.time()
+        new = sum(sum(r.loss_mask) for r in rollouts)
+        now = summary(rollouts)
+        record = {"phase": "vrl", "step": step + 1, **now, **figures, "groups": dict(groups), "spread": part_spread(rollouts),
+                  "lr": optimizer.param_groups[0]["lr"], "sampled_tokens": new, "sample_tok_s": round(new / (sampled - start)),
+                  "update_tok_s": round(figures["read_tokens"] / (updated - scored)), "sample_s": round(sampled - start, 2),
+                  "update_s": round(updated - scored, 2), "step_s": round(time.time() - start, 2)}
+        lost = groups["unscored"] / len(rollouts)
+        if lost > 0.05:
+            raise SystemExit(f"error: the judge failed on {lost:.0%} of the rollouts of step {step + 1} (more than 5 %); see {run / 'metrics.jsonl'}")
+        cut = sum(now["ended"].get(k, 0) for k in ("max_tokens", "max_turns")) / len(rollouts)
+        if cut > 0.2:
+            tqdm.write(f"warning: step {step + 1}: {cut:.0%} of the rollouts hit a limit; raise rollout.max_turn_tokens, rollout.max_turns or model.max_len")
+        append_metrics(run, record)
+        write_jsonl(run / "vrl" / "rollouts" / f"step-{step + 1}.jsonl", [{**r.trajectory, "advantage": r.advantage} for r in rollouts])
+        bar.set_postfix_str(f"R_vrt {now['reward']:.3f} plan {now['plan']:.2f} fine {now['fine']:.2f} flat {groups['flat']}/{groups['groups']} "
+                            f"{record['sample_tok_s']} tok/s")
+        if (step + 1) % v.save_every == 0 or step + 1 == v.steps:
+            save_checkpoint(run / "vrl" / f"step-{step + 1}", policy, optimizer, {"step": step + 1, "config": config_digest(config)}, keep=v.keep)
+
+
+def generate_rollouts(model, tokenizer, tasks, config):
+    """The same greedy episodes with transformers' `generate`, which reads every history again at every turn. For --speed only."""
+    envs, histories, prompts = [], [], []
+    for task in tasks:
+        envs.append(VisGenEnv(config.rollout))
+        messages, info = envs[-1].reset(task, draw(0, "env", task["id"]).getrandbits(31))
+        histories.append(encode_prompt(tokenizer, messages, info["tools"]))
+        prompts.append(len(histories[-1]))
+    sampled, live = 0, list(range(len(tasks)))
+    while live:
+        width = max(len(histories[r]) for r in live)
+        ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(histories[r])) + histories[r] for r in live])        # (b, width)
+        mask = torch.tensor([[0] * (width - len(histories[r])) + [1] * len(histories[r]) for r in live])
+        new = model.generate(ids, attention_mask=mask, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+                             max_new_tokens=min(config.rollout.max_turn_tokens, config.model.max_len - width))[:, width:].tolist()
+        going = []
+        for r, tokens in zip(live, new):
+            turn = tokens[: tokens.index(tokenizer.eos_token_id) + 1] if tokenizer.eos_token_id in tokens else tokens
+            histories[r] += turn
+            sampled += len(turn)
+            if turn[-1] == tokenizer.eos_token_id:
+                messages, _, terminated, truncated, _ = envs[r].step(tokenizer.decode(turn[:-1]))
+                if not (terminated or truncated):
+                    histories[r] += encode_tool_messages(tokenizer, messages)
+                    going += [r] if len(histories[r]) < config.model.max_len - 1 else []
+        live = going
+    return histories, sampled
+
+
+def compare_speed(model, tokenizer, tasks, config, n=64):
+    """Print the tokens/s of our sampler and of transformers' generate on the same multi-turn greedy episodes."""
+    tasks = [t for t in tasks if t["modality"] == "video"][:n]
+    sample_rollouts(model, tokenizer, tasks[:4], config, 0.0, seed=0)       # first calls are slow
+    start = time.time()
+    ours = sample_rollouts(model, tokenizer, tasks, config, 0.0, seed=0)
+    middle = time.time()
+    histories, theirs = generate_rollouts(model, tokenizer, tasks, config)
+    end = time.time()
+    sampled, turns = sum(sum(r.loss_mask) for r in ours), mean(len(r.trajectory["turns"]) for r in ours)
+    same = sum(r.ids == h for r, h in zip(ours, histories))
+    print(f"{len(tasks)} trajectories, {turns:.1f} turns and {mean(len(r.ids) for r in ours):.0f} tokens each, greedy, "
+          f"{torch.get_num_threads()} threads; {same} of {len(tasks)} token for token the same\n"
+          f"ours                   {sampled:7} tokens  {middle - start:6.1f} s  {sampled / (middle - start):7.0f} tokens/s\n"
+          f"transformers generate  {theirs:7} tokens  {end - middle:6.1f} s  {theirs / (end - middle):7.0f} tokens/s\n"
+          f"ratio {sampled / (middle - start) * (end - middle) / theirs:.1f}")
+
+
+def draw_curve(run):
+    """curve.png: R_vrt and its parts over VRL steps, from metrics.jsonl."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    lines = {m["step"]: m for m in read_jsonl(run / "metrics.jsonl") if m["phase"] == "vrl"}
+    held = {m["step"]: m["greedy"]["reward"] for m in read_jsonl(run / "metrics.jsonl") if m["phase"] == "eval"}
+    loss = [(m["tokens"], m["loss"], m["stage"]) for m in read_jsonl(run / "metrics.jsonl") if m["phase"] == "pst"]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=[2, 3])
+    for stage in sorted({s for _, _, s in loss}):
+        left.plot([t / 1e6 for t, _, s in loss if s == stage], [x for _, x, s in loss if s == stage], label=f"stage {stage}")
+    left.set(xlabel="tokens of the stage (millions)", ylabel="loss on the agent's tokens", title="PST", yscale="log")
+    for part, style in (("reward", {"color": "black", "lw": 2}), ("plan", {}), *((p, {"lw": 0.8}) for p in PARTS)):
+        steps = [s for s in sorted(lines) if lines[s][part] is not None]
+        right.plot(steps, [lines[s][part] for s in steps], label="R_vrt" if part == "reward" else f"R_{part}", **style)
+    right.plot(sorted(held), [held[s] for s in sorted(held)], "o--", color="black", label="R_vrt held-out, greedy")
+    right.set(xlabel="VRL step", title="VRL: mean over the step's rollouts at temperature 1", ylim=(None, 1.01))
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(run / "curve.png", dpi=110)
+    plt.close(figure)
+
+
+def write_trajectory(trajectory, path):
+    """One finished trajectory as text to read: request, turns, replies, reward parts."""
+    reward = trajectory["reward"]
+    lines = [f"task {trajectory['task']['id']} ({trajectory['task']['scenario']}, {trajectory['task']['difficulty']}), ended: {trajectory['ended']}",
+             f"R_vrt {reward['total']:.3f} = plan {reward['plan']:.3f} x fine {reward['fine']:.3f}; "
+             + ", ".join(f"{p} {reward[p]:.2f}" for p in PARTS if reward[p] is not None), ""]
+    for m in trajectory["messages"]:
+        lines += [f"--- {m['role']}", m["content"], ""]
+    write_atomic(path, "\n".join(lines))
+
+
+def print_table(before, after):
+    """The before/after table on held-out tasks."""
+    print(f"\n{'held-out':24}{'PST':>10}{'PST + VRL':>12}")
+    for mode in ("greedy", "sampled"):
+        if mode not in before:
+            continue
+        for name in ("reward", "strict", "plan", "fine", *PARTS):
+            a, b = (x[mode].get(name) for x in (before, after))
+            label = {"reward": "R_vrt", "strict": "R_vrt > 0.99"}.get(name, f"R_{name}")
+            print(f"{mode + ' ' + label:24}" + "".join(f"{'-' if x is None else format(x, '.3f'):>{w}}" for x, w in ((a, 10), (b, 12))))
+    for name in before["general"]:
+        print(f"{name + ' (exact match)':24}{before['general'][name]:>10.3f}{after['general'][name]:>12.3f}")
+
+
+def cached_evaluation(path, compute):
+    """Read an evaluation that is already there, or compute it and write it (figures, one trajectory)."""
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    result = compute()
+    write_atomic(path, to_json(result))
+    return result
+
+
+def main():
+    """Data, PST, VRL, evaluation: whatever is not there yet, in order."""
+    config, switches = command_line(__doc__, [("--speed", "measure our sampler against transformers' generate, then stop")])
+    began, run = time.time(), open_run(config)
+    device = set_up(config)
+    ensure_data(config, run)
+    final = train_pst(config, run)
+    tokenizer = load_tokenizer(config, run)
+    load = lambda: load_policy(final, config, tokenizer, device) if config.vrl.start == "pst" else build_policy(config, tokenizer, device)      # noqa: E731
+    sampler = load().float().eval().requires_grad_(False)
+    if "--speed" in switches:
+        return compare_speed(sampler, tokenizer, read_jsonl(run / "data" / "train.jsonl"), config)
+    policy = add_lora(config, load()) if config.vrl.tune == "lora" else load()
+    heldout = read_jsonl(run / "data" / "heldout.jsonl")[: config.bench.tasks]
+    gap = check_engine(sampler, policy, tokenizer, heldout[0], config)
+    if config.vrl.tune == "lora":
+        check_reference(policy, tokenizer, heldout[0], config, sampler)
+    trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    print(f"policy: {sum(p.numel() for p in sampler.parameters()):,} parameters, {trainable:,} trained; sampler against trainer {gap:.1e} nats")
+
+    def measure(step):
+        figures, rollouts = evaluate(sampler, tokenizer, heldout, config, run, "held-out after VRL" if step else "held-out before VRL")
+        append_metrics(run, {"phase": "eval", "step": step, **figures})
+        return {**figures, "example": max(rollouts, key=lambda r: (r.reward, len(r.trajectory["calls"]))).trajectory}
+
+    before = cached_evaluation(run / "vrl" / "before.json", lambda: measure(0))
+    train(config, run, policy, sampler, tokenizer, read_jsonl(run / "data" / "train.jsonl"))
+    after_gap = check_engine(sampler, policy, tokenizer, heldout[0], config)
+    after = cached_evaluation(run / "vrl" / "after.json", lambda: measure(config.vrl.steps))
+    draw_curve(run)
+    write_trajectory(after["example"], run / "trajectory.txt")
+    print_table(before, after)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"\nsampler against trainer after the last sync {after_gap:.1e} nats; {time.time() - began:.0f} s, peak memory {peak:.1f} GiB")
+    print(f"curve:      {(run / 'curve.png').relative_to(ROOT)}\ntrajectory: {(run / 'trajectory.txt').relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
