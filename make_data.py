@@ -662,9 +662,16 @@ def make_visgen(config, tasks):
 SYLLABLES = "ba be bi bo da de di do fa fe fi fo ga go ka ke ki ko la le li lo ma me mi mo na ne ni no pa pe pi po ra re ri ro sa se si so ta te ti to va ve vi vo za zo".split()
 
 
+@lru_cache(maxsize=1)
+def common_words():
+    """Words of the training subjects, in order."""
+    groups = load_scenarios()["subjects"].values()
+    return sorted({w for g in groups for phrase in split_list(g, len(g) // 5, "train") for w in phrase.split()[1:]})
+
+
 def odd_word(rng):
-    """A made-up word: copying it cannot be learned by heart."""
-    return "".join(rng.choice(SYLLABLES) for _ in range(rng.randint(2, 3)))
+    """A training word or, as often, a made-up one: copying it cannot be learned by heart."""
+    return rng.choice(common_words()) if rng.random() < 0.5 else "".join(rng.choice(SYLLABLES) for _ in range(rng.randint(2, 3)))
 
 
 def general_item(rng, kind):
@@ -685,9 +692,12 @@ def general_item(rng, kind):
         text, names = " ".join(some), ["color", "city", "pet", "day", "song", "tool"]
         pairs = dict(zip(rng.sample(names, 3), some + [odd_word(rng)]))
         looked = rng.choice(list(pairs))
-        ask, reply = rng.choice([(f"Repeat: {text}", text), (f"Write these words backwards: {text}", " ".join(reversed(some))),
+        ask, reply = rng.choice([(f"Repeat: {text}", text), (f"Repeat twice: {text}", f"{text}, {text}"),
+                                 (f"Write these words backwards: {text}", " ".join(reversed(some))),
                                  (f"What is the last word? {text}", some[-1]), (f"What is the first word? {text}", some[0]),
                                  (f"How many words? {text}", str(len(some))), (f"Write this as a JSON list: {text}", to_json(some)),
+                                 (f"Please write {text} for {names[0]}, as JSON.", to_json({names[0]: text})),
+                                 (f"What comes after {some[0]}? {text}", some[1]),
                                  ("; ".join(f"{k} is {v}" for k, v in pairs.items()) + f". Which {looked}?", pairs[looked])])
     else:
         tools = []

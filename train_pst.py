@@ -87,7 +87,9 @@ def load_tokenizer(config, run):
     from transformers import AutoTokenizer
 
     source = config.model.path or str(run / "data" / "tokenizer")
-    if not config.model.path and not Path(source).is_dir():
+    if config.pst.init_from:  # the ids mean what they meant when that policy was trained
+        source = str(finished_policy(config.pst.init_from))
+    elif not config.model.path and not Path(source).is_dir():
         raise SystemExit(f"error: {source} is missing; `python make_data.py --config ...` makes it")
     tokenizer = AutoTokenizer.from_pretrained(source)
     tokenizer.chat_template = TEMPLATE.read_text(encoding="utf-8")
@@ -95,6 +97,16 @@ def load_tokenizer(config, run):
         tokenizer.pad_token = tokenizer.eos_token or END_OF_TURN
     check_template(tokenizer)
     return tokenizer
+
+
+def finished_policy(folder):
+    """The path of `pst.init_from`, from the repository's root; SystemExit if no finished policy is there."""
+    path = ROOT / folder
+    for name in ("config.json", "tokenizer.json"):
+        if not (path / name).is_file():
+            raise SystemExit(f"error: config key `pst.init_from` is {folder}, which is no finished policy: {path / name} is missing; "
+                             f"give the folder pst/final of a run")
+    return path
 
 
 def check_template(tokenizer):
@@ -441,6 +453,12 @@ def encode_records(tokenizer, records, row_len, what):
     return examples
 
 
+def encode_data(config, run, tokenizer):
+    """The general mix and D_vis of a run, encoded."""
+    return [encode_records(tokenizer, read_jsonl(run / "data" / name), config.pst.row_len, name)
+            for name in ("general.jsonl", "visgen.jsonl")]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Checkpoints: safetensors and JSON, written under another name, then renamed
 
@@ -497,16 +515,15 @@ def list_checkpoints(folder):
 def read_checkpoint(config, folder):
     """Weights, moments, groups and state of a checkpoint. SystemExit names the file that is missing or cut off."""
     advice = f"delete the folder {folder} to go on from the one before it"
-    for name in ("model.safetensors", "optimizer.safetensors", "optimizer.json", "state.json"):
-        if not (folder / name).is_file():
-            raise SystemExit(f"error: {folder / name} is missing, the checkpoint was cut off; {advice}")
     read = []
-    for name, reader in (("model.safetensors", load_file), ("optimizer.safetensors", load_file),
-                         ("optimizer.json", lambda p: json.loads(p.read_text())), ("state.json", lambda p: json.loads(p.read_text()))):
+    for name in ("model.safetensors", "optimizer.safetensors", "optimizer.json", "state.json"):
+        path = folder / name
+        if not path.is_file():
+            raise SystemExit(f"error: {path} is missing, the checkpoint was cut off; {advice}")
         try:
-            read.append(reader(folder / name))
+            read.append(load_file(path) if path.suffix == ".safetensors" else json.loads(path.read_text()))
         except (SafetensorError, ValueError) as e:
-            raise SystemExit(f"error: {folder / name} cannot be read ({e}), the checkpoint was cut off; {advice}") from e
+            raise SystemExit(f"error: {path} cannot be read ({e}), the checkpoint was cut off; {advice}") from e
     if read[3]["config"] != config_digest(config):
         raise SystemExit(f"error: {folder} was written under another config; give this run a name of its own (name=...)")
     return read
@@ -601,7 +618,7 @@ def train_stage(config, run, stage, model, general, visgen, pad_id, device, star
     model.train()
     tokens = [sum(len(examples[i][0]) for row in step for i in row) for step in steps]
     began = time.perf_counter()
-    if first < len(steps):  # one untimed-for-real pass, thrown away, tells how long the stage will take
+    if first < len(steps):  # a pass whose gradient is thrown away tells how long the stage will take
         backward_step(config, model, steps[first], examples, pad_id, device)
         optimizer.zero_grad()
     seconds = (time.perf_counter() - began) * sum(tokens[first:]) / max(1, tokens[first] if first < len(steps) else 1)
@@ -662,18 +679,13 @@ def train_pst(config, run):
     """Run the stages of PST that are not done yet; returns the folder of the finished policy."""
     final = run / "pst" / "final"
     if config.pst.init_from:
-        final = ROOT / config.pst.init_from
-        if not (final / "config.json").is_file():
-            raise SystemExit(f"error: config key `pst.init_from` is {config.pst.init_from}, and there is no finished policy "
-                             f"(config.json) in {final}; it is the folder pst/final of a run")
-        return final
-    if final.is_dir():
+        return finished_policy(config.pst.init_from)
+    if final.is_dir():  # it was renamed into place, so it is whole
         return final
     device = set_up(config)
     ensure_data(config, run)
     tokenizer = load_tokenizer(config, run)
-    general, visgen = (encode_records(tokenizer, read_jsonl(run / "data" / name), config.pst.row_len, name)
-                       for name in ("general.jsonl", "visgen.jsonl"))
+    general, visgen = encode_data(config, run, tokenizer)
     model = build_policy(config, tokenizer, device)
     if config.pst.tune == "lora":
         model = add_lora(config, model)
@@ -736,8 +748,7 @@ def show_batch(config, run):
     """Print the first packed row of stage 1, trained tokens in green."""
     ensure_data(config, run)
     tokenizer = load_tokenizer(config, run)
-    general, visgen = (encode_records(tokenizer, read_jsonl(run / "data" / name), config.pst.row_len, name)
-                       for name in ("general.jsonl", "visgen.jsonl"))
+    general, visgen = encode_data(config, run, tokenizer)
     row = stage_steps(config, 0, visgen, general)[0][0]
     for i in row:
         ids, mask = [*general, *visgen][i]
@@ -754,9 +765,9 @@ def main():
     began = time.perf_counter()
     final = train_pst(config, run)
     device = set_up(config)
+    ensure_data(config, run)
     tokenizer = load_tokenizer(config, run)
     model = load_policy(final, config, tokenizer, device)
-    ensure_data(config, run)
     shares = general_exact_match(model, tokenizer, read_jsonl(run / "data" / "general_heldout.jsonl"), device)
     append_metrics(run, {"phase": "pst", "general_exact_match": shares, "seconds": round(time.perf_counter() - began, 1)})
     print("general exact match, greedy: " + ", ".join(f"{k} {v:.1%}" for k, v in shares.items()))

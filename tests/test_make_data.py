@@ -1,0 +1,768 @@
+"""Tasks, VisionAgent, the general mix, the tokenizer and the config."""
+import copy
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+import make_data  # noqa: E402
+from env import RolloutConfig, ToolError, VisGenEnv, load_tools  # noqa: E402
+from make_data import (NO_CONSTRAINTS, TAGS, Config, DataConfig, build, combination, draw, ensure_data, hub_general, load_config,  # noqa: E402
+                       load_scenarios, make_general, make_task, make_tasks, make_visgen, merge, open_run, print_keys, read_jsonl,
+                       read_request, task_agent, to_messages, train_tokenizer, vision_agent, write_jsonl)
+from rewards import RewardConfig, expand_workflow, fitting_workflows, load_workflows, ltr_reward  # noqa: E402
+
+SPLITS = ("train", "heldout")
+
+
+def defect(reason):
+    """A fault that is known and not mended yet: the test must fail, and the mark go with the fault."""
+    return pytest.mark.xfail(strict=True, reason=reason)
+
+
+TABLE_8 = """Product marketing videos; Public service advertisements; Corporate promotion videos; Brand story videos; Event promotion videos;
+Instructional videos; Popular science documentaries; Music videos (MV); Concert recordings; Variety shows; Story videos; Video podcasts;
+Picture books; Dynamic comics; Animated short films; Animated movies; Game adaptation films; Game videos; Movies; Short dramas;
+Story explanations; Product images; Detail pages; Key Visual (KV); Landing pages / H5 graphics; Complete brand visual identity;
+Banner graphics; Official account cover images; Xiaohongshu covers; Marketing posters; Avatar design; Static emoji generation; ICON design;
+LOGO design; Mini-game UI design; Character design; Character action design; Scene design; Storyboards; Picture Book; Stylization;
+Realistic Photography"""
+
+
+def squeeze(text):
+    return " ".join(text.split())
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    """630 tasks a split: 15 of each task type."""
+    return {split: make_tasks(630, split, DataConfig(), seed=7) for split in SPLITS}
+
+
+def run_agent(task, scale=0.0, seed=5):
+    env = VisGenEnv(RolloutConfig(failure_scale=scale))
+    trajectory = vision_agent(task, env, seed)
+    return trajectory, ltr_reward(trajectory, RewardConfig(), env.pool)
+
+
+# --- tasks
+
+
+def test_the_42_task_types_of_table_8():
+    kinds = load_scenarios()["scenarios"].values()
+    assert [s["title"] for s in kinds] == squeeze(TABLE_8).split("; ")
+    assert [s["modality"] for s in kinds] == ["video"] * 21 + ["image"] * 21
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_task_type_gives_tasks(tasks, split):
+    assert Counter(t["scenario"] for t in tasks[split]) == dict.fromkeys(load_scenarios()["scenarios"], 15)
+    assert len({t["request"] for t in tasks[split]}) == len({t["id"] for t in tasks[split]}) == 630
+    for t in tasks[split]:
+        assert t["split"] == split and t["modality"] == load_scenarios()["scenarios"][t["scenario"]]["modality"]
+        assert (t["constraints"]["images"] > 0) == (t["modality"] == "image") != (t["constraints"]["videos"] > 0)
+        assert set(t["constraints"]) == set(NO_CONSTRAINTS) and set(t["pool"]) <= set(load_tools()) and t["workflow"] in load_workflows()
+        assert {"id", "split", "modality", "scenario", "dimension", "request", "language", "inputs", "constraints", "difficulty",
+                "workflow"} <= set(t)
+        assert t["request"].isprintable() and "{" not in t["request"] and t["language"] == "en"
+
+
+def test_tiny_limits_hold_in_both_splits():
+    data = load_config(ROOT / "configs" / "tiny.yaml").data
+    for split in SPLITS:
+        made = make_tasks(84, split, data, seed=1)
+        assert {t["scenario"] for t in made} == set(load_scenarios()["scenarios"])
+        for t in made:
+            assert (t["constraints"]["shots"] or 0) <= data.max_shots and t["constraints"]["images"] <= data.max_images
+            assert len(expand_workflow(t["workflow"], t["constraints"])) <= data.max_steps
+
+
+def test_at_least_300_subjects(tasks):
+    subjects = [x for group in load_scenarios()["subjects"].values() for x in group]
+    assert len(subjects) == len(set(subjects)) >= 300
+    assert len({t["constraints"]["subject"] for t in tasks["train"]}) >= 200
+
+
+def test_splits_share_no_subject_style_or_combination(tasks):
+    for what in (lambda c: c["subject"], lambda c: c["style"], combination):
+        train, heldout = ({what(t["constraints"]) for t in tasks[split]} - {None} for split in SPLITS)
+        assert train and heldout and not train & heldout
+
+
+def frames_of(request, scenario):
+    """The written wordings that a request may come from, found in its text alone."""
+    slots = {"{what}": ".+?", "{subject}": ".+?", "{style}": "(?: in .+? style)?", "{extras}": ".*?"}
+    found = []
+    for wording in load_scenarios()["scenarios"][scenario]["wordings"]:
+        pattern = "".join(slots.get(x) or re.escape(x) for x in re.split(r"(\{\w+\})", wording)).replace(r"\ .*?", "(?: .*?)?")
+        if re.fullmatch(pattern, request):
+            found.append(wording)
+    return found
+
+
+def test_splits_share_no_wording_of_the_request(tasks):
+    used = {}
+    for split in SPLITS:
+        frames = [(t["scenario"], frames_of(t["request"], t["scenario"])) for t in tasks[split]]
+        assert all(f for _, f in frames), "the test does not read some request"
+        used[split] = {(s, f[0]) for s, f in frames if len(f) == 1}
+        assert len({s for s, _ in used[split]}) == 42
+    assert not used["train"] & used["heldout"]
+    assert min(Counter(s for s, _ in used["train"]).values()) >= 4     # several wordings a task type
+
+
+def test_splits_share_no_clause_sentence(tasks):
+    clauses = [c for group in load_scenarios()["clauses"].values() for c in group]
+    assert len(clauses) == len(set(clauses))
+    patterns = {c: re.compile(r"(?:^|(?<=[\s.!?]))" + re.sub(r"\\\{\w+\\\}", r"[\\w:]+", re.escape(c)) + r"(?=\s|$)") for c in clauses}
+    text = {split: "\n".join(t["request"] for t in tasks[split]) for split in SPLITS}
+    used = {split: {c for c, p in patterns.items() if p.search(text[split])} for split in SPLITS}
+    assert len(used["train"]) >= 60 and len(used["heldout"]) >= 20
+    assert not used["train"] & used["heldout"]
+
+
+def test_written_material_is_split_without_overlap():
+    book = load_scenarios()
+    for s in book["scenarios"].values():
+        assert len(s["wordings"]) == len(set(s["wordings"])) >= 7
+        for w in s["wordings"]:
+            assert sorted(re.findall(r"\{(\w+)\}", w)) == ["extras", "style", "subject", "what"], w
+    nouns = [n for s in book["scenarios"].values() for n in s["noun"]]
+    assert len(nouns) == len(set(nouns)) == 84
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_read_request_recovers_the_constraints_from_the_text(tasks, split):
+    for t in tasks[split]:
+        said, meant = read_request(t["request"]), copy.deepcopy(t["constraints"])
+        assert set(said.pop("audio")) == set(meant.pop("audio")), t["request"]
+        assert said == meant, t["request"]
+
+
+def test_every_constraint_is_said_and_every_kind_occurs(tasks):
+    for key in NO_CONSTRAINTS:
+        if key != "subject":
+            assert len({json.dumps(t["constraints"][key]) for t in tasks["train"]}) > 1, key
+    for t in tasks["train"]:
+        c = t["constraints"]
+        for value in (c["subject"], c["style"], c["aspect_ratio"], c["resolution"], c["duration_s"] and str(c["duration_s"])):
+            assert not value or value in t["request"]
+        assert (t["inputs"] != []) == c["input"]
+    assert {t["dimension"] for t in tasks["train"]} == {"amount", "duration", "storyboard"}
+    assert {t["difficulty"] for t in tasks["train"]} == {"easy", "medium", "hard"}
+
+
+def test_a_combination_that_no_draw_gives_ends(monkeypatch):
+    monkeypatch.setattr(make_data, "combination_split", lambda c: "train")
+    with pytest.raises(RuntimeError, match="1000 draws"):
+        make_task(draw(0), "heldout", DataConfig(), "logo_design" if "logo_design" in load_scenarios()["scenarios"] else None)
+
+
+# --- workflows
+
+
+def c_of(**more):
+    return {**NO_CONSTRAINTS, "subject": "a fox", **more}
+
+
+def steps_of(name, **more):
+    return [(s["tool"].removeprefix("tool_"), s["after"]) for s in expand_workflow(name, c_of(**more))]
+
+
+def test_the_15_workflows(tasks):
+    flows = load_workflows()
+    assert len(flows) == 15
+    assert {t["workflow"] for t in tasks["train"]} == set(flows)
+    for name, flow in flows.items():
+        keys = [s["key"] for s in flow["steps"]]
+        assert len(keys) == len(set(keys))
+        for s in flow["steps"]:
+            assert set(s["tool"]) <= set(load_tools()) and s.get("repeat") in (None, "shots", "rest")
+
+
+def test_expand_single_image_and_sets():
+    assert steps_of("single_image", images=1) == [("text2image_gemini", [])]
+    assert expand_workflow("image_set", c_of(images=4)) == [
+        {"id": 1, "tool": "tool_text2image_gemini", "goal": "4 images of a fox", "after": [], "key": "image", "index": 0,
+         "tools": ["tool_text2image_gemini", "tool_text2image_seed"]}]
+    assert [s["goal"] for s in expand_workflow("consistent_images", c_of(images=5, consistency=["object"]))] == [
+        "1 image of a fox", "4 images from the reference"]
+    assert steps_of("consistent_web_page", images=3, web_page=True, consistency=["style"])[-1] == ("html_builder", [1, 2])
+    assert steps_of("storyboard_frames", images=3, storyboard=True, consistency=["style"]) == [
+        ("video_shot_gen", []), ("text2image_gemini", [1]), ("image_edit_gemini", [2])]
+
+
+def test_expand_trims_what_is_too_long_and_speeds_up_what_a_trim_would_empty():
+    veo, join = "text2video_veo", "video_composite"
+    assert steps_of("single_clip", videos=1, duration_s=8) == [(veo, [])]
+    assert steps_of("single_clip", videos=1, duration_s=7) == [(veo, []), ("video_trim_edit", [1])]
+    # 3 x 8 = 24 -> 20: the last clip keeps 4 s; 3 x 4 = 12 -> 7: a trim would lose it whole
+    assert steps_of("montage", videos=1, shots=3, duration_s=20) == [(veo, [])] * 3 + [(join, [1, 2, 3]), ("video_trim_edit", [4])]
+    assert steps_of("montage", videos=1, shots=3, duration_s=7) == [(veo, [])] * 3 + [(join, [1, 2, 3]), ("video_speed_adjust", [4])]
+    assert steps_of("montage", videos=1, shots=3, duration_s=8)[-1] == ("video_speed_adjust", [4])      # the border: 4 x (3 - 1) = 8
+    assert steps_of("montage", videos=1, shots=2, duration_s=12) == [(veo, [])] * 2 + [(join, [1, 2])]
+    assert len(steps_of("montage", videos=1, duration_s=16)) == 3                                         # shots not said: 2 x 8 s
+    goals = [s["goal"] for s in expand_workflow("single_clip", c_of(videos=2))]
+    assert goals == ["2 clips of a fox"]
+
+
+def test_expand_pairs_frames_and_clips_and_names_the_subject_once():
+    steps = expand_workflow("consistent_film", c_of(videos=1, shots=3, consistency=["object"]))
+    assert [(s["goal"], s["after"]) for s in steps] == [
+        ("reference image of a fox", []), ("frame 1 from the reference", [1]), ("frame 2 from the reference", [1]),
+        ("frame 3 from the reference", [1]), ("clip 1 from its frame", [2]), ("clip 2 from its frame", [3]), ("clip 3 from its frame", [4]),
+        ("join all clips", [5, 6, 7])]
+    square = expand_workflow("square_clip", c_of(videos=1, shots=2, aspect_ratio="1:1"))
+    assert [(s["goal"], s["after"]) for s in square] == [("frame 1 of a fox", []), ("frame 2", []), ("clip 1 from its frame", [1]),
+                                                         ("clip 2 from its frame", [2]), ("join all clips", [3, 4])]
+    assert [s["goal"] for s in expand_workflow("square_clip", c_of(videos=1, aspect_ratio="1:1"))] == ["frame of a fox", "clip from its frame"]
+
+
+def test_a_missing_step_hands_on_what_it_follows():
+    film = steps_of("music_video", videos=1, shots=2, duration_s=15, audio=["music", "narration", "subtitles"], beat=True)
+    assert film == [("music_suno", []), ("beat_detect", [1]), ("text2video_veo", []), ("text2video_veo", []), ("video_composite", [1, 2, 3, 4]),
+                    ("video_trim_edit", [5]), ("tts_composite", [6]), ("subtitle_add_text", [7])]
+    assert steps_of("music_video", videos=1, shots=2, audio=["music", "subtitles"]) == [
+        ("music_suno", []), ("text2video_veo", []), ("text2video_veo", []), ("video_composite", [1, 2, 3]), ("subtitle_add_text", [4])]
+    assert steps_of("single_clip", videos=1, audio=["subtitles"]) == [("text2video_veo", []), ("subtitle_add_text", [1])]
+
+
+def test_routing_serves_what_is_asked_and_presupposes_nothing():
+    for name, more in {"single_image": {"images": 1}, "image_set": {"images": 3}, "print_images": {"images": 2, "resolution": "2K"},
+                       "transparent_assets": {"images": 1, "transparent": True}, "consistent_images": {"images": 2, "consistency": ["scene"]},
+                       "restyle_input": {"images": 1, "input": True}, "web_page": {"images": 2, "web_page": True},
+                       "single_clip": {"videos": 1, "audio": ["narration"]}, "montage": {"videos": 1, "shots": 2},
+                       "music_video": {"videos": 1, "audio": ["music"]}, "sound_design": {"videos": 1, "audio": ["sfx"]},
+                       "square_clip": {"videos": 1, "aspect_ratio": "1:1"},
+                       "consistent_film": {"videos": 1, "shots": 2, "consistency": ["style"]}}.items():
+        assert fitting_workflows(c_of(**more))[0] == name
+
+
+def test_pool_holds_the_workflow_s_tools_and_six_others():
+    for text in ("Make a logo of a fox.", "Make a music video about a fox. Use 2 shots."):
+        workflow, pool = task_agent(text)
+        own = {t for s in load_workflows()[workflow]["steps"] for t in s["tool"]}
+        assert own < set(pool) and len(pool) == len(own) + 6 and pool == [t for t in load_tools() if t in pool]
+
+
+# --- VisionAgent
+
+
+def test_agent_never_reads_the_hidden_constraints(tasks):
+    class Closed(dict):
+        """A task that refuses to show its constraints."""
+
+        def __getitem__(self, k):
+            assert k != "constraints"
+            return super().__getitem__(k)
+
+        def get(self, k, default=None):
+            assert k != "constraints"
+            return super().get(k, default)
+
+    for task in tasks["train"][:84] + tasks["heldout"][:84]:
+        seen, _ = run_agent(task, scale=1.0)
+        for blind in (Closed(task), {**task, "constraints": {"images": "garbage"}},
+                      {**task, "scenario": "", "workflow": "", "modality": "", "dimension": "", "difficulty": ""}):
+            env = VisGenEnv(RolloutConfig(failure_scale=1.0))
+            assert vision_agent(blind, env, 5)["messages"] == seen["messages"]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_agent_solves_every_task_type_without_failures(tasks, split):
+    for task in tasks[split][:420]:
+        trajectory, reward = run_agent(task)
+        assert reward["total"] == 1, (task["request"], reward)
+        assert trajectory["ended"] == "answer" and all(turn["faults"] == [] for turn in trajectory["turns"])
+        assert all(c["status"] == "ok" for c in trajectory["calls"])
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_agent_solves_most_tasks_with_usual_failures(tasks, split):
+    totals = [run_agent(task, scale=1.0)[1]["total"] for task in tasks[split][:420]]
+    assert sum(totals) / len(totals) > 0.97
+
+
+def test_agent_recovers_from_many_failures(tasks):
+    codes, repeated, mended = Counter(), 0, 0
+    for task in tasks["train"][:210]:
+        trajectory, reward = run_agent(task, scale=10.0)
+        assert trajectory["ended"] == "answer" and 0 <= reward["total"] <= 1
+        calls = trajectory["calls"]
+        codes.update(c["error"]["code"] for c in calls if c["status"] == "error")
+        for i, c in enumerate(calls):
+            if c["status"] == "error" and c["error"]["retryable"]:
+                later = [d for d in calls[i + 1:] if (d["name"], d["arguments"]) == (c["name"], c["arguments"])]
+                repeated += bool(later)
+                mended += any(d["status"] == "ok" for d in later)
+    assert sum(codes.values()) > 40 and {"timeout", "service_error"} <= set(codes)
+    assert repeated > 20 and mended > 20
+
+
+def test_agent_moves_a_blocked_step_to_another_tool_and_says_so_in_the_plan(tasks, monkeypatch):
+    task = next(t for t in tasks["train"] if t["workflow"] == "image_set")
+
+    def refuse_gemini(self, tool, record):
+        if tool["name"] == "tool_text2image_gemini":
+            raise ToolError("content_blocked", "prompt", "blocked", False)
+
+    monkeypatch.setattr(VisGenEnv, "fail", refuse_gemini)
+    trajectory, reward = run_agent(task)
+    assert [c["name"] for c in trajectory["calls"]] == ["tool_text2image_gemini", "tool_text2image_seed"]
+    assert len(trajectory["plans"]) == 2 and trajectory["plans"][1]["plan"][0]["tool"] == "tool_text2image_seed"
+    assert reward["result"] == 1 and reward["plan"] == 1 and 0 < reward["tool"] < 0.8
+
+
+def test_agent_gives_up_after_three_failures_of_a_step(tasks, monkeypatch):
+    def down(self, tool, record):
+        raise ToolError("timeout", None, "no answer", True)
+
+    monkeypatch.setattr(VisGenEnv, "fail", down)
+    for task in tasks["train"][:42]:
+        trajectory, reward = run_agent(task)
+        assert trajectory["ended"] in ("answer", "malformed") and reward["result"] == reward["tool"] == 0 and reward["total"] < 0.3
+        assert max(Counter((c["name"], json.dumps(c["arguments"])) for c in trajectory["calls"]).values()) >= 3
+
+
+def test_visgen_keeps_what_the_reward_passes(tasks):
+    config = Config(data=DataConfig(min_reward=0.97), rollout=RolloutConfig(failure_scale=10.0))
+    kept, counts = make_visgen(config, tasks["train"][:126])
+    assert counts["queries"] == 126 and counts["kept"] == len(kept) < counts["answered"] <= 126
+    assert min(r["reward"]["total"] for r in kept) >= 0.97 and all(r["ended"] == "answer" for r in kept)
+    assert {"task", "messages", "calls", "artifacts", "plan", "answer", "ended", "reward"} <= set(kept[0])
+
+
+# --- the general mix
+
+
+@pytest.fixture(scope="module")
+def general():
+    config = Config(data=DataConfig(general_kinds={"arithmetic": 1, "instruction": 2, "function": 3}))
+    return {"train": make_general(config, 3000, "train"), "heldout": make_general(config, 192, "heldout")}
+
+
+def test_general_kinds_in_the_config_s_ratio(general):
+    assert Counter(i["kind"] for i in general["train"]) == {"arithmetic": 500, "instruction": 1000, "function": 1500}
+    assert Counter(i["kind"] for i in general["heldout"]) == {"arithmetic": 64, "instruction": 64, "function": 64}
+
+
+def test_general_held_out_questions_never_occur_in_training(general):
+    train, heldout = ([i["messages"][0]["content"] for i in general[s]] for s in SPLITS)
+    assert not set(train) & set(heldout) and len(heldout) == len(set(heldout))
+    assert not {q for q in make_questions(seed=3)} & set(heldout)           # nor in another seed's training part
+
+
+def make_questions(seed):
+    return [i["messages"][0]["content"] for i in make_general(Config(seed=seed), 1000, "train")]
+
+
+def answer_of(item):
+    """The right answer of an arithmetic or instruction item, worked out anew."""
+    ask = item["messages"][0]["content"]
+    if m := re.fullmatch(r"What is (\d+) ([+x-]) (\d+)\?", ask):
+        a, b = int(m[1]), int(m[3])
+        return f"{a} {m[2]} {b} = { {'+': a + b, '-': a - b, 'x': a * b}[m[2]] }"
+    if m := re.fullmatch(r"How many parts of (\d+) make (\d+)\?", ask):
+        assert int(m[2]) % int(m[1]) == 0
+        return f"{int(m[2]) // int(m[1])} x {m[1]} = {m[2]}, so {int(m[2]) // int(m[1])}"
+    if m := re.fullmatch(r"(.*)\. Which (\w+)\?", ask):
+        return dict(pair.split(" is ") for pair in m[1].split("; "))[m[2]]
+    if m := re.fullmatch(r"Please write (.+) for (\w+), as JSON\.", ask):
+        return json.dumps({m[2]: m[1]})
+    if m := re.fullmatch(r"What comes after (\w+)\? (.+)", ask):
+        return m[2].split()[m[2].split().index(m[1]) + 1]
+    task, text = re.fullmatch(r"(.+?[:?]) (.+)", ask).groups()
+    some = text.split()
+    return {"Repeat:": text, "Repeat twice:": f"{text}, {text}", "Write these words backwards:": " ".join(some[::-1]), "What is the last word?": some[-1],
+            "What is the first word?": some[0], "How many words?": str(len(some)), "Write this as a JSON list:": json.dumps(some)}[task]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_general_answers_are_right(general, split):
+    for item in general[split]:
+        ask, reply = (m["content"] for m in item["messages"])
+        assert [m["role"] for m in item["messages"]] == ["user", "assistant"]
+        if item["kind"] != "function":
+            assert reply == answer_of(item) and item["tools"] is None, ask
+            continue
+        call = json.loads(re.fullmatch(r"<tool_call>(.*)</tool_call>", reply)[1])
+        schema = next(t["function"] for t in item["tools"] if t["function"]["name"] == call["name"])["parameters"]
+        assert set(schema["required"]) == set(schema["properties"]) == set(call["arguments"])
+        assert re.search(rf"\b{call['name']}\b", ask)
+        for name, value in call["arguments"].items():
+            assert type(value) is {"integer": int, "string": str}[schema["properties"][name]["type"]]
+            assert re.search(rf"\b{name} {re.escape(str(value))}(?= and |[ .,]|$)", ask), (ask, name, value)
+
+
+def test_general_functions_are_none_of_the_36_tools(general):
+    names = {t["function"]["name"] for s in SPLITS for i in general[s] for t in i["tools"] or []}
+    assert len(names) > 1000 and not names & set(load_tools())
+
+
+def test_general_unknown_kind_is_named():
+    with pytest.raises(SystemExit, match="general_kinds.*poetry.*arithmetic"):
+        make_general(Config(data=DataConfig(general_kinds={"poetry": 1})), 5, "train")
+
+
+# --- determinism
+
+
+DIGEST = """
+import hashlib, json, sys
+sys.path.insert(0, ".")
+from make_data import *
+c = Config(seed=int(sys.argv[1]))
+parts = [make_tasks(84, "train", c.data, 3 + c.seed), make_tasks(42, "heldout", c.data, c.seed), make_general(c, 60, "train")]
+parts.append(make_visgen(c, parts[0])[0])
+print(*[hashlib.sha256(json.dumps(p, sort_keys=False).encode()).hexdigest() for p in parts])
+"""
+
+
+def digests(seed, hash_seed):
+    done = subprocess.run([sys.executable, "-c", DIGEST, str(seed)], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONHASHSEED": str(hash_seed)})
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_same_seed_same_data_in_every_process():
+    first, second, other = digests(0, 1), digests(0, 2), digests(1, 1)
+    assert first == second and len(first) == 4
+    assert all(a != b for a, b in zip(first, other))
+
+
+# --- the tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tasks, general, tmp_path_factory):
+    from transformers import AutoTokenizer
+
+    visgen = [run_agent(t, scale=1.0)[0] for t in tasks["train"][:300]]
+    texts = [f"{m['role']}\n{m['content']}" for r in visgen for m in r["messages"]]
+    path = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(texts, 1536, path)
+    return AutoTokenizer.from_pretrained(path), visgen
+
+
+def encode(tokenizer, text):
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def test_tokenizer_round_trip_is_exact(tokenizer, general):
+    tok, visgen = tokenizer
+    odd = ["", " ", "  two  spaces ", "\n\n\t x \r\n", "naïve café", "北京的猫", "emoji 🦊👩\u200d👩\u200d👧", "e\u0301 \u00e9", "\u0000\u0007\u200b\u2028\ufeff",
+           "a\u00a0b\u3000c", "٣ ½ ² Ⅳ", "ﬁ ligature", "\U0010ffff", '{"a": [1, 2.5e-3], "b": null}', "tool_x tool_text2image_gpt", "<think><thinks></ think>",
+           "don't , stop . ! ?", "_ __ a_b", "'s 'll"]
+    texts = [m["content"] for r in visgen for m in r["messages"]] + [m["content"] for i in general["train"][:200] for m in i["messages"]] + odd
+    for text in texts:
+        assert tok.decode(encode(tok, text), skip_special_tokens=False, clean_up_tokenization_spaces=False) == text
+        assert tok.decode(encode(tok, text)) == text
+    assert len(tok) <= 1536
+
+
+def test_tokenizer_control_tokens_and_tags_are_single_ids(tokenizer):
+    tok, _ = tokenizer
+    ids = [encode(tok, t) for t in ("<|im_start|>", "<|im_end|>", "<|endoftext|>", *TAGS)]
+    assert all(len(i) == 1 for i in ids) and len({i[0] for i in ids}) == len(ids) == 3 + 12
+    assert tok.eos_token == "<|im_end|>" and tok.pad_token == "<|endoftext|>" and tok.eos_token_id != tok.pad_token_id
+    assert tok.decode(encode(tok, "<think>a</think>"), skip_special_tokens=True) == "<think>a</think>"       # tags are no special tokens
+
+
+def test_a_word_is_the_same_token_in_request_and_prompt(tokenizer, tasks):
+    tok, _ = tokenizer
+    words = {w for t in tasks["train"] for w in t["constraints"]["subject"].split()[1:]}
+    assert len(words) > 200
+    for word in words:
+        here = encode(tok, f" {word}")
+        for text in (f"Make 2 logos of a {word}, please.", f'<tool_call>{{"name": "tool_x", "arguments": {{"prompt": "a {word}, pastel"}}}}</tool_call>'):
+            ids = encode(tok, text)
+            assert any(ids[i:i + len(here)] == here for i in range(len(ids))), (word, text)
+
+
+def test_digits_are_single_and_frequent_tool_names_whole(tokenizer):
+    tok, visgen = tokenizer
+    assert [tok.decode(i).strip() for i in encode(tok, "1024")] == list("1024")
+    used = Counter(c["name"] for r in visgen for c in r["calls"])
+    assert all(len(encode(tok, name)) == 1 for name, _ in used.most_common(4))
+
+
+# --- general data from the hub
+
+
+CALLS = [{"name": "live_giveaways_by_type", "arguments": {"type": "beta"}}, {"name": "live_giveaways_by_type", "arguments": {"type": "game"}}]
+XLAM = {"id": 0, "query": "Where can I find live giveaways for beta access and games?", "answers": json.dumps(CALLS),
+        "tools": json.dumps([{"name": "live_giveaways_by_type", "description": "Retrieve live giveaways",
+                              "parameters": {"type": {"description": "The type of giveaways", "type": "str", "default": "game"}}}])}
+ALPACA = {"instruction": "Give three tips.", "input": "", "output": "1. Eat. 2. Sleep. 3. Move.", "text": "Below is an instruction"}
+SHAREGPT = {"system": "You are an expert in composing functions.", "conversations": [
+    {"from": "user", "value": "Weather?"}, {"from": "assistant", "value": "[get_weather(city='Rome')]"},
+    {"from": "tool", "value": '{"t": 20}'}, {"from": "assistant", "value": "20 degrees."}]}
+
+
+@defect("xlam's flat {name: {type, description}} is passed on as `parameters`, which is no JSON Schema")
+def test_xlam_tools_are_json_schema():
+    schema = to_messages(XLAM, "xlam")[1][0]["function"]["parameters"]
+    assert schema["type"] == "object" and "type" in schema["properties"]
+
+
+def test_alpaca_records():
+    assert to_messages(ALPACA, "alpaca") == ([{"role": "user", "content": "Give three tips."}, {"role": "assistant", "content": ALPACA["output"]}], None)
+    asked = to_messages({**ALPACA, "input": "For cats."}, "alpaca")[0][0]["content"]
+    assert asked == "Give three tips.\nFor cats."
+    assert to_messages({"prompt": "2 + 2?", "response": "4"}, "alpaca")[0] == [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
+
+
+@defect("to_messages reads `input`, M3IT calls it `inputs`: the question is lost")
+def test_m3it_records_keep_their_question():
+    """M3IT's fields, by its card: instruction, inputs, image_base64_str, outputs. The question stands in `inputs`."""
+    record = {"instruction": "Answer the question about the image.", "inputs": "Who drives?", "image_base64_str": ["iVBO"], "outputs": "A farmer."}
+    (ask, reply), _ = to_messages(record, "alpaca")
+    assert "Who drives?" in ask["content"] and reply["content"] == "A farmer."
+
+
+def test_sharegpt_records():
+    messages, tools = to_messages(SHAREGPT, "sharegpt")
+    assert [m["role"] for m in messages] == ["system", "user", "assistant", "tool", "assistant"] and tools is None
+    assert messages[0]["content"] == SHAREGPT["system"] and messages[3]["content"] == '{"t": 20}'
+    old = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
+    assert [m["role"] for m in to_messages(old, "sharegpt")[0]] == ["user", "assistant"]
+    new = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+    assert to_messages(new, "sharegpt")[0] == new["messages"]
+
+
+def test_xlam_records():
+    messages, tools = to_messages(XLAM, "xlam")
+    calls = re.findall(r"<tool_call>(.*?)</tool_call>", messages[1]["content"])
+    assert [json.loads(c) for c in calls] == CALLS and messages[0] == {"role": "user", "content": XLAM["query"]}
+    assert [(t["type"], t["function"]["name"]) for t in tools] == [("function", "live_giveaways_by_type")]
+
+
+BAD = [("alpaca", {}), ("alpaca", {"instruction": "Hi"}), ("alpaca", {"instruction": "Hi", "output": ""}), ("alpaca", {"output": "Hi"}),
+       ("alpaca", {"instruction": "Hi", "output": 3}), ("sharegpt", {}), ("sharegpt", {"conversations": []}),
+       ("sharegpt", {"conversations": [{"from": "human", "value": "Hi"}]}), ("sharegpt", {"conversations": [{"from": "gpt", "value": None}]}),
+       pytest.param("sharegpt", {"conversations": [{"from": "martian", "value": "Hi"}, {"from": "gpt", "value": "Hi"}]}, marks=defect("KeyError")),
+       pytest.param("sharegpt", {"conversations": ["Hi", "Hello"]}, marks=defect("AttributeError, which hub_general does not catch")),
+       pytest.param("xlam", {}, marks=defect("KeyError")), ("xlam", {**XLAM, "answers": "not JSON"}),
+       ("xlam", {**XLAM, "answers": "[]"}), pytest.param("xlam", {**XLAM, "answers": None}, marks=defect("TypeError, which hub_general does not catch")),
+       pytest.param("xlam", {k: v for k, v in XLAM.items() if k != "query"}, marks=defect("KeyError"))]
+
+
+@pytest.mark.parametrize("form, record", BAD)
+def test_bad_records_raise_value_error(form, record):
+    with pytest.raises(ValueError):
+        to_messages(record, form)
+
+
+def test_hub_data_by_the_datasets_library(tmp_path, monkeypatch):
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    sources = []
+    for form, record, weight, kind in (("alpaca", ALPACA, 3, "instruction"), ("sharegpt", SHAREGPT, 1, "function"), ("xlam", XLAM, 2, "function")):
+        field_of = {"alpaca": "instruction", "sharegpt": "system", "xlam": "query"}[form]
+        good = [{**record, field_of: f"{form} {i}"} for i in range(40)]
+        bad = [{**record, {"alpaca": "output", "sharegpt": "conversations", "xlam": "answers"}[form]: {"alpaca": "", "sharegpt": [], "xlam": "no"}[form]}]
+        (tmp_path / f"{form}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in good[:20] + bad + good[20:]))
+        sources.append({"load": {"path": "json", "data_files": str(tmp_path / f"{form}.jsonl")}, "form": form, "weight": weight, "kind": kind})
+    config = Config(data=DataConfig(general=60, general_source="hub"))
+    items = hub_general(config, sources)
+    first = Counter(i["messages"][0]["content"].split()[0] for i in items)
+    assert first == {"alpaca": 30, "sharegpt": 10, "xlam": 20}
+    assert Counter(i["kind"] for i in items) == {"instruction": 30, "function": 30}
+    assert len({json.dumps(i) for i in items}) == 60 and all(set(i) == {"messages", "tools", "kind"} for i in items)
+    assert hub_general(config, sources) == items                                       # the same seed, the same mix
+    assert hub_general(replace(config, seed=1), sources) != items
+    (tmp_path / "bad.jsonl").write_text("".join(json.dumps({"question_text": str(i)}) + "\n" for i in range(400)))
+    with pytest.raises(SystemExit, match="does not read as `alpaca`"):
+        hub_general(config, [{"load": {"path": "json", "data_files": str(tmp_path / "bad.jsonl")}, "form": "alpaca", "weight": 1, "kind": "function"}])
+
+
+def test_table_7_is_whole():
+    import yaml
+
+    sources = yaml.safe_load((ROOT / "data" / "general_datasets.yaml").read_text())["datasets"]
+    assert sorted(s["weight"] for s in sources) == sorted([110, 500, 100, 1592, 112, 60, 600, 11, 123, 76])
+    assert all(s["form"] in ("alpaca", "sharegpt", "xlam") and s["kind"] in ("instruction", "function") for s in sources)
+
+
+# --- the config
+
+
+def error_of(function, *args):
+    """The one line with which a function ends the program."""
+    with pytest.raises(SystemExit) as e:
+        function(*args)
+    assert str(e.value).startswith("error: ") and "\n" not in str(e.value)
+    return str(e.value)
+
+
+@pytest.mark.parametrize("values, parts", [
+    ({"vrl": {"stpes": 3}}, ["`vrl.stpes`", "`vrl.steps`"]), ({"modle": {}}, ["`modle`", "`model`"]),
+    ({"pst": {"stages": [{"generl": 1.0}]}}, ["`pst.stages[0].generl`", "`pst.stages[0].general`"]), ({3: 4}, ["`3`"]),
+    ({"vrl": {"steps": "many"}}, ["`vrl.steps`", "int", "'many'"]), ({"vrl": {"steps": 1.5}}, ["`vrl.steps`", "1.5"]),
+    ({"vrl": {"steps": True}}, ["`vrl.steps`", "True"]), ({"vrl": {"lr": True}}, ["`vrl.lr`", "True"]),
+    ({"bench": {"sampled": 1}}, ["`bench.sampled`", "bool", "1"]), ({"vrl": 3}, ["`vrl`", "section", "3"]),
+    ({"pst": {"stages": {}}}, ["`pst.stages`", "list"]), ({"pst": {"stages": [3]}}, ["`pst.stages[0]`", "3"]),
+    ({"reward": {"weights": [1]}}, ["`reward.weights`", "dict"]), ({"seed": None}, ["`seed`", "None"]), ({"name": 3}, ["`name`", "str", "3"])])
+def test_config_faults_name_key_and_value(values, parts):
+    line = error_of(build, Config, values)
+    assert all(p in line for p in parts), line
+
+
+def test_config_takes_an_int_for_a_float_and_keeps_the_rest():
+    config = build(Config, {"vrl": {"lr": 1}, "pst": {"stages": [{"lr": 2}]}})
+    assert config.vrl.lr == 1.0 and type(config.vrl.lr) is float and config.vrl.steps == Config().vrl.steps
+    assert config.pst.stages[0].lr == 2.0 and config.pst.stages[0].repeat == 3 and len(config.pst.stages) == 1
+
+
+def test_config_files_that_are_missing_or_broken(tmp_path):
+    line = error_of(load_config, tmp_path / "none.yaml")
+    assert str(tmp_path / "none.yaml") in line and "configs/tiny.yaml" in line
+    for text, part in (("vrl: {steps: 3", "not valid YAML"), ("- 1\n- 2\n", "list"), ("extends: nowhere.yaml\n", "nowhere.yaml")):
+        (tmp_path / "bad.yaml").write_text(text)
+        assert part in error_of(load_config, tmp_path / "bad.yaml")
+
+
+def test_config_extends_a_chain_and_overrides_win(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.yaml").write_text("seed: 1\nvrl: {steps: 10, group_size: 2}\npst: {stages: [{repeat: 1}, {repeat: 2}]}\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\nvrl: {steps: 20}\n")
+    (tmp_path / "sub" / "c.yaml").write_text("extends: ../b.yaml\nseed: 3\npst: {stages: [{repeat: 5}]}\n")
+    c = load_config(tmp_path / "sub" / "c.yaml", ["vrl.group_size=7", "name=mine", "reward.form=result+format", "model.autocast=false"])
+    assert (c.seed, c.vrl.steps, c.vrl.group_size, c.name, c.reward.form, c.model.autocast) == (3, 20, 7, "mine", "result+format", False)
+    assert [s.repeat for s in c.pst.stages] == [5]
+    assert load_config(tmp_path / "b.yaml").name == "b"
+    assert "'vrl.steps'" in error_of(load_config, tmp_path / "b.yaml", ["vrl.steps"])
+    assert "`vrl.nope`" in error_of(load_config, tmp_path / "b.yaml", ["vrl.nope=1"])
+    assert "`vrl`" in error_of(load_config, tmp_path / "b.yaml", ["vrl=1"])
+
+
+@defect("YAML 1.1 reads 1e-3 as text, and build refuses it as str")
+def test_a_learning_rate_may_be_written_as_1e_3(tmp_path):
+    """YAML 1.1 reads 1e-3, without a point, as text."""
+    (tmp_path / "a.yaml").write_text("vrl: {lr: 2e-4}\n")
+    assert load_config(tmp_path / "a.yaml").vrl.lr == 2e-4
+    assert load_config(tmp_path / "a.yaml", ["vrl.lr=1e-3"]).vrl.lr == 1e-3
+
+
+@pytest.mark.parametrize("override", [
+    pytest.param("rollout.tools=scheme", marks=defect("RolloutConfig raises ValueError: a traceback")),
+    pytest.param("rollout.fidelity=2", marks=defect("RolloutConfig raises ValueError: a traceback")),
+    pytest.param("name=[", marks=defect("load_config: yaml.YAMLError of an override: a traceback")),
+    pytest.param("name=../elsewhere", marks=defect("open_run: a name may leave runs/, and relative_to fails later"))])
+def test_values_that_cannot_be_end_in_one_line(tmp_path, monkeypatch, override):
+    monkeypatch.setattr(make_data, "ROOT", tmp_path)
+    (tmp_path / "a.yaml").write_text("seed: 1\n")
+    line = error_of(lambda: open_run(load_config(tmp_path / "a.yaml", [override])))
+    assert override.split("=")[0] in line
+
+
+@defect("a dict key replaces the whole default: KeyError in rewards.combine")
+def test_one_weight_of_the_reward_may_be_overridden(tmp_path, tasks):
+    """The other parts keep their weights, or the line says which is missing; never a KeyError in the middle of a run."""
+    (tmp_path / "a.yaml").write_text("reward: {weights: {result: 2}}\n")
+    config = load_config(tmp_path / "a.yaml")
+    trajectory, _ = run_agent(tasks["train"][0])
+    assert ltr_reward(trajectory, config.reward)["total"] == 1
+
+
+def test_configs_here_load():
+    for path in sorted((ROOT / "configs").rglob("*.yaml")):
+        config = load_config(path)
+        assert config.name == path.stem
+        assert [(s.general, s.repeat) for s in config.pst.stages] in ([(0.5, 3), (0.2, 3)], [(1.0, 3)])
+    assert (Config().vrl.tasks_per_step, Config().vrl.group_size) == (24, 4)
+
+
+def test_merge_replaces_lists_and_leaves_its_arguments_alone():
+    base, over = {"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"c": [2]}, "d": {"e": 3}}
+    assert merge(base, over) == {"a": {"b": 1, "c": [2]}, "d": {"e": 3}}
+    assert base == {"a": {"b": 1, "c": [1]}, "d": 2} and over == {"a": {"c": [2]}, "d": {"e": 3}}
+
+
+def test_open_run_refuses_another_config(tmp_path, monkeypatch):
+    monkeypatch.setattr(make_data, "ROOT", tmp_path)
+    config = Config(name="x")
+    run = open_run(config)
+    assert run == tmp_path / "runs" / "x" and (run / "config.yaml").is_file()
+    assert open_run(config) == run
+    assert open_run(replace(config, bench=replace(config.bench, tasks=3))) == run          # what is measured may change
+    line = error_of(open_run, replace(config, vrl=replace(config.vrl, steps=7, lr=0.5)))
+    assert "`vrl.steps` is 60 there and 7 now" in line and "runs/x" in line and "name=" in line
+    assert "`seed` is 0 there and 1 now" in error_of(open_run, replace(config, seed=1))
+    (tmp_path / "runs" / "y").mkdir()
+    (tmp_path / "runs" / "y" / "notes.txt").write_text("mine")
+    assert "runs/y is not empty" in error_of(open_run, Config(name="y"))
+
+
+@defect("open_run: next() finds no differing key, StopIteration")
+def test_open_run_of_an_older_config_with_a_key_that_is_gone(tmp_path, monkeypatch):
+    monkeypatch.setattr(make_data, "ROOT", tmp_path)
+    path = open_run(Config(name="x")) / "config.yaml"
+    path.write_text(path.read_text().replace("  steps: 60\n", "  steps: 60\n  old_key: 1\n"))
+    assert "old_key" in error_of(open_run, Config(name="x"))
+
+
+def test_print_keys_shows_every_key(capsys):
+    print_keys()
+    lines = capsys.readouterr().out.splitlines()
+
+    def names(cls, where=""):
+        for f in fields(cls):
+            value = getattr(cls(), f.name)
+            yield from names(type(value), f"{where}{f.name}.") if is_dataclass(value) else [(f"{where}{f.name}", f.metadata["doc"])]
+
+    every = list(names(Config))
+    assert len(every) > 70
+    for name, doc in every:
+        assert any(line.startswith(f"{name} = ") and line.endswith(f"# {doc}") for line in lines), name
+
+
+# --- files
+
+
+def test_jsonl_round_trip_and_faults(tmp_path):
+    path = tmp_path / "deep" / "x.jsonl"
+    records = [{"a": "line\nbreak 🦊", "b": [1, None]}, {"c": 2.5}]
+    write_jsonl(path, records)
+    assert read_jsonl(path) == records and not list(path.parent.glob("*.tmp"))
+    path.write_text('{"a": 1}\n{"a": \n', encoding="utf-8")
+    line = error_of(read_jsonl, path)
+    assert str(path) in line and "line 2" in line
+    assert str(tmp_path / "none") in error_of(read_jsonl, tmp_path / "none")
+
+
+@defect("read_jsonl: str.splitlines also splits at U+2028, U+2029, U+0085 inside strings")
+def test_jsonl_lines_may_hold_any_character(tmp_path):
+    records = [{"a": "x\u2028y\u0085z"}]
+    write_jsonl(tmp_path / "x.jsonl", records)
+    assert read_jsonl(tmp_path / "x.jsonl") == records
+
+
+def test_ensure_data_makes_all_files_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(make_data, "ROOT", tmp_path)
+    config = Config(name="x", data=DataConfig(queries=42, general=60, general_heldout=12, train_tasks=42, heldout_tasks=42))
+    run = open_run(config)
+    ensure_data(config, run)
+    files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (run / "data").iterdir() if p.is_file()}
+    assert set(files) == {"heldout.jsonl", "train.jsonl", "visgen.jsonl", "general.jsonl", "general_heldout.jsonl", "done.json"}
+    assert [len(read_jsonl(run / "data" / f"{n}.jsonl")) for n in ("heldout", "train", "general", "general_heldout")] == [42, 42, 60, 12]
+    assert (run / "data" / "tokenizer" / "tokenizer.json").is_file()
+    assert "funnel: 42 queries" in capsys.readouterr().out
+    train = {r["task"]["request"] for r in read_jsonl(run / "data" / "visgen.jsonl")} | {t["request"] for t in read_jsonl(run / "data" / "train.jsonl")}
+    assert not train & {t["request"] for t in read_jsonl(run / "data" / "heldout.jsonl")}
+    ensure_data(config, run)
+    assert capsys.readouterr().out == ""
+    (run / "data" / "done.json").unlink()                # cut off before the end: made again, the same
+    ensure_data(config, run)
+    again = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (run / "data").iterdir() if p.is_file()}
+    assert {k: v for k, v in again.items() if k != "done.json"} == {k: v for k, v in files.items() if k != "done.json"}

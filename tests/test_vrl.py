@@ -1,0 +1,685 @@
+"""Virtual Reinforcement Learning: the GRPO loss, advantages, the sampler, adapter sync, resuming.
+
+The policy is random (2 layers, 32 wide), with weights large enough that every token's log-probability depends on its history, and
+a head that favours the end of turn. ChattyEnv takes any text as a turn, so that such a policy plays several.
+"""
+import copy
+import json
+import math
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+import train_vrl  # noqa: E402
+from env import VisGenEnv  # noqa: E402
+from make_data import Config, build, draw, make_tasks, merge, read_jsonl, tag, train_tokenizer, vision_agent  # noqa: E402
+from rewards import PARTS  # noqa: E402
+from train_pst import (add_lora, build_policy, encode_agent, encode_prompt, encode_tool_messages, encode_trajectory,  # noqa: E402
+                       load_tokenizer, token_logprobs, trained_parameters)
+from train_vrl import (Rollout, collate, group_advantages, grpo_loss, micro_batches, part_spread, sample_rollouts, score,  # noqa: E402
+                       step_tasks, sync_sampler, update)
+
+SMALL = {"name": "t", "device": "cpu",
+         "model": {"vocab_size": 640, "hidden_size": 32, "intermediate_size": 48, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8,
+                   "max_len": 1024, "autocast": False, "lora_rank": 4, "lora_alpha": 8},
+         "vrl": {"tasks_per_step": 2, "group_size": 2, "steps": 4, "save_every": 2, "max_grad_norm": 1e9, "lr": 1e-2},
+         "rollout": {"max_turn_tokens": 24, "read_rows": 3, "failure_scale": 0.0}}
+
+
+def settings(**sections):
+    """The small config with some keys of its sections changed: settings(vrl={"kl_coef": 0.1})."""
+    return build(Config, merge(SMALL, sections))
+
+
+class ChattyEnv(VisGenEnv):
+    """VisGenEnv that takes any text as a turn, answers with one or two tool messages, and ends after 2 to 4 turns (by task)."""
+
+    def step(self, text):
+        self.messages.append({"role": "assistant", "content": text})
+        self.turns.append({"faults": [], "order": ["think"]})
+        if len(self.turns) >= 2 + int(self.task["id"][-2:]) % 3:
+            self.ended = "answer"
+            return [], 0.0, True, False, {}
+        replies = [{"role": "tool", "content": json.dumps({"ids": [f"img_{i}"], "size": self.seed % 1000 + len(text)})}
+                   for i in range(1 + len(text) % 2)]
+        self.messages += replies
+        return replies, 0.0, False, False, {}
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    return make_tasks(12, "train", Config().data, seed=0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory, tasks):
+    """A byte-level BPE trained on the scripted VisionAgent's words."""
+    run, env = tmp_path_factory.mktemp("run"), VisGenEnv(settings().rollout)
+    texts = [m["content"] for task in tasks for m in vision_agent(task, env, 0)["messages"]]
+    train_tokenizer(texts, 640, run / "data" / "tokenizer")
+    return load_tokenizer(settings(), run)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    """The policy; tests that change weights take a copy."""
+    model = build_policy(settings(), tokenizer, torch.device("cpu")).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(1)
+    for p in model.parameters():
+        if p.dim() > 1:
+            p.normal_(0, 0.4, generator=generator)
+    head = torch.nn.Linear(32, len(tokenizer)).requires_grad_(False)
+    head.weight.normal_(0, 0.4, generator=generator)
+    head.bias.zero_()[tokenizer.eos_token_id] = 8.0
+    model.lm_head, model.config.tie_word_embeddings = head, False
+    return model
+
+
+@pytest.fixture
+def chatty(monkeypatch):
+    monkeypatch.setattr(train_vrl, "VisGenEnv", ChattyEnv)
+
+
+def with_adapter(model, moved=0.0):
+    """A LoRA policy on a copy of the model; `moved` takes the adapter away from zero."""
+    torch.manual_seed(0)
+    policy = add_lora(settings(), copy.deepcopy(model))
+    move(policy, moved)
+    return policy
+
+
+def move(policy, by, seed=0):
+    """Give the adapter's second factor random values of that size; 0 is where an adapter starts."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in trained_parameters(policy).items():
+            if "lora_B" in name:
+                p.normal_(0, by, generator=generator)
+
+
+def weights(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def made_rollouts(policy, n=8, seed=0, vocabulary=200):
+    """Rollouts of different lengths and several turns, scored by the policy with a small disagreement; advantages of both signs."""
+    rng, out = random.Random(seed), []
+    for i in range(n):
+        r = Rollout({"id": f"t{i}"}, i // 4, 0, trajectory={"ended": "answer"}, advantage=rng.choice([-1, 1]) * rng.uniform(0.3, 1.5))
+        train_vrl.extend(r, [rng.randrange(vocabulary) for _ in range(rng.randint(3, 9))], trained=False)
+        for _ in range(rng.randint(1, 3)):
+            said = rng.randint(1, 7)
+            train_vrl.extend(r, [rng.randrange(vocabulary) for _ in range(said)], trained=True, logprobs=[0.0] * said)
+            train_vrl.extend(r, [rng.randrange(vocabulary) for _ in range(rng.randint(1, 5))], trained=False)
+        with torch.no_grad():
+            logits = policy(input_ids=torch.tensor([r.ids])).logits[0].log_softmax(-1)
+        r.logprobs = [float(logits[t - 1, r.ids[t]]) + rng.uniform(-0.01, 0.01) if r.loss_mask[t] else 0.0 for t in range(len(r.ids))]
+        out.append(r)
+    return out
+
+
+class Recorder(torch.optim.SGD):
+    """SGD that keeps the gradient of every step."""
+
+    def __init__(self, policy, lr=1e-2):
+        super().__init__(trained_parameters(policy).values(), lr=lr)
+        self.seen = []
+
+    def step(self):
+        self.seen.append(torch.cat([p.grad.flatten() for p in self.param_groups[0]["params"]]))
+        super().step()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The loss
+
+LOSS = {"ratio": "token", "loss_mean": "token", "clip_low": 0.2, "clip_high": 0.3, "kl_coef": 0.0, "tis_cap": 0.0}
+
+
+@pytest.mark.parametrize("advantage, ratio, loss, gradient", [
+    (+1, 2.00, -1.30, 0.0), (+1, 1.25, -1.25, -1.25), (+1, 0.90, -0.90, -0.90), (+1, 0.50, -0.50, -0.50),
+    (-1, 2.00, +2.00, +2.00), (-1, 1.25, +1.25, +1.25), (-1, 0.90, +0.90, +0.90), (-1, 0.75, +0.80, 0.0), (-1, 0.50, +0.80, 0.0)])
+def test_clip_in_all_four_quadrants(advantage, ratio, loss, gradient):
+    new = torch.tensor([[math.log(ratio) - 1.0]], dtype=torch.float64, requires_grad=True)
+    value, sums = grpo_loss(new, torch.tensor([[-1.0]], dtype=torch.float64), torch.tensor([float(advantage)]), torch.tensor([[True]]),
+                            settings(vrl={"clip_low": 0.2, "clip_high": 0.3}).vrl, 1)
+    value.backward()
+    assert value.item() == pytest.approx(loss) and new.grad.item() == pytest.approx(gradient)
+    assert float(sums["clipped"]) == (ratio > 1.3 or ratio < 0.8) and float(sums["ratio"]) == pytest.approx(ratio)
+
+
+def slow_loss(new, old, advantages, mask, v, normalizer, ref, sampler, start):
+    """grpo_loss written as loops over tokens. GSPO's ratio of a token is that of its sequence at `start`, moved by this token alone."""
+    total = 0.0
+    for b, row in enumerate(mask):
+        own = [t for t, m in enumerate(row) if m]
+        for t in own:
+            log_r = new[b][t] - old[b][t]
+            if v.ratio == "sequence":
+                log_r = sum(start[b][s] - old[b][s] for s in own) / len(own) + new[b][t] - start[b][t]
+            r = math.exp(log_r)
+            clip = 1 - v.clip_low if r < 1 - v.clip_low else 1 + v.clip_high if r > 1 + v.clip_high else r
+            gain = min(r * advantages[b], clip * advantages[b])
+            if v.tis_cap:
+                gain *= min(math.exp(old[b][t] - sampler[b][t]), v.tis_cap)
+            kl = math.exp(ref[b][t] - new[b][t]) - (ref[b][t] - new[b][t]) - 1 if ref else 0.0
+            total += (v.kl_coef * kl - gain) / (len(own) if v.loss_mean == "sequence" else 1) / normalizer
+    return total
+
+
+@pytest.mark.parametrize("kl_coef", [0.0, 0.3])
+@pytest.mark.parametrize("tis_cap", [0.0, 1.2])
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+@pytest.mark.parametrize("loss_mean", ["token", "sequence"])
+def test_loss_equals_a_slow_reference(loss_mean, ratio, tis_cap, kl_coef):
+    v = settings(vrl={"loss_mean": loss_mean, "ratio": ratio, "tis_cap": tis_cap, "kl_coef": kl_coef, "clip_low": 0.2, "clip_high": 0.3}).vrl
+    rng = torch.Generator().manual_seed(3)
+    mask = [[1, 1, 0, 0, 1, 1], [0, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]]
+    old = -3 * torch.rand(4, 6, generator=rng, dtype=torch.float64)
+    new = (old + 0.25 * torch.randn(4, 6, generator=rng, dtype=torch.float64) + torch.tensor([[0.4], [-0.5], [0.0], [0.0]], dtype=torch.float64)).requires_grad_()
+    ref, sampler = (old + 0.3 * torch.randn(4, 6, generator=rng, dtype=torch.float64) for _ in range(2))
+    advantages = [1.0, -0.7, 0.4, -1.2]
+    for x, junk in ((old, -7.0), (new, -900.0), (ref, 900.0), (sampler, -900.0)):      # what stands at other tokens must not matter
+        x.data[~torch.tensor(mask, dtype=torch.bool)] = junk
+    loss, sums = grpo_loss(new, old, torch.tensor(advantages, dtype=torch.float64), torch.tensor(mask, dtype=torch.bool), v, 5,
+                           ref if kl_coef else None, sampler)
+    loss.backward()
+    rest = old.tolist(), advantages, mask, v, 5, ref.tolist() if kl_coef else None, sampler.tolist(), new.tolist()
+    assert loss.item() == pytest.approx(slow_loss(new.tolist(), *rest), rel=1e-9)
+    assert sums["tokens"] == sum(map(sum, mask)) and 0 < float(sums["clipped"]) < float(sums["tokens"])
+    for b in range(4):
+        for t in range(6):
+            near = [new.tolist(), new.tolist()]
+            near[0][b][t] += 1e-5
+            near[1][b][t] -= 1e-5
+            assert new.grad[b, t].item() == pytest.approx((slow_loss(near[0], *rest) - slow_loss(near[1], *rest)) / 2e-5, rel=1e-4, abs=1e-9)
+
+
+def test_kl_is_counted_over_the_agents_tokens():
+    ref, new = torch.tensor([[-1.0, -9.0, -2.0]]), torch.tensor([[-1.5, -1.0, -2.0]])
+    _, sums = grpo_loss(new, new, torch.tensor([1.0]), torch.tensor([[1, 0, 1]]), settings(vrl={"kl_coef": 1.0}).vrl, 1, ref)
+    assert float(sums["kl"]) == pytest.approx(math.exp(0.5) - 1.5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Advantages
+
+def test_advantages_by_group_id_whatever_the_order():
+    rewards, groups = [0.0, 0.3, 1.0, 0.9, 0.5, 0.6], ["a", "b", "a", "b", "a", "b"]
+    mean, counts = group_advantages(rewards, groups, "mean")
+    assert mean == pytest.approx([-0.5, -0.3, 0.5, 0.3, 0.0, 0.0]) and counts["groups"] == 2 and counts["flat"] == 0
+    scaled, _ = group_advantages(rewards, groups, "mean_std")       # sample std: 0.5 and 0.3
+    assert scaled == pytest.approx([-1, -1, 1, 1, 0, 0])
+    order = [3, 5, 0, 4, 2, 1]
+    shuffled, _ = group_advantages([rewards[i] for i in order], [groups[i] for i in order], "mean_std")
+    assert shuffled == pytest.approx([scaled[i] for i in order])
+
+
+def test_advantages_of_uneven_flat_and_single_groups():
+    rewards, groups = [1.0, 1.0, 1.0, 0.2, 0.4, 0.9, 0.1, 0.1 + 1e-9], [5, 5, 5, 7, 7, 9, 2, 2]
+    for how, step in (("mean", 0.1), ("mean_std", 0.5 ** 0.5)):
+        advantages, counts = group_advantages(rewards, groups, how)
+        assert advantages == pytest.approx([0, 0, 0, -step, step, 0, 0, 0])
+        assert (counts["groups"], counts["flat"], counts["flat_good"], counts["unscored"]) == (4, 3, 1, 0)
+
+
+def test_a_failed_judge_has_no_advantage_and_no_say():
+    nan = math.nan
+    advantages, counts = group_advantages([0.0, nan, 1.0, nan, nan, 0.7, nan], [1, 1, 1, 2, 2, 3, 3], "mean_std")
+    assert advantages == pytest.approx([-0.5 ** 0.5, 0, 0.5 ** 0.5, 0, 0, 0, 0])
+    assert counts["unscored"] == 4 and counts["groups"] == 3 and counts["flat"] == 1
+    assert group_advantages([0.0, nan, 1.0], [1, 1, 1], "mean")[0] == pytest.approx([-0.5, 0, 0.5])
+
+
+def test_score_of_a_failed_judge_leads_to_no_training(monkeypatch, model):
+    policy = with_adapter(model, 0.1)
+    rollouts = made_rollouts(policy, 4)
+    given = dict(zip(("t0", "t1", "t2", "t3"), (0.2, math.nan, 0.8, 0.5)))
+    for r in rollouts:
+        r.trajectory.update(pool=[], task=r.task)
+    monkeypatch.setattr(train_vrl, "ltr_reward", lambda t, config, pool: {"total": given[t["task"]["id"]]})
+    score(rollouts, settings())
+    advantages, counts = group_advantages([r.reward for r in rollouts], [r.group_id for r in rollouts], "mean")
+    assert advantages == pytest.approx([-0.3, 0.0, 0.3, 0.0]) and counts["unscored"] == 1
+    for r, a in zip(rollouts, advantages):
+        r.advantage = a
+    figures = update(policy, Recorder(policy), rollouts, settings())
+    assert figures["trained"] == 2 and math.isfinite(figures["grad_norm"]) and figures["grad_norm"] > 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Batches
+
+def test_micro_batches_lose_nothing_and_stay_bounded():
+    rng = random.Random(0)
+    for bound in (1, 10, 64, 500):
+        rollouts = [Rollout({}, 0, i, ids=[0] * rng.randint(1, 60)) for i in range(rng.randint(1, 40))]
+        batches = micro_batches(rollouts, bound)
+        assert sorted(r.seed for rows in batches for r in rows) == list(range(len(rollouts)))
+        assert all(len(rows) == 1 or len(rows) * max(len(r.ids) for r in rows) <= bound for rows in batches)
+    assert len(micro_batches(rollouts, 10 ** 6)) == 1 and micro_batches([], 10) == []
+
+
+def test_collate_masks_by_length_not_by_id(tokenizer):
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    rows = [Rollout({}, 0, 0, ids=[5, pad, 0, pad, eos], loss_mask=[0, 1, 1, 1, 1], logprobs=[0, -1.0, -2.0, -3.0, -4.0], advantage=0.5),
+            Rollout({}, 0, 0, ids=[7, eos], loss_mask=[0, 1], logprobs=[0, -5.0], advantage=-1.0)]
+    batch = collate(rows, "cpu")
+    assert batch["input_ids"].tolist()[0] == [5, pad, 0, pad, eos] and batch["input_ids"][1, :2].tolist() == [7, eos]
+    assert batch["loss_mask"].tolist() == [[False, True, True, True, True], [False, True, False, False, False]]
+    assert batch["sampler_logprobs"].tolist() == [[-1, -2, -3, -4], [-5, 0, 0, 0]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4]] * 2 and batch["advantages"].tolist() == [0.5, -1.0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The update
+
+def run_update(model, vrl, moved=0.1, rollouts=None, lr=1e-2):
+    policy = with_adapter(model, moved)
+    optimizer = Recorder(policy, lr)
+    figures = update(policy, optimizer, rollouts or made_rollouts(policy), settings(vrl=vrl))
+    return figures, optimizer.seen, policy
+
+
+@pytest.mark.parametrize("vrl", [
+    {"loss_mean": mean, "ratio": ratio, "minibatches": n, "tis_cap": cap, "kl_coef": 0.2}
+    for mean in ("token", "sequence") for ratio in ("token", "sequence") for n, cap in ((1, 0.0), (2, 1.001))], ids=str)
+def test_one_batch_of_eight_equals_eight_of_one(model, vrl):
+    """Loss, gradient of every optimizer step, and every metric; `read_tokens` counts padding, so it may differ."""
+    one, gradients, _ = run_update(model, {**vrl, "micro_tokens": 10 ** 6}, lr=0.3)
+    assert one["kl"] > 1e-3 and one["grad_norm"] > 1e-3 and len(gradients) == vrl["minibatches"]
+    assert vrl["minibatches"] == 1 or abs(one["ratio"] - 1) > 1e-4      # the second minibatch is off-policy
+    for micro_tokens in (1, 60):
+        other, same, _ = run_update(model, {**vrl, "micro_tokens": micro_tokens}, lr=0.3)
+        for name in one.keys() - {"read_tokens"}:
+            assert other[name] == pytest.approx(one[name], rel=2e-4, abs=2e-6), name
+        for a, b in zip(gradients, same):
+            assert torch.allclose(a, b, rtol=1e-3, atol=1e-5 * float(a.abs().max()))
+
+
+def test_the_gradient_is_the_policy_gradient_though_the_ratio_is_one(model):
+    """One update on fresh rollouts: -mean over the agent's tokens of A log pi, from full logits, one rollout at a time."""
+    figures, (gradient,), _ = run_update(model, {})
+    policy = with_adapter(model, 0.1)
+    rollouts = made_rollouts(policy)
+    loss = 0.0
+    for r in rollouts:
+        logps = policy(input_ids=torch.tensor([r.ids])).logits[0].log_softmax(-1)
+        loss = loss - sum(r.advantage * logps[t - 1, r.ids[t]] for t in range(1, len(r.ids)) if r.loss_mask[t])
+    (loss / sum(sum(r.loss_mask) for r in rollouts)).backward()
+    wanted = torch.cat([p.grad.flatten() for p in trained_parameters(policy).values()])
+    assert figures["grad_norm"] == pytest.approx(float(wanted.norm()), rel=1e-4)
+    assert torch.allclose(gradient, wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max()))
+    assert figures["loss_tokens"] == sum(sum(r.loss_mask) for r in rollouts)
+
+
+def test_ratio_is_one_and_kl_zero_at_step_zero(model, monkeypatch):
+    figures, gradients, _ = run_update(model, {"kl_coef": 0.5, "micro_tokens": 1}, moved=0.0)
+    assert figures["ratio"] == 1.0 and figures["kl"] == 0.0 and figures["clipped"] == 0.0 and figures["grad_norm"] > 0
+    first = []
+    real = train_vrl.grpo_loss
+    monkeypatch.setattr(train_vrl, "grpo_loss", lambda *a, **k: (out := real(*a, **k), first.append(out[1]))[0])
+    run_update(model, {"kl_coef": 0.5, "micro_tokens": 1, "minibatches": 2}, moved=0.0, lr=1.0)
+    ratios, kls = ([float(s[k] / s["tokens"]) for s in first] for k in ("ratio", "kl"))
+    assert len(first) == 8 and ratios[:4] == [1.0] * 4 and kls[:4] == [0.0] * 4
+    assert all(r != 1.0 for r in ratios[4:]) and all(k > 0 for k in kls[4:])      # pi_old is the policy before the first minibatch
+
+
+@pytest.mark.parametrize("vrl", [{"kl_coef": 0.5}, {"kl_coef": 0.5, "minibatches": 2}], ids=str)
+def test_the_update_scores_at_the_samplers_temperature(model, tokenizer, tasks, chatty, vrl):
+    config, policy = settings(rollout={"temperature": 0.7}, vrl=vrl), with_adapter(model)
+    rollouts = sample_rollouts(model, tokenizer, tasks[:2], config, config.rollout.temperature, seed=0, group_size=2)
+    for i, r in enumerate(rollouts):
+        r.advantage = 1.0 - 2 * (i % 2)
+    seen = update(policy, Recorder(policy, lr=0.0), rollouts, config)
+    assert seen["gap_max"] < 1e-4 and seen["ratio"] == pytest.approx(1, abs=1e-5) and seen["kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_groups_without_spread_are_not_trained(model):
+    policy = with_adapter(model, 0.1)
+    rollouts = made_rollouts(policy)
+    for r in rollouts[:4]:
+        r.advantage = 0.0
+    for mean in ("token", "sequence"):
+        with_flat = run_update(model, {"kl_coef": 0.2, "loss_mean": mean}, rollouts=rollouts)
+        without = run_update(model, {"kl_coef": 0.2, "loss_mean": mean}, rollouts=rollouts[4:])
+        assert with_flat[0] == without[0] and with_flat[0]["trained"] == 4 and torch.equal(with_flat[1][0], without[1][0])
+
+
+def test_truncated_rollouts_can_be_left_out(model):
+    rollouts = made_rollouts(with_adapter(model, 0.1))
+    rollouts[0].trajectory["ended"], rollouts[1].trajectory["ended"] = "max_tokens", "max_turns"
+    assert run_update(model, {"mask_truncated": True}, rollouts=rollouts)[0] == run_update(model, {}, rollouts=rollouts[2:])[0]
+    assert run_update(model, {}, rollouts=rollouts)[0]["trained"] == 8
+
+
+@pytest.mark.parametrize("vrl", [{}, {"kl_coef": 0.2, "minibatches": 2, "tis_cap": 2.0}], ids=str)
+def test_no_signal_moves_nothing(model, vrl):
+    rollouts = made_rollouts(with_adapter(model, 0.1))
+    for r in rollouts:
+        r.advantage = 0.0
+    before = weights(with_adapter(model, 0.1))
+    figures, gradients, policy = run_update(model, {**vrl, "weight_decay": 0.5}, rollouts=rollouts)
+    assert not gradients and all(torch.equal(p, before[name]) for name, p in policy.named_parameters())
+    assert figures["trained"] == 0 and all(math.isfinite(x) for x in figures.values() if x is not None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The sampler
+
+def trainer_logprobs(model, r, temperature=1.0):
+    batch = collate([r], "cpu")
+    with torch.no_grad():
+        return token_logprobs(model, batch["input_ids"], batch["position_ids"], batch["loss_mask"][:, 1:], temperature=temperature)[0]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampler_and_trainer_agree(model, tokenizer, tasks, chatty, temperature):
+    rollouts = sample_rollouts(model, tokenizer, tasks[:5], settings(), temperature, seed=3, group_size=3)
+    assert len(rollouts) == 15 and [r.group_id for r in rollouts] == [g for g in range(5) for _ in range(3)]
+    turns = [len(r.trajectory["turns"]) for r in rollouts]
+    assert sum(n >= 3 for n in turns) >= 3 and len(set(turns)) >= 3, "too few turns to tell"
+    for r in rollouts:
+        assert len(r.ids) == len(r.loss_mask) == len(r.logprobs)
+        sampled = torch.tensor(r.logprobs[1:]) * torch.tensor(r.loss_mask[1:])
+        assert (trainer_logprobs(model, r, temperature) - sampled).abs().max() < 1e-4
+        assert all((x < 0) if m else (x == 0) for x, m in zip(r.logprobs, r.loss_mask))
+
+
+def test_sampling_follows_the_softmax(model, tokenizer, tasks, chatty):
+    """First tokens of many rollouts of one prompt come in the shares of the full softmax (no top-k, no top-p)."""
+    rollouts = sample_rollouts(model, tokenizer, tasks[:1], settings(rollout={"max_turn_tokens": 1}), 1.0, seed=0, group_size=1500)
+    prompt = rollouts[0].ids[:rollouts[0].loss_mask.index(1)]
+    p = model(input_ids=torch.tensor([prompt])).logits[0, -1].softmax(-1)
+    counts = torch.bincount(torch.tensor([r.ids[len(prompt)] for r in rollouts]), minlength=len(p)) / len(rollouts)
+    assert (counts - p).abs().max() < 0.05 and abs(float(counts[p < 0.01].sum() - p[p < 0.01].sum())) < 0.06
+    assert 0.1 < p[p < 0.01].sum() < 0.9, "the tail is too thin to tell"
+
+
+def test_greedy_equals_transformers_generate(model, tokenizer, tasks, chatty):
+    ours = sample_rollouts(model, tokenizer, tasks, settings(), 0.0, seed=0)
+    theirs, sampled = train_vrl.generate_rollouts(model, tokenizer, tasks, settings())
+    assert [r.ids for r in ours] == theirs and sum(sum(r.loss_mask) for r in ours) == sampled
+    assert sum(len(r.trajectory["turns"]) >= 2 for r in ours) >= 3, "too few turns to tell"
+
+
+def test_token_in_token_out(model, tokenizer, tasks, chatty):
+    """What the agent reads is the environment's messages encoded once; what is trained is what it sampled, end of turn included."""
+    for r in sample_rollouts(model, tokenizer, tasks[:6], settings(), 1.0, seed=1, group_size=2):
+        cuts = [0] + [i for i in range(1, len(r.ids)) if r.loss_mask[i] != r.loss_mask[i - 1]] + [len(r.ids)]
+        parts = [r.ids[a:b] for a, b in zip(cuts, cuts[1:])]
+        messages = r.trajectory["messages"]
+        assert r.loss_mask[0] == 0 and parts[0] == encode_prompt(tokenizer, messages[:2])
+        at, turns = 2, 0
+        for i, part in enumerate(parts[1:], 1):
+            if i % 2:
+                finished = part[-1] == tokenizer.eos_token_id
+                assert tokenizer.eos_token_id not in part[:-1] and (finished or r.trajectory["ended"] == "max_tokens" and i == len(parts) - 1)
+                if finished:
+                    assert messages[at] == {"role": "assistant", "content": tokenizer.decode(part[:-1])}
+                    at, turns = at + 1, turns + 1
+            else:
+                replies = []
+                while at < len(messages) and messages[at]["role"] == "tool":
+                    replies.append(messages[at])
+                    at += 1
+                assert part == encode_tool_messages(tokenizer, replies)
+        assert at == len(messages) and turns == len(r.trajectory["turns"])
+
+
+def test_a_group_shares_its_seed_and_the_same_seed_gives_the_same_rollouts(model, tokenizer, tasks, chatty):
+    once, again, other = (sample_rollouts(model, tokenizer, tasks[:3], settings(), 1.0, seed=s, group_size=3) for s in (5, 5, 6))
+    assert [(r.ids, r.loss_mask, r.logprobs) for r in once] == [(r.ids, r.loss_mask, r.logprobs) for r in again]
+    assert [r.ids for r in once] != [r.ids for r in other]
+    for g in range(3):
+        group = once[3 * g:3 * g + 3]
+        assert len({r.seed for r in group}) == len({r.trajectory["seed"] for r in group}) == 1 and len({tuple(r.ids) for r in group}) > 1
+    assert len({r.seed for r in once}) == 3 and {r.seed for r in once}.isdisjoint(r.seed for r in other)
+
+
+def test_rows_that_end_early_change_nothing_for_the_others(model, tokenizer, tasks, chatty, monkeypatch):
+    kept, real = [], train_vrl.SlotCache.keep
+    monkeypatch.setattr(train_vrl.SlotCache, "keep", lambda self, rows: (kept.append(len(rows)), real(self, rows)))
+    together = sample_rollouts(model, tokenizer, tasks, settings(), 0.0, seed=2)
+    assert len(kept) >= 1 and len({len(r.ids) for r in together}) > 6, "nothing was compacted"
+    for task, r in zip(tasks, together):
+        alone = sample_rollouts(model, tokenizer, [task], settings(), 0.0, seed=2)[0]
+        assert (r.task, r.ids, r.loss_mask) == (task, alone.ids, alone.loss_mask)
+        assert torch.tensor(r.logprobs).sub(torch.tensor(alone.logprobs)).abs().max() < 1e-4
+        assert r.trajectory["messages"] == alone.trajectory["messages"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# How episodes end
+
+def force(monkeypatch, tokens):
+    """Let the sampler of a single rollout produce these tokens, one a reading."""
+    script = iter(tokens)
+
+    def read(model, cache, rows, chunks, starts, limit):
+        logits = torch.zeros(1, model.config.vocab_size)
+        logits[0, next(script)] = 99.0
+        return logits
+
+    monkeypatch.setattr(train_vrl, "read_tokens", read)
+
+
+def play(model, tokenizer, task, config, seed=0):
+    return sample_rollouts(model, tokenizer, [task], config, 0.0, seed=seed)[0]
+
+
+@pytest.mark.parametrize("tools", ["names", "schema"])
+def test_an_experts_turns_give_the_experts_trajectory(model, tokenizer, tasks, monkeypatch, tools):
+    """VisionAgent's own tokens through the sampler and the real environment: the ids and mask that SFT trains on, the same record."""
+    config = settings(rollout={"max_turn_tokens": 10 ** 6, "tools": tools}, model={"max_len": 3 * 10 ** 4})
+    for task in tasks[:3]:
+        env = VisGenEnv(config.rollout)
+        expert = vision_agent(task, env, draw(0, "env", task["id"]).getrandbits(31))
+        turns = [encode_agent(tokenizer, m["content"]) for m in expert["messages"] if m["role"] == "assistant"]
+        force(monkeypatch, [i for turn in turns for i in turn])
+        r = play(model, tokenizer, task, config)
+        assert (r.ids, r.loss_mask) == encode_trajectory(tokenizer, expert["messages"], env.info["tools"]) and len(turns) > 1
+        pool = r.trajectory.pop("pool")
+        assert r.trajectory == expert and r.trajectory["ended"] == "answer" and pool == task["pool"]
+
+
+CALL = tag("think", "now") + tag("tool_call", {"name": "tool_search_content", "arguments": {"query": "x"}})
+
+
+@pytest.mark.parametrize("turns, ended", [([CALL, tag("think", "a") + tag("answer", {"deliverables": [], "summary": "none"})], "answer"),
+                                          ([CALL, "no tags"], "malformed"), ([CALL] * 3, "max_turns")])
+def test_the_environment_says_how_an_episode_ended(model, tokenizer, tasks, monkeypatch, turns, ended):
+    config = settings(rollout={"max_turn_tokens": 10 ** 6, "max_turns": 3})
+    force(monkeypatch, [i for text in turns for i in encode_agent(tokenizer, text)])
+    r = play(model, tokenizer, tasks[0], config)
+    assert r.trajectory["ended"] == ended and len(r.trajectory["turns"]) == len(turns)
+    assert r.ids[-1] == tokenizer.eos_token_id and r.loss_mask[-1] == 1
+
+
+def test_a_turn_that_does_not_end_is_max_tokens(model, tokenizer, tasks, monkeypatch):
+    word = tokenizer.encode("x", add_special_tokens=False)[0]
+    force(monkeypatch, encode_agent(tokenizer, CALL) + [word] * 60)
+    r = play(model, tokenizer, tasks[0], settings(rollout={"max_turn_tokens": 50}))
+    assert r.trajectory["ended"] == "max_tokens" and r.ids[-50:] == [word] * 50 and r.loss_mask[-51:] == [0] + [1] * 50
+    assert len(r.trajectory["turns"]) == 1 and r.trajectory["messages"][-1]["role"] == "tool"       # the unfinished turn is not in the record
+    prompt = r.loss_mask.index(1)
+    force(monkeypatch, [word] * 2000)
+    r = play(model, tokenizer, tasks[0], settings(rollout={"max_turn_tokens": 10 ** 6}, model={"max_len": 2 * prompt + 2}))
+    assert r.trajectory["ended"] == "max_tokens" and len(r.ids) == 2 * prompt + 2
+    # A turn that ends within the limit, whose reply does not fit.
+    reach = 2 * prompt + 2 - prompt - 1
+    force(monkeypatch, [word] * (reach - len(encode_agent(tokenizer, CALL))) + encode_agent(tokenizer, CALL))
+    r = play(model, tokenizer, tasks[0], settings(rollout={"max_turn_tokens": 10 ** 6}, model={"max_len": 2 * prompt + 2}))
+    assert r.trajectory["ended"] == "max_tokens" and len(r.trajectory["turns"]) == 1
+
+
+def test_a_token_outside_the_tokenizer_is_malformed(model, tokenizer, tasks, monkeypatch):
+    padded = copy.deepcopy(model)
+    padded.config.vocab_size = len(tokenizer) + 8
+    force(monkeypatch, [5, len(tokenizer)])
+    r = play(padded, tokenizer, tasks[0], settings())
+    assert r.trajectory["ended"] == "malformed" and r.ids[-1] == len(tokenizer) and r.trajectory["turns"] == []
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(model, tokenizer, tasks):
+    with pytest.raises(SystemExit, match="model.max_len"):
+        play(model, tokenizer, tasks[0], settings(model={"max_len": 100}))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sync, checks
+
+def test_sync_gives_the_sampler_the_policys_weights(model, tokenizer, tasks, chatty):
+    sampler, policy, config = copy.deepcopy(model), with_adapter(model), settings()
+    assert train_vrl.check_engine(sampler, policy, tokenizer, tasks[0], config) < 1e-4
+    train_vrl.check_reference(policy, tokenizer, tasks[0], config, sampler)
+    move(policy, 0.1)
+    with pytest.raises(SystemExit, match=r"largest difference of log-probabilities \d\.\d+e[+-]\d+, allowed 1e-04"):
+        train_vrl.check_engine(sampler, policy, tokenizer, tasks[0], config)
+    sync_sampler(sampler, policy)
+    assert train_vrl.check_engine(sampler, policy, tokenizer, tasks[0], config) < 1e-4
+    with pytest.raises(SystemExit, match="KL to the PST policy"):
+        train_vrl.check_reference(policy, tokenizer, tasks[0], config, sampler)
+    merged = weights(sampler)
+    base = {n: p for n, p in weights(policy).items() if "lora_" not in n}
+    assert not torch.equal(merged["model.layers.1.mlp.up_proj.weight"], model.model.layers[1].mlp.up_proj.weight)
+    for by in (0.3, 0.05):
+        move(policy, by, seed=9)
+        sync_sampler(sampler, policy)
+    move(policy, 0.1)
+    sync_sampler(sampler, policy)       # never undone in place: the same adapter gives the same bits after any others
+    assert all(torch.equal(p, merged[n]) for n, p in sampler.named_parameters())
+    assert all(torch.equal(p, base[n]) for n, p in policy.named_parameters() if n in base)
+
+
+def test_sync_of_a_policy_without_an_adapter(model):
+    sampler, policy = copy.deepcopy(model), copy.deepcopy(model)
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.add_(0.25)
+    sync_sampler(sampler, policy)
+    assert all(torch.equal(a, b) for a, b in zip(sampler.parameters(), policy.parameters()))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The loop
+
+def test_step_tasks_covers_all_tasks_once_a_pass():
+    config, all_tasks = settings(vrl={"tasks_per_step": 3}), [{"id": i} for i in range(7)]
+    steps = [[t["id"] for t in step_tasks(all_tasks, config, s)] for s in range(14)]
+    assert all(len(s) == 3 for s in steps) and steps == [[t["id"] for t in step_tasks(all_tasks, config, s)] for s in range(14)]
+    stream = [i for s in steps for i in s]
+    passes = [stream[i:i + 7] for i in range(0, 42, 7)]
+    assert all(sorted(p) == list(range(7)) for p in passes) and len(set(map(tuple, passes))) == 6
+    assert [t["id"] for t in step_tasks(all_tasks, settings(seed=1, vrl={"tasks_per_step": 3}), 0)] != steps[0]
+    assert sorted(t["id"] for t in step_tasks(all_tasks, settings(vrl={"tasks_per_step": 14}), 0)) == sorted([*range(7)] * 2)
+
+
+def test_part_spread_is_the_mean_variance_inside_groups():
+    def rollout(group, plan, tool, cons):
+        parts = {**dict.fromkeys(PARTS, 1.0), "tool": tool, "cons": cons, "plan": plan}
+        return Rollout({}, group, 0, trajectory={"reward": parts})
+
+    rows = [rollout(1, 0.0, 0.2, None), rollout(2, 0.5, 0.0, 0.4), rollout(1, 1.0, 0.2, None), rollout(2, 0.5, math.nan, 0.8)]
+    spread = part_spread(rows)
+    assert spread["plan"] == pytest.approx(0.125) and spread["tool"] == pytest.approx(0.0) and spread["cons"] == pytest.approx(0.04)
+    assert all(spread[p] == 0 for p in PARTS if p not in ("tool", "cons"))
+    assert part_spread(rows[:1] + rows[2:3])["cons"] is None
+
+
+def reward_by_text(trajectory, config, pool):
+    """A deterministic reward with spread: of the letters that the agent wrote."""
+    text = "".join(m["content"] for m in trajectory["messages"] if m["role"] == "assistant")
+    total = sum(map(ord, text)) % 97 / 96
+    return {"total": total, "plan": total, "fine": 1.0, **dict.fromkeys(PARTS, total)}
+
+
+@pytest.fixture
+def loop(model, tokenizer, tasks, chatty, monkeypatch, tmp_path):
+    """train() in a folder under tmp_path, with the reward above and policies made afresh, as a new process would."""
+    monkeypatch.setattr(train_vrl, "ltr_reward", reward_by_text)
+    monkeypatch.setattr(train_vrl, "ROOT", tmp_path)
+
+    def run(name, **sections):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(len(list(folder.iterdir())))      # a second process starts from another adapter: the checkpoint's must win
+        policy, sampler = add_lora(settings(), copy.deepcopy(model)), copy.deepcopy(model)
+        train_vrl.train(settings(**sections), folder, policy, sampler, tokenizer, tasks[:5])
+        return folder, policy, sampler
+
+    return run
+
+
+def figures(folder):
+    """metrics.jsonl by step (a step that was done twice: the last), without times."""
+    return {m["step"]: {k: v for k, v in m.items() if not k.endswith("_s")} for m in read_jsonl(folder / "metrics.jsonl")}
+
+
+def test_stopped_and_resumed_equals_never_stopped(loop, monkeypatch):
+    straight, policy, sampler = loop("straight")
+    real, done = train_vrl.sample_rollouts, []
+
+    def interrupted(*args, **kwargs):
+        done.append(1)
+        if len(done) == 4:      # step 3 was finished but not saved: it is done again
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(train_vrl, "sample_rollouts", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loop("stopped")
+    monkeypatch.setattr(train_vrl, "sample_rollouts", real)
+    assert [p.name for p in train_vrl.list_checkpoints(straight.parent / "stopped" / "vrl")] == ["step-2"]
+    stopped, resumed, second = loop("stopped")
+    assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), resumed.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(sampler.parameters(), second.parameters()))
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        assert (straight / "vrl" / "step-4" / file).read_bytes() == (stopped / "vrl" / "step-4" / file).read_bytes()
+    assert figures(straight) == figures(stopped) and list(figures(straight)) == [1, 2, 3, 4]
+    assert len({m["grad_norm"] for m in figures(straight).values()}) == 4 and all(m["trained"] for m in figures(straight).values())
+    for step in range(1, 5):
+        name = f"vrl/rollouts/step-{step}.jsonl"
+        assert (straight / name).read_bytes() == (stopped / name).read_bytes()
+    assert len(read_jsonl(straight / "vrl/rollouts/step-1.jsonl")) == 4
+
+
+def test_the_sampler_follows_the_policy_through_the_loop(loop, tokenizer, tasks):
+    _, policy, sampler = loop("sync", vrl={"steps": 2, "lr": 0.1})
+    assert max(float(p.detach().abs().max()) for n, p in trained_parameters(policy).items() if "lora_B" in n) > 1e-3
+    assert train_vrl.check_engine(sampler, policy, tokenizer, tasks[0], settings()) < 1e-4
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_cut_off_checkpoint_is_one_clear_line(loop, file):
+    folder, *_ = loop("cut", vrl={"steps": 1})
+    path = folder / "vrl" / "step-1" / file
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    with pytest.raises(SystemExit) as stop:
+        loop("cut")
+    assert str(stop.value).startswith("error: ") and str(path) in str(stop.value) and "\n" not in str(stop.value)
+    path.unlink()
+    with pytest.raises(SystemExit, match="is missing"):
+        loop("cut")
+
+
+def test_steps_without_any_signal_can_be_resumed(loop, monkeypatch):
+    monkeypatch.setattr(train_vrl, "ltr_reward", lambda *a: {"total": 1.0, "plan": 1.0, "fine": 1.0, **dict.fromkeys(PARTS, 1.0)})
+    folder, *_ = loop("flat", vrl={"steps": 2})
+    assert figures(folder)[2]["trained"] == 0 and figures(folder)[2]["groups"]["flat"] == 2
+    loop("flat", vrl={"steps": 3})
+    assert list(figures(folder)) == [1, 2, 3]
+
+
+def test_a_judge_that_fails_often_stops_the_run(loop, monkeypatch):
+    def failing(trajectory, config, pool):
+        return {**reward_by_text(trajectory, config, pool), **({"total": math.nan} if trajectory["task"]["id"].endswith("1") else {})}
+
+    monkeypatch.setattr(train_vrl, "ltr_reward", failing)
+    with pytest.raises(SystemExit, match="the judge failed on"):
+        loop("judge", vrl={"tasks_per_step": 5})
