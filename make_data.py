@@ -9,26 +9,22 @@ general.jsonl and general_heldout.jsonl (the general part of PST), tokenizer/ (p
     python make_data.py --keys                                  # every config key, default and meaning
 """
 
-import difflib
 import hashlib
 import json
-import os
 import random
 import re
-import sys
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import get_args, get_origin, get_type_hints
 
 import yaml
 from tqdm import tqdm
 
 from env import ROOT, RolloutConfig, VisGenEnv, key, load_tools, to_json
-from rewards import (RewardConfig, clip_lengths, clip_seconds, expand_workflow, fitting_workflows, load_workflows, ltr_reward,
-                     makes, n_shots)
+from rewards import (RewardConfig, build, clip_lengths, clip_seconds, expand_workflow, fitting_workflows, load_workflows, ltr_reward,
+                     makes, merge, n_shots, read_jsonl, read_yaml, write_atomic, write_jsonl)  # noqa: F401
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The config
@@ -46,6 +42,8 @@ class ModelConfig:
     heads: int = key(5, "query heads (from scratch only)")
     kv_heads: int = key(5, "key/value heads (from scratch only)")
     head_dim: int = key(32, "size of one head (from scratch only)")
+    init_embedding: float = key(0.2, "std of the embeddings at the start (from scratch only); ours: told apart from the first step on")
+    init_qk_gain: float = key(3.0, "gain of Qwen3's query and key norms at the start (from scratch only); ours: sharp attention, copying comes sooner")
     max_len: int = key(1536, "longest trajectory, tokens")
     dtype: str = key("float32", "weights: float32 or bfloat16")
     autocast: bool = key(True, "run matrix products in bfloat16 while training (weights keep `dtype`)")
@@ -63,7 +61,7 @@ class DataConfig:
     min_reward: float = key(0.9, "LtrReward below which a trajectory is dropped (paper: filter, threshold not given)")
     general: int = key(12000, "examples that stand for the paper's General-1M; a stage takes a share of them")
     general_source: str = key("offline", "offline: generated here; hub: read from Table 7's data sets by name")
-    general_kinds: dict = key({"arithmetic": 1, "instruction": 1, "function": 2}, "parts of the offline general mix, by weight")
+    general_kinds: dict = key({"arithmetic": 1, "instruction": 3, "function": 1}, "parts of the offline general mix, by weight")
     general_heldout: int = key(192, "held-out general items, a third of each kind, exact match")
     train_tasks: int = key(2000, "tasks that VRL draws from (never the held-out ones)")
     heldout_tasks: int = key(128, "held-out tasks: subjects, wordings and combinations that training never shows")
@@ -124,7 +122,6 @@ class VrlConfig:
     kl_coef: float = key(0.0, "KL to pi_pst in the loss (k3 estimate): Theorem 4.1's action bias; 0 is off")
     tis_cap: float = key(0.0, "truncated importance weight of sampler against trainer, 2.0 for vLLM; 0 is off")
     mask_truncated: bool = key(False, "leave rollouts that hit a limit out of the loss (DAPO's overlong filter)")
-    eval_every: int = key(0, "steps between greedy evaluations on held-out tasks; 0: only before and after")
     save_every: int = key(10, "steps between checkpoints")
     keep: int = key(2, "checkpoints kept")
 
@@ -152,57 +149,6 @@ class Config:
     rollout: RolloutConfig = key(RolloutConfig(), "VisGenEnv and sampling")
     reward: RewardConfig = key(RewardConfig(), "LtrReward")
     bench: BenchConfig = key(BenchConfig(), "evaluation")
-
-
-def read_yaml(path):
-    """Read a config file with its `extends:` chain, nearest file last. Raises SystemExit naming the file."""
-    path = Path(path)
-    if not path.is_file():
-        known = ", ".join(sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml")))
-        raise SystemExit(f"error: no config file {path}; configs here: {known}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as e:
-        raise SystemExit(f"error: {path} is not valid YAML: {' '.join(str(e).split())}") from e
-    if not isinstance(values, dict):
-        raise SystemExit(f"error: {path} must hold `section:` entries, got a {type(values).__name__}")
-    parent = values.pop("extends", None)
-    return merge(read_yaml(path.parent / parent), values) if parent else values
-
-
-def merge(base, over):
-    """Nested dictionaries, the second winning; lists and scalars are replaced whole."""
-    out = dict(base)
-    for k, v in over.items():
-        out[k] = merge(out[k], v) if isinstance(v, dict) and isinstance(out.get(k), dict) else v
-    return out
-
-
-def build(cls, values, where=""):
-    """A dataclass from YAML values; SystemExit names an unknown key's nearest known one, or a wrong type."""
-    if not isinstance(values, dict):
-        raise SystemExit(f"error: config key `{where.rstrip('.')}` must be a section of keys, got {values!r}")
-    known = {f.name: f for f in fields(cls)}
-    types = get_type_hints(cls)
-    out = {}
-    for name, value in values.items():
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
-            raise SystemExit(f"error: unknown config key `{where}{name}`; the nearest known key is `{where}{near}`")
-        kind = types[name]
-        if is_dataclass(kind):
-            value = build(kind, value, f"{where}{name}.")
-        elif get_origin(kind) is list and is_dataclass(get_args(kind)[0]):
-            if not isinstance(value, list):
-                raise SystemExit(f"error: config key `{where}{name}` must be a list of sections, got {value!r}")
-            value = [build(get_args(kind)[0], v, f"{where}{name}[{i}].") for i, v in enumerate(value)]
-        elif kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        elif type(value) is not (get_origin(kind) or kind):
-            raise SystemExit(f"error: config key `{where}{name}` must be {getattr(kind, '__name__', kind)}, "
-                             f"got {value!r} ({type(value).__name__})")
-        out[name] = value
-    return cls(**out)
 
 
 def load_config(path, overrides=()):
@@ -274,32 +220,6 @@ def open_run(config):
     else:
         write_atomic(path, yaml.safe_dump(resolved, sort_keys=False))
     return run
-
-
-def write_atomic(path, text):
-    """Write a text file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
-
-
-def write_jsonl(path, records):
-    """Write records as JSON lines, whole or not at all."""
-    write_atomic(path, "".join(to_json(r) + "\n" for r in records))
-
-
-def read_jsonl(path):
-    """Read JSON lines. SystemExit names a missing file, or the line that is not JSON."""
-    if not path.is_file():
-        raise SystemExit(f"error: {path} is missing; `python make_data.py --config ...` makes it")
-    records = []
-    for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as e:
-            raise SystemExit(f"error: {path}, line {i} is not JSON ({e.msg}); remove the file to make it again") from e
-    return records
 
 
 def append_metrics(run, record):
@@ -688,9 +608,9 @@ def general_item(rng, kind):
                                  (f"What is {m} x {n}?", f"{m} x {n} = {m * n}"),
                                  (f"How many parts of {m} make {m * n}?", f"{n} x {m} = {m * n}, so {n}")])
     elif kind == "instruction":
-        some = [odd_word(rng) for _ in range(rng.randint(2, 6))]
+        some = [odd_word(rng) for _ in range(rng.randint(3, 16))]
         text, names = " ".join(some), ["color", "city", "pet", "day", "song", "tool"]
-        pairs = dict(zip(rng.sample(names, 3), some + [odd_word(rng)]))
+        pairs = dict(zip(rng.sample(names, 3), some))
         looked = rng.choice(list(pairs))
         ask, reply = rng.choice([(f"Repeat: {text}", text), (f"Repeat twice: {text}", f"{text}, {text}"),
                                  (f"Write these words backwards: {text}", " ".join(reversed(some))),

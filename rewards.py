@@ -10,18 +10,21 @@ records, never the rendered text of tool messages. No torch: a reader can play w
     python rewards.py trajectories.jsonl        # scores with their reasons, sub-score by sub-score
 """
 
+import difflib
 import json
 import math
+import os
 import re
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import get_args, get_origin, get_type_hints
 
 import yaml
 
-from env import ROOT, key, load_tools
+from env import ROOT, key, load_tools, to_json
 
 FORMS = ("plan*fine", "plan*(result+format)", "result+format", "plan+fine")
 FACETS = ("requirement", "coherence", "executability", "atomicity", "optimality")
@@ -40,6 +43,87 @@ class RewardConfig:
                               "of R_plan's facets; the binary one counts double, since the rest is idle without it")
     duration_tolerance: float = key(0.05, "relative; a 4 s step between clip lengths never passes, a cut frame always does")
     aspect_tolerance: float = key(0.05, "relative; 1344x768 passes as 16:9 (1.6 % off), 1344x704 does not (7.4 %)")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Config files and records, for the scripts that build on this one
+
+
+def read_yaml(path):
+    """Read a config file with its `extends:` chain, nearest file last. Raises SystemExit naming the file."""
+    path = Path(path)
+    if not path.is_file():
+        known = ", ".join(sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml")))
+        raise SystemExit(f"error: no config file {path}; configs here: {known}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as e:
+        raise SystemExit(f"error: {path} is not valid YAML: {' '.join(str(e).split())}") from e
+    if not isinstance(values, dict):
+        raise SystemExit(f"error: {path} must hold `section:` entries, got a {type(values).__name__}")
+    parent = values.pop("extends", None)
+    return merge(read_yaml(path.parent / parent), values) if parent else values
+
+
+def merge(base, over):
+    """Nested dictionaries, the second winning; lists and scalars are replaced whole."""
+    out = dict(base)
+    for k, v in over.items():
+        out[k] = merge(out[k], v) if isinstance(v, dict) and isinstance(out.get(k), dict) else v
+    return out
+
+
+def build(cls, values, where=""):
+    """A dataclass from YAML values; SystemExit names an unknown key's nearest known one, or a wrong type."""
+    if not isinstance(values, dict):
+        raise SystemExit(f"error: config key `{where.rstrip('.')}` must be a section of keys, got {values!r}")
+    known = {f.name: f for f in fields(cls)}
+    types = get_type_hints(cls)
+    out = {}
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
+            raise SystemExit(f"error: unknown config key `{where}{name}`; the nearest known key is `{where}{near}`")
+        kind = types[name]
+        if is_dataclass(kind):
+            value = build(kind, value, f"{where}{name}.")
+        elif get_origin(kind) is list and is_dataclass(get_args(kind)[0]):
+            if not isinstance(value, list):
+                raise SystemExit(f"error: config key `{where}{name}` must be a list of sections, got {value!r}")
+            value = [build(get_args(kind)[0], v, f"{where}{name}[{i}].") for i, v in enumerate(value)]
+        elif kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        elif type(value) is not (get_origin(kind) or kind):
+            raise SystemExit(f"error: config key `{where}{name}` must be {getattr(kind, '__name__', kind)}, "
+                             f"got {value!r} ({type(value).__name__})")
+        out[name] = value
+    return cls(**out)
+
+
+def write_atomic(path, text):
+    """Write a text file so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+
+
+def write_jsonl(path, records):
+    """Write records as JSON lines, whole or not at all."""
+    write_atomic(path, "".join(to_json(r) + "\n" for r in records))
+
+
+def read_jsonl(path):
+    """Read JSON lines. SystemExit names a missing file, or the line that is not JSON."""
+    if not path.is_file():
+        raise SystemExit(f"error: {path} is missing; `python train_vrl.py --config ...` makes it")
+    records = []
+    for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as e:
+            raise SystemExit(f"error: {path}, line {i} is not JSON ({e.msg}); remove the file to make it again") from e
+    return records
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -453,11 +537,7 @@ def main():
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         print(__doc__)
         raise SystemExit(0 if "-h" in sys.argv or "--help" in sys.argv else 2)
-    path = Path(sys.argv[1])
-    if not path.is_file():
-        raise SystemExit(f"error: no file {path}; give a JSONL of trajectories, such as runs/tiny/vrl/rollouts/step-1.jsonl")
-    for line in path.read_text(encoding="utf-8").splitlines():
-        trajectory = json.loads(line)
+    for trajectory in read_jsonl(Path(sys.argv[1])):
         reward = ltr_reward(trajectory, RewardConfig(), trajectory.get("pool"))
         print(f"{trajectory['task']['id']}  R_vrt {reward['total']:.3f} = plan {reward['plan']:.3f} x fine {reward['fine']:.3f}   "
               f"ended: {trajectory['ended']}\n  {trajectory['task']['request']}")

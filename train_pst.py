@@ -270,7 +270,13 @@ def build_policy(config, tokenizer, device):
         eos_token_id=tokenizer.convert_tokens_to_ids(END_OF_TURN), pad_token_id=tokenizer.pad_token_id,
         attn_implementation=attention_name(config, device), dtype="float32")
     torch.manual_seed(config.seed)
-    return finish_policy(Qwen3ForCausalLM(shape).to(getattr(torch, m.dtype)), config, tokenizer, device)
+    model = Qwen3ForCausalLM(shape)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.normal_(0.0, m.init_embedding)
+        for name, p in model.named_parameters():
+            if name.endswith(("q_norm.weight", "k_norm.weight")):
+                p.fill_(m.init_qk_gain)
+    return finish_policy(model.to(getattr(torch, m.dtype)), config, tokenizer, device)
 
 
 def load_policy(path, config, tokenizer, device):
@@ -540,7 +546,9 @@ def restore(model, optimizer, weights, moments, groups, state):
             p.copy_(weights[name])
     if optimizer is not None:
         names = [n for g in groups for n in g["names"]]
-        kept = {i: {k: moments[f"{n}.{k}"] for k in ("step", "exp_avg", "exp_avg_sq")} for i, n in enumerate(names)}
+        # There are no moments before the first optimizer step: VRL may start with steps that carry no signal.
+        kept = {i: {k: moments[f"{n}.{k}"] for k in ("step", "exp_avg", "exp_avg_sq")}
+                for i, n in enumerate(names) if f"{n}.step" in moments}
         optimizer.load_state_dict({"state": kept, "param_groups": optimizer.state_dict()["param_groups"]})
     python, numpy = state["rng"]["python"], state["rng"]["numpy"]
     random.setstate((python[0], tuple(python[1]), python[2]))

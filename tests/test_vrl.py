@@ -138,9 +138,6 @@ class Recorder(torch.optim.SGD):
 # ---------------------------------------------------------------------------------------------------------------------
 # The loss
 
-LOSS = {"ratio": "token", "loss_mean": "token", "clip_low": 0.2, "clip_high": 0.3, "kl_coef": 0.0, "tis_cap": 0.0}
-
-
 @pytest.mark.parametrize("advantage, ratio, loss, gradient", [
     (+1, 2.00, -1.30, 0.0), (+1, 1.25, -1.25, -1.25), (+1, 0.90, -0.90, -0.90), (+1, 0.50, -0.50, -0.50),
     (-1, 2.00, +2.00, +2.00), (-1, 1.25, +1.25, +1.25), (-1, 0.90, +0.90, +0.90), (-1, 0.75, +0.80, 0.0), (-1, 0.50, +0.80, 0.0)])
@@ -177,11 +174,12 @@ def slow_loss(new, old, advantages, mask, v, normalizer, ref, sampler, start):
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
 @pytest.mark.parametrize("loss_mean", ["token", "sequence"])
 def test_loss_equals_a_slow_reference(loss_mean, ratio, tis_cap, kl_coef):
-    v = settings(vrl={"loss_mean": loss_mean, "ratio": ratio, "tis_cap": tis_cap, "kl_coef": kl_coef, "clip_low": 0.2, "clip_high": 0.3}).vrl
+    v = settings(vrl={"loss_mean": loss_mean, "ratio": ratio, "tis_cap": tis_cap, "kl_coef": kl_coef, "clip_high": 0.3}).vrl
     rng = torch.Generator().manual_seed(3)
     mask = [[1, 1, 0, 0, 1, 1], [0, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]]
     old = -3 * torch.rand(4, 6, generator=rng, dtype=torch.float64)
-    new = (old + 0.25 * torch.randn(4, 6, generator=rng, dtype=torch.float64) + torch.tensor([[0.4], [-0.5], [0.0], [0.0]], dtype=torch.float64)).requires_grad_()
+    shift = torch.tensor([[0.4], [-0.5], [0.0], [0.0]], dtype=torch.float64)       # clipped above, below, and not
+    new = (old + 0.25 * torch.randn(4, 6, generator=rng, dtype=torch.float64) + shift).requires_grad_()
     ref, sampler = (old + 0.3 * torch.randn(4, 6, generator=rng, dtype=torch.float64) for _ in range(2))
     advantages = [1.0, -0.7, 0.4, -1.2]
     for x, junk in ((old, -7.0), (new, -900.0), (ref, 900.0), (sampler, -900.0)):      # what stands at other tokens must not matter
@@ -197,7 +195,8 @@ def test_loss_equals_a_slow_reference(loss_mean, ratio, tis_cap, kl_coef):
             near = [new.tolist(), new.tolist()]
             near[0][b][t] += 1e-5
             near[1][b][t] -= 1e-5
-            assert new.grad[b, t].item() == pytest.approx((slow_loss(near[0], *rest) - slow_loss(near[1], *rest)) / 2e-5, rel=1e-4, abs=1e-9)
+            slope = (slow_loss(near[0], *rest) - slow_loss(near[1], *rest)) / 2e-5
+            assert new.grad[b, t].item() == pytest.approx(slope, rel=1e-4, abs=1e-9)
 
 
 def test_kl_is_counted_over_the_agents_tokens():
@@ -419,7 +418,8 @@ def test_token_in_token_out(model, tokenizer, tasks, chatty):
         for i, part in enumerate(parts[1:], 1):
             if i % 2:
                 finished = part[-1] == tokenizer.eos_token_id
-                assert tokenizer.eos_token_id not in part[:-1] and (finished or r.trajectory["ended"] == "max_tokens" and i == len(parts) - 1)
+                assert tokenizer.eos_token_id not in part[:-1]
+                assert finished or (r.trajectory["ended"] == "max_tokens" and i == len(parts) - 1)
                 if finished:
                     assert messages[at] == {"role": "assistant", "content": tokenizer.decode(part[:-1])}
                     at, turns = at + 1, turns + 1
@@ -506,7 +506,7 @@ def test_a_turn_that_does_not_end_is_max_tokens(model, tokenizer, tasks, monkeyp
     force(monkeypatch, encode_agent(tokenizer, CALL) + [word] * 60)
     r = play(model, tokenizer, tasks[0], settings(rollout={"max_turn_tokens": 50}))
     assert r.trajectory["ended"] == "max_tokens" and r.ids[-50:] == [word] * 50 and r.loss_mask[-51:] == [0] + [1] * 50
-    assert len(r.trajectory["turns"]) == 1 and r.trajectory["messages"][-1]["role"] == "tool"       # the unfinished turn is not in the record
+    assert len(r.trajectory["turns"]) == 1 and r.trajectory["messages"][-1]["role"] == "tool"       # not the unfinished turn
     prompt = r.loss_mask.index(1)
     force(monkeypatch, [word] * 2000)
     r = play(model, tokenizer, tasks[0], settings(rollout={"max_turn_tokens": 10 ** 6}, model={"max_len": 2 * prompt + 2}))
