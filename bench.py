@@ -30,7 +30,8 @@ def measure(config, run):
     saved = list_checkpoints(run / "vrl")
     print(f"bench: {len(tasks)} held-out tasks, each policy about a minute")
     for name, there in (("untrained", True), ("pst", final.is_dir()), ("vrl", bool(saved))):
-        if name in results and results[name]["n"] == len(tasks) or not there:
+        origin = saved[-1].name if name == "vrl" and saved else name
+        if name in results and (results[name]["n"], results[name]["from"]) == (len(tasks), origin) or not there:
             print(f"  {name}: {'measured before' if there else 'not trained in this run'}")
             continue
         started = name == "untrained" or (name == "vrl" and config.vrl.start == "base")
@@ -42,7 +43,7 @@ def measure(config, run):
             if policy is not model:
                 sync_sampler(model, policy)
         figures, _ = evaluate(model.eval().requires_grad_(False), tokenizer, tasks, config, run, name)
-        results[name] = {**figures, "n": len(tasks), "seed": config.seed, "from": saved[-1].name if name == "vrl" else name}
+        results[name] = {**figures, "n": len(tasks), "seed": config.seed, "from": origin}
         write_atomic(path, to_json(results))
     return results
 
@@ -81,7 +82,15 @@ def main():
         for path in paths:
             if not path.is_file():
                 raise SystemExit(f"error: {path} is missing; `python bench.py --config ... name={path.parent.parent.name}` makes it")
-        return print_table([json.loads(p.read_text(encoding="utf-8")) for p in paths])
+        many = []
+        for path in paths:
+            try:
+                many.append(json.loads(path.read_text(encoding="utf-8")))
+            except json.JSONDecodeError as e:
+                raise SystemExit(f"error: {path} is cut off ({e.msg}); remove it and measure again") from e
+            if not many[-1]:
+                raise SystemExit(f"error: {path} holds no policy; remove it and measure again")
+        return print_table(many)
     config, _ = command_line(__doc__)
     run = open_run(config)
     if not (run / "data" / "done.json").is_file():

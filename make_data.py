@@ -125,6 +125,15 @@ class VrlConfig:
     save_every: int = key(10, "steps between checkpoints")
     keep: int = key(2, "checkpoints kept")
 
+    def __post_init__(self):
+        for name, allowed in (("start", ("pst", "base")), ("tune", ("lora", "full")), ("advantage", ("mean_std", "mean")),
+                              ("loss_mean", ("token", "sequence")), ("ratio", ("token", "sequence"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"vrl.{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
+        for name in ("tasks_per_step", "group_size", "minibatches", "micro_tokens", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"vrl.{name} is {getattr(self, name)}; it must be at least 1")
+
 
 @dataclass(frozen=True)
 class BenchConfig:
@@ -158,8 +167,12 @@ def load_config(path, overrides=()):
         name, equals, text = item.partition("=")
         if not equals:
             raise SystemExit(f"error: {item!r} is no override; write section.key=value, such as vrl.steps=3")
+        try:
+            over = yaml.safe_load(text)
+        except yaml.YAMLError as e:
+            raise SystemExit(f"error: the value of the override {item!r} is not valid YAML: {' '.join(str(e).split())}") from e
         for part in reversed(name.split(".")):
-            over = {part: yaml.safe_load(text) if part == name.split(".")[-1] else over}
+            over = {part: over}
         values = merge(values, over)
     values.setdefault("name", Path(path).stem)
     return build(Config, values)
@@ -201,6 +214,8 @@ def open_run(config):
 
     The `bench` section may differ: it changes what is measured, not what is trained.
     """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
+        raise SystemExit(f"error: config key `name` is {config.name!r}; it names a folder under runs/: letters, digits, '.', '_' and '-'")
     run = ROOT / "runs" / config.name
     resolved = asdict(config)
     path = run / "config.yaml"
@@ -211,8 +226,8 @@ def open_run(config):
                 continue
             where, old, new = section, there.get(section), value
             if isinstance(value, dict) and isinstance(old, dict):
-                inner = next(k for k in value if old.get(k) != value[k])
-                where, old, new = f"{section}.{inner}", old.get(inner), value[inner]
+                inner = next(k for k in {**value, **old} if old.get(k, "absent") != value.get(k, "absent"))
+                where, old, new = f"{section}.{inner}", old.get(inner, "absent"), value.get(inner, "absent")
             raise SystemExit(f"error: {run.relative_to(ROOT)} belongs to another config: `{where}` is {old!r} there and {new!r} now; "
                              f"give this run a name of its own (name=...) or remove the folder")
     elif run.exists() and any(run.iterdir()):
@@ -497,8 +512,8 @@ def tag(name, body):
 def vision_agent(task, env, seed):
     """Run the scripted VisionAgent on one task in VisGenEnv and return its trajectory (Sec. 3.1).
 
-    All steps whose inputs are there are called in one turn. Errors are met by class: retryable ones are repeated, blocked
-    prompts are reworded, anything else moves the step to the workflow's next tool; a step that fails three times is given up.
+    All steps whose inputs are there are called in one turn. Errors are met by class: a retryable call is repeated up to three
+    times, anything else moves the step to the workflow's next tool, with a revised plan; a step without one ends the work.
     """
     rng, voice = draw(seed, "agent", task["id"]), load_voice()
     messages, _ = env.reset(task, seed)
@@ -551,10 +566,9 @@ def vision_agent(task, env, seed):
         else:
             think = rng.choice(voice["next"]).format(made=names, next=", ".join(dict.fromkeys(s["goal"].split(" of ")[0] for s in upcoming)))
     kind = "image" if c["images"] else "video"
-    ids = [i for s in steps if makes(s["tool"]) == kind for i in s["ids"]]
-    ids = ids if kind == "image" else [s["ids"] for s in steps if makes(s["tool"]) == "video" and s["ids"]][-1:]
-    ids = ids if kind == "image" else [i for group in ids for i in group]
-    think = rng.choice(voice["done"]).format(made=", ".join(ids), facts=facts)
+    groups = [s["ids"] for s in steps if makes(s["tool"]) == kind and s["ids"]]
+    ids = [i for group in (groups if kind == "image" else groups[-1:]) for i in group]
+    think = rng.choice(voice["done"] if len(done) == len(steps) else voice["short"]).format(made=", ".join(ids) or "nothing", facts=facts)
     pages = [i for s in steps if s["key"] == "page" for i in s["ids"]]
     env.step("\n".join([tag("think", think), tag("answer", {"deliverables": ids + pages,
                                                             "summary": rng.choice(voice["summary"]).format(facts=facts)})]))
@@ -641,11 +655,11 @@ def make_general(config, n, split):
     A question belongs to one split by the digest of its text: every tenth is held out.
     """
     kinds = [k for k, w in config.data.general_kinds.items() for _ in range(w if split == "train" else 1)]
-    unknown = set(kinds) - {"arithmetic", "instruction", "function"}
-    if unknown:
-        raise SystemExit(f"error: config key `data.general_kinds`: unknown {', '.join(sorted(unknown))}; known: arithmetic, instruction, function")
-    rng, items, seen = draw(config.seed, "general", split), [], set()
+    rng, items, seen, tries = draw(config.seed, "general", split), [], set(), 0
     while len(items) < n:
+        tries += 1
+        if tries > 200 * n + 1000:
+            raise SystemExit(f"error: config key `data.general_heldout`: no more than {len(items)} distinct held-out questions exist; lower it")
         item = general_item(rng, kinds[len(items) % len(kinds)])
         text = item["messages"][0]["content"]
         held = int(hashlib.blake2b(text.encode(), digest_size=4).hexdigest(), 16) % 10 == 0
@@ -656,22 +670,29 @@ def make_general(config, n, split):
 
 
 def to_messages(record, form):
-    """A hub record as (messages, tools). Forms: alpaca, sharegpt, xlam. ValueError if the record lacks the form's fields."""
-    if form == "alpaca":
-        ask = "\n".join(str(record[k]) for k in ("instruction", "input", "prompt", "question") if record.get(k))
-        reply = next((record[k] for k in ("output", "response", "answer", "outputs") if record.get(k)), None)
-        messages, tools = [{"role": "user", "content": ask}, {"role": "assistant", "content": reply}], None
-    elif form == "sharegpt":
-        roles = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
-                 "tool": "tool", "observation": "tool", "function": "tool", "function_response": "tool"}
-        turns = record.get("conversations") or record.get("messages") or []
-        messages = [{"role": roles[t.get("from", t.get("role"))], "content": t.get("value", t.get("content"))} for t in turns]
-        messages = ([{"role": "system", "content": record["system"]}] if record.get("system") else []) + messages
-        tools = None
-    else:
-        calls = json.loads(record["answers"])
-        tools = [{"type": "function", "function": t} for t in json.loads(record["tools"])]
-        messages = [{"role": "user", "content": record["query"]}, {"role": "assistant", "content": "\n".join(tag("tool_call", c) for c in calls)}]
+    """A hub record as (messages, tools). Forms: alpaca, sharegpt, xlam. ValueError: the record is not of that form.
+
+    M3IT's pictures are left out: the policies here read text."""
+    try:
+        if form == "alpaca":
+            ask = "\n".join(str(record[k]) for k in ("instruction", "input", "inputs", "prompt", "question") if record.get(k))
+            reply = next((record[k] for k in ("output", "response", "answer", "outputs") if record.get(k)), None)
+            messages, tools = [{"role": "user", "content": ask}, {"role": "assistant", "content": reply}], None
+        elif form == "sharegpt":
+            roles = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
+                     "tool": "tool", "observation": "tool", "function": "tool", "function_response": "tool"}
+            turns = record.get("conversations") or record.get("messages") or []
+            turns = ([{"role": "system", "content": record["system"]}] if record.get("system") else []) + turns
+            messages, tools = [{"role": roles[t.get("from", t.get("role"))], "content": t.get("value", t.get("content"))} for t in turns], None
+        else:
+            calls = json.loads(record["answers"])
+            # xlam lists parameters flat; an argument without a default is required.
+            tools = [{"type": "function", "function": {"name": t["name"], "description": t.get("description", ""), "parameters": {
+                "type": "object", "properties": t["parameters"], "required": [p for p, d in t["parameters"].items() if "default" not in d]}}}
+                for t in json.loads(record["tools"])]
+            messages = [{"role": "user", "content": record["query"]}, {"role": "assistant", "content": "\n".join(tag("tool_call", c) for c in calls)}]
+    except (KeyError, TypeError, AttributeError) as e:
+        raise ValueError(f"not a {form} record: {e!r}") from e
     if not messages or not all(isinstance(m["content"], str) and m["content"] for m in messages) or messages[-1]["role"] != "assistant":
         raise ValueError(f"not a {form} record: keys {sorted(record)}")
     return messages, tools
@@ -694,7 +715,7 @@ def hub_general(config, sources=None):
                 break
             try:
                 messages, tools = to_messages(record, s["form"])
-            except (ValueError, KeyError) as e:
+            except ValueError as e:
                 bad += 1
                 if bad > 100 + share:
                     raise SystemExit(f"error: {s.get('hub', s.get('load'))} does not read as `{s['form']}`: {e}") from e

@@ -17,7 +17,7 @@ import os
 import re
 import sys
 from collections import Counter
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
@@ -77,27 +77,39 @@ def build(cls, values, where=""):
     """A dataclass from YAML values; SystemExit names an unknown key's nearest known one, or a wrong type."""
     if not isinstance(values, dict):
         raise SystemExit(f"error: config key `{where.rstrip('.')}` must be a section of keys, got {values!r}")
-    known = {f.name: f for f in fields(cls)}
-    types = get_type_hints(cls)
-    out = {}
+    types, defaults, out = get_type_hints(cls), cls(), {}
     for name, value in values.items():
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
-            raise SystemExit(f"error: unknown config key `{where}{name}`; the nearest known key is `{where}{near}`")
-        kind = types[name]
+        check_key(name, types, where)
+        kind, default = types[name], getattr(defaults, name, None)
         if is_dataclass(kind):
             value = build(kind, value, f"{where}{name}.")
         elif get_origin(kind) is list and is_dataclass(get_args(kind)[0]):
             if not isinstance(value, list):
                 raise SystemExit(f"error: config key `{where}{name}` must be a list of sections, got {value!r}")
             value = [build(get_args(kind)[0], v, f"{where}{name}[{i}].") for i, v in enumerate(value)]
-        elif kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        elif type(value) is not (get_origin(kind) or kind):
-            raise SystemExit(f"error: config key `{where}{name}` must be {getattr(kind, '__name__', kind)}, "
-                             f"got {value!r} ({type(value).__name__})")
+        elif kind is dict and isinstance(value, dict):
+            for inner in value:
+                check_key(inner, default, f"{where}{name}.")
+            value = {**default, **value}
+        elif kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+            try:      # YAML 1.1 reads 1e-3, without a point, as text
+                value = float(value)
+            except ValueError:
+                raise SystemExit(f"error: config key `{where}{name}` must be a number, got {value!r}") from None
+        elif type(value) is not kind:
+            raise SystemExit(f"error: config key `{where}{name}` must be {kind.__name__}, got {value!r} ({type(value).__name__})")
         out[name] = value
-    return cls(**out)
+    try:
+        return cls(**out)
+    except ValueError as e:
+        raise SystemExit(f"error: config key {e}") from e
+
+
+def check_key(name, known, where):
+    """SystemExit for an unknown config key, naming the nearest known one."""
+    if name not in known:
+        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
+        raise SystemExit(f"error: unknown config key `{where}{name}`; the nearest known key is `{where}{near}`")
 
 
 def write_atomic(path, text):
@@ -118,7 +130,9 @@ def read_jsonl(path):
     if not path.is_file():
         raise SystemExit(f"error: {path} is missing; `python train_vrl.py --config ...` makes it")
     records = []
-    for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for i, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line:
+            continue
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError as e:
@@ -257,7 +271,8 @@ def requirement_facet(plan, c):
         made = sum(stated_count(s["goal"], "image") for s in plan
                    if makes(s["tool"]) == "image" and not s["goal"].startswith("reference"))
         return float(made == c["images"])
-    used = {a for s in plan if "video" in set().union(*takes(s["tool"]), set()) for a in s["after"]}
+    # A film that another step turns into a film is not the last one; a step that only looks at it changes nothing.
+    used = {a for s in plan if makes(s["tool"]) == "video" and any("video" in kinds for kinds in takes(s["tool"])) for a in s["after"]}
     final = sum(stated_count(s["goal"], "video") for s in plan if makes(s["tool"]) == "video" and s["id"] not in used)
     clips = sum(stated_count(s["goal"], "video") for s in plan if generates_clip(s["tool"]))
     return float(final == c["videos"] and (not c["shots"] or clips == c["shots"] * c["videos"]))

@@ -305,6 +305,7 @@ def add_lora(config, model):
     """A LoRA adapter on every linear layer but the LM head, without dropout; the base is frozen."""
     from peft import LoraConfig, get_peft_model
 
+    torch.manual_seed(config.seed)  # the adapter's start must not depend on what ran before in this process
     return get_peft_model(model, LoraConfig(r=config.model.lora_rank, lora_alpha=config.model.lora_alpha, lora_dropout=0.0,
                                             target_modules="all-linear", task_type="CAUSAL_LM"))
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from env import ROOT, VisGenEnv, to_json
 from make_data import append_metrics, command_line, draw, ensure_data, open_run, read_jsonl, write_atomic, write_jsonl
 from rewards import PARTS, ltr_reward
-from train_pst import (add_lora, build_policy, encode_prompt, encode_tool_messages, general_exact_match, list_checkpoints,
+from train_pst import (StopSwitch, add_lora, build_policy, encode_prompt, encode_tool_messages, general_exact_match, list_checkpoints,
                        load_policy, load_tokenizer, config_digest, read_checkpoint, restore, save_checkpoint, set_up,
                        token_logprobs, train_pst, trained_parameters, use_autocast)
 
@@ -454,8 +454,11 @@ def part_spread(rollouts):
     return spread
 
 
-def train(config, run, policy, sampler, tokenizer, tasks):
-    """The VRL loop: EVAL (outside), ROLLOUT, SCORE, UPDATE, SYNC, LOG, SAVE. Continues from the last complete checkpoint."""
+def train(config, run, policy, sampler, tokenizer, tasks, stop=None):
+    """The VRL loop: ROLLOUT, SCORE, UPDATE, SYNC, LOG, SAVE. Continues from the last complete checkpoint.
+
+    stop: a StopSwitch; once it is on (Ctrl-C), the step is finished and saved, then the script exits with 130.
+    """
     v = config.vrl
     named = trained_parameters(policy)
     optimizer = torch.optim.AdamW([{"params": list(named.values()), "names": list(named)}], lr=v.lr, betas=(0.9, v.beta2),
@@ -500,8 +503,13 @@ def train(config, run, policy, sampler, tokenizer, tasks):
                              f"they stand in {run / 'vrl' / 'rollouts' / f'step-{step + 1}.jsonl'} with reward NaN")
         bar.set_postfix_str(f"R_vrt {now['reward']:.3f} plan {now['plan']:.2f} fine {now['fine']:.2f} flat {groups['flat']}/{groups['groups']} "
                             f"{record['sample_tok_s']} tok/s")
-        if (step + 1) % v.save_every == 0 or step + 1 == v.steps:
+        stopped = stop is not None and stop.on
+        if (step + 1) % v.save_every == 0 or step + 1 == v.steps or stopped:
             save_checkpoint(run / "vrl" / f"step-{step + 1}", policy, optimizer, {"step": step + 1, "config": config_digest(config)}, keep=v.keep)
+        if stopped:
+            bar.close()
+            print(f"stopped: VRL is saved at step {step + 1} of {v.steps}; the same command goes on from there")
+            raise SystemExit(130)
 
 
 def generate_rollouts(model, tokenizer, tasks, config):
@@ -643,7 +651,8 @@ def main():
         return {**figures, "example": max(rollouts, key=lambda r: (r.reward, len(r.trajectory["calls"]))).trajectory}
 
     before = cached_evaluation(run / "vrl" / "before.json", lambda: measure(0))
-    train(config, run, policy, sampler, tokenizer, read_jsonl(run / "data" / "train.jsonl"))
+    with StopSwitch() as stop:
+        train(config, run, policy, sampler, tokenizer, read_jsonl(run / "data" / "train.jsonl"), stop)
     after_gap = check_engine(sampler, policy, tokenizer, heldout[0], config)
     after = cached_evaluation(run / "vrl" / "after.json", lambda: measure(config.vrl.steps))
     draw_curve(run)

@@ -86,7 +86,6 @@ def test_table_reads_runs_and_names_a_missing_file(tmp_path):
     assert shown.returncode == 0 and cells(shown.stdout, "greedy  R_vrt") == ["0.100", "0.500", "0.900"]
 
 
-@pytest.mark.xfail(strict=True, reason="main and print_table: JSONDecodeError and IndexError come out as tracebacks")
 @pytest.mark.parametrize("text", ["{\"untrained\": ", "{}"])
 def test_table_of_a_broken_file_is_one_line(tmp_path, text):
     (tmp_path / "x" / "bench").mkdir(parents=True)

@@ -24,11 +24,6 @@ from rewards import RewardConfig, expand_workflow, fitting_workflows, load_workf
 SPLITS = ("train", "heldout")
 
 
-def defect(reason):
-    """A fault that is known and not mended yet: the test must fail, and the mark go with the fault."""
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 TABLE_8 = """Product marketing videos; Public service advertisements; Corporate promotion videos; Brand story videos; Event promotion videos;
 Instructional videos; Popular science documentaries; Music videos (MV); Concert recordings; Variety shows; Story videos; Video podcasts;
 Picture books; Dynamic comics; Animated short films; Animated movies; Game adaptation films; Game videos; Movies; Short dramas;
@@ -409,8 +404,8 @@ def test_general_functions_are_none_of_the_36_tools(general):
 
 
 def test_general_unknown_kind_is_named():
-    with pytest.raises(SystemExit, match="general_kinds.*poetry.*arithmetic"):
-        make_general(Config(data=DataConfig(general_kinds={"poetry": 1})), 5, "train")
+    with pytest.raises(SystemExit, match="general_kinds.poetry.*nearest"):
+        build(DataConfig, {"general_kinds": {"poetry": 1}})
 
 
 # --- determinism
@@ -509,7 +504,6 @@ SHAREGPT = {"system": "You are an expert in composing functions.", "conversation
     {"from": "tool", "value": '{"t": 20}'}, {"from": "assistant", "value": "20 degrees."}]}
 
 
-@defect("xlam's flat {name: {type, description}} is passed on as `parameters`, which is no JSON Schema")
 def test_xlam_tools_are_json_schema():
     schema = to_messages(XLAM, "xlam")[1][0]["function"]["parameters"]
     assert schema["type"] == "object" and "type" in schema["properties"]
@@ -522,7 +516,6 @@ def test_alpaca_records():
     assert to_messages({"prompt": "2 + 2?", "response": "4"}, "alpaca")[0] == [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
 
 
-@defect("to_messages reads `input`, M3IT calls it `inputs`: the question is lost")
 def test_m3it_records_keep_their_question():
     """M3IT's fields, by its card: instruction, inputs, image_base64_str, outputs. The question stands in `inputs`."""
     record = {"instruction": "Answer the question about the image.", "inputs": "Who drives?", "image_base64_str": ["iVBO"], "outputs": "A farmer."}
@@ -550,11 +543,11 @@ def test_xlam_records():
 BAD = [("alpaca", {}), ("alpaca", {"instruction": "Hi"}), ("alpaca", {"instruction": "Hi", "output": ""}), ("alpaca", {"output": "Hi"}),
        ("alpaca", {"instruction": "Hi", "output": 3}), ("sharegpt", {}), ("sharegpt", {"conversations": []}),
        ("sharegpt", {"conversations": [{"from": "human", "value": "Hi"}]}), ("sharegpt", {"conversations": [{"from": "gpt", "value": None}]}),
-       pytest.param("sharegpt", {"conversations": [{"from": "martian", "value": "Hi"}, {"from": "gpt", "value": "Hi"}]}, marks=defect("KeyError")),
-       pytest.param("sharegpt", {"conversations": ["Hi", "Hello"]}, marks=defect("AttributeError, which hub_general does not catch")),
-       pytest.param("xlam", {}, marks=defect("KeyError")), ("xlam", {**XLAM, "answers": "not JSON"}),
-       ("xlam", {**XLAM, "answers": "[]"}), pytest.param("xlam", {**XLAM, "answers": None}, marks=defect("TypeError, which hub_general does not catch")),
-       pytest.param("xlam", {k: v for k, v in XLAM.items() if k != "query"}, marks=defect("KeyError"))]
+       ("sharegpt", {"conversations": [{"from": "martian", "value": "Hi"}, {"from": "gpt", "value": "Hi"}]}),
+       ("sharegpt", {"conversations": ["Hi", "Hello"]}),
+       ("xlam", {}), ("xlam", {**XLAM, "answers": "not JSON"}),
+       ("xlam", {**XLAM, "answers": "[]"}), ("xlam", {**XLAM, "answers": None}),
+       ("xlam", {k: v for k, v in XLAM.items() if k != "query"})]
 
 
 @pytest.mark.parametrize("form, record", BAD)
@@ -646,7 +639,6 @@ def test_config_extends_a_chain_and_overrides_win(tmp_path):
     assert "`vrl`" in error_of(load_config, tmp_path / "b.yaml", ["vrl=1"])
 
 
-@defect("YAML 1.1 reads 1e-3 as text, and build refuses it as str")
 def test_a_learning_rate_may_be_written_as_1e_3(tmp_path):
     """YAML 1.1 reads 1e-3, without a point, as text."""
     (tmp_path / "a.yaml").write_text("vrl: {lr: 2e-4}\n")
@@ -655,10 +647,10 @@ def test_a_learning_rate_may_be_written_as_1e_3(tmp_path):
 
 
 @pytest.mark.parametrize("override", [
-    pytest.param("rollout.tools=scheme", marks=defect("RolloutConfig raises ValueError: a traceback")),
-    pytest.param("rollout.fidelity=2", marks=defect("RolloutConfig raises ValueError: a traceback")),
-    pytest.param("name=[", marks=defect("load_config: yaml.YAMLError of an override: a traceback")),
-    pytest.param("name=../elsewhere", marks=defect("open_run: a name may leave runs/, and relative_to fails later"))])
+    "rollout.tools=scheme",
+    "rollout.fidelity=2",
+    "name=[",
+    "name=../elsewhere"])
 def test_values_that_cannot_be_end_in_one_line(tmp_path, monkeypatch, override):
     monkeypatch.setattr(make_data, "ROOT", tmp_path)
     (tmp_path / "a.yaml").write_text("seed: 1\n")
@@ -666,7 +658,6 @@ def test_values_that_cannot_be_end_in_one_line(tmp_path, monkeypatch, override):
     assert override.split("=")[0] in line
 
 
-@defect("a dict key replaces the whole default: KeyError in rewards.combine")
 def test_one_weight_of_the_reward_may_be_overridden(tmp_path, tasks):
     """The other parts keep their weights, or the line says which is missing; never a KeyError in the middle of a run."""
     (tmp_path / "a.yaml").write_text("reward: {weights: {result: 2}}\n")
@@ -704,7 +695,6 @@ def test_open_run_refuses_another_config(tmp_path, monkeypatch):
     assert "runs/y is not empty" in error_of(open_run, Config(name="y"))
 
 
-@defect("open_run: next() finds no differing key, StopIteration")
 def test_open_run_of_an_older_config_with_a_key_that_is_gone(tmp_path, monkeypatch):
     monkeypatch.setattr(make_data, "ROOT", tmp_path)
     path = open_run(Config(name="x")) / "config.yaml"
@@ -741,7 +731,6 @@ def test_jsonl_round_trip_and_faults(tmp_path):
     assert str(tmp_path / "none") in error_of(read_jsonl, tmp_path / "none")
 
 
-@defect("read_jsonl: str.splitlines also splits at U+2028, U+2029, U+0085 inside strings")
 def test_jsonl_lines_may_hold_any_character(tmp_path):
     records = [{"a": "x\u2028y\u0085z"}]
     write_jsonl(tmp_path / "x.jsonl", records)

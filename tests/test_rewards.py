@@ -151,7 +151,6 @@ def test_slip_needless_step():
     worse(plan, "optimality")
 
 
-@pytest.mark.xfail(strict=True, reason="requirement_facet: a step that only looks at the film takes it out of the count of films")
 def test_looking_at_the_film_at_the_end_does_not_unmake_it():
     worse(film_plan() + [step(9, "tool_video_analysis", "look at the film", [8])], "optimality")
 
