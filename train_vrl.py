@@ -58,28 +58,35 @@ def extend(rollout, tokens, trained, logprobs=None):
 class SlotCache:
     """A static KV cache with a write position per row, in the form in which transformers' attention layers use a cache.
 
-    Row r's token at position p lies in slot p, whatever the other rows do: rows may be at different turns. The last slot
-    takes the writes of padding. `rows` and `positions` say which rows the next forward pass is about, and where it writes.
+    Row r's token at position p lies in slot p + 1, whatever the other rows do: rows may be at different turns. Slot 0 takes
+    the writes of padding and is never seen. Room is added 256 slots at a time.
     """
 
-    def __init__(self, model, rows, slots):
+    def __init__(self, model, rows):
         c = model.config
-        shape = (rows, c.num_key_value_heads, slots + 1, getattr(c, "head_dim", c.hidden_size // c.num_attention_heads))
+        shape = (rows, c.num_key_value_heads, 256, getattr(c, "head_dim", c.hidden_size // c.num_attention_heads))
         self.keys = [torch.zeros(shape, dtype=model.dtype, device=model.device) for _ in range(c.num_hidden_layers)]
         self.values = [torch.zeros_like(k) for k in self.keys]
-        self.rows = self.positions = self.visible = None
+        self.rows = self.slots = self.visible = None
 
-    def aim(self, rows, positions, visible):
-        """Set the rows (b,) (None: all), their write positions (b, t) and the number of slots that attention sees."""
-        self.rows, self.positions, self.visible = rows, positions, visible
+    def aim(self, rows, positions, real):
+        """Set what the next forward pass is about: its rows (b,) (None: all) and where they write; padding is not `real` (b, t).
+
+        Returns the number of positions that attention sees.
+        """
+        self.rows, self.slots, self.visible = rows, torch.where(real, positions + 1, 0), int(positions.max()) + 1
+        if self.visible + 1 > self.keys[0].shape[2]:
+            room = 256 * math.ceil((self.visible + 1 - self.keys[0].shape[2]) / 256)
+            self.keys, self.values = ([torch.nn.functional.pad(x, (0, 0, 0, room)) for x in xs] for xs in (self.keys, self.values))
+        return self.visible
 
     def update(self, keys, values, layer, *args, **kwargs):
         """Write keys and values (b, heads, t, head_dim) of one layer; return all visible slots of the rows."""
         out = []
         for store, new in ((self.keys[layer], keys), (self.values[layer], values)):
             rows = torch.arange(store.shape[0], device=store.device) if self.rows is None else self.rows
-            store[rows[:, None], :, self.positions] = new.transpose(1, 2)
-            out.append((store if self.rows is None else store[rows])[:, :, : self.visible])
+            store[rows[:, None], :, self.slots] = new.transpose(1, 2)
+            out.append((store if self.rows is None else store[rows])[:, :, 1: self.visible + 1])
         return tuple(out)
 
     def get_seq_length(self, layer=0):
@@ -91,16 +98,16 @@ class SlotCache:
         self.keys, self.values = [k[rows] for k in self.keys], [v[rows] for v in self.values]
 
     def copy_row(self, source, target, length):
-        """Copy the first `length` slots of one row to another: a group's shared prompt is read once."""
+        """Copy the first `length` positions of one row to another: a group's shared prompt is read once."""
         for store in self.keys + self.values:
-            store[target, :, :length] = store[source, :, :length]
+            store[target, :, 1: length + 1] = store[source, :, 1: length + 1]
 
 
-def read_tokens(model, cache, rows, chunks, starts, limit):
+def read_tokens(model, cache, rows, chunks, starts):
     """Feed new tokens of some rows and return the logits after the last one of each, (b, vocabulary).
 
     rows: cache rows (b,), or None for all of them; chunks: a token list a row, padded here, empty for a row that rests;
-    starts: position of each chunk's first token; limit: the slot that takes the writes of padding.
+    starts: position of each chunk's first token.
     """
     device, longest = model.device, max(map(len, chunks))
     length = torch.tensor([len(c) for c in chunks], device=device)
@@ -108,12 +115,18 @@ def read_tokens(model, cache, rows, chunks, starts, limit):
     steps = torch.arange(longest, device=device)
     real = steps < length[:, None]                                                                             # (b, t)
     positions = (torch.tensor(starts, device=device)[:, None] + steps) * real                                  # (b, t)
-    visible = int(positions.max()) + 1
+    visible = cache.aim(None if rows is None else torch.tensor(rows, device=device), positions, real)
     mask = torch.arange(visible, device=device) <= positions[:, :, None]                                       # (b, t, slots)
-    cache.aim(None if rows is None else torch.tensor(rows, device=device), torch.where(real, positions, limit), visible)
     hidden = model.model(input_ids=ids, position_ids=positions, attention_mask={"full_attention": mask[:, None]},
                          past_key_values=cache, use_cache=True).last_hidden_state                               # (b, t, hidden)
     return model.lm_head(hidden[torch.arange(len(chunks), device=device), (length - 1).clamp(min=0)]).float()
+
+
+def draw_tokens(scores, generator):
+    """One token a row from softmax(scores), (b, vocabulary) -> (b,): the full distribution, by inverting its running sum."""
+    running = scores.double().softmax(-1).cumsum(-1)
+    return torch.searchsorted(running, torch.rand(len(scores), 1, dtype=torch.double, generator=generator, device=scores.device)
+                              * running[:, -1:], right=True)[:, 0].clamp(max=scores.shape[-1] - 1)
 
 
 @torch.inference_mode()
@@ -139,7 +152,7 @@ def sample_rollouts(model, tokenizer, tasks, config, temperature, seed, group_si
                                  "raise model.max_len, or shorten the prompt by `rollout.tools: names`")
             extend(rollouts[-1], prompt, trained=False)
             unread[len(rollouts) - 1] = prompt
-    cache = SlotCache(model, len(rollouts), limit)
+    cache = SlotCache(model, len(rollouts))
     live = list(range(len(rollouts)))        # the rollout in each cache row; None once it has ended
     logits = torch.zeros(len(rollouts), model.config.vocab_size, device=device)      # of each cache row, after its last token
     bar = tqdm(total=len(rollouts), desc=progress, unit="rollout", leave=False, disable=progress is None, mininterval=1)
@@ -147,7 +160,7 @@ def sample_rollouts(model, tokenizer, tasks, config, temperature, seed, group_si
     # The prompts; a group's shared prompt is read once.
     group = [r for r in live if rollouts[r].group_id != rollouts[r - 1].group_id or r == 0]
     for part in (group[i:i + settings.read_rows] for i in range(0, len(group), settings.read_rows)):
-        logits[part] = read_tokens(model, cache, part, [unread[r] for r in part], [0] * len(part), limit)
+        logits[part] = read_tokens(model, cache, part, [unread[r] for r in part], [0] * len(part))
     for r in live:
         if r % group_size:
             first = r - r % group_size
@@ -159,8 +172,7 @@ def sample_rollouts(model, tokenizer, tasks, config, temperature, seed, group_si
         # Sample one token of every row that is not resting.
         rows = [i for i, r in enumerate(live) if r is not None and r not in unread]
         scores = logits[rows] / temperature if temperature else logits[rows]                                    # (b, vocabulary)
-        gumbel = -torch.empty_like(scores).exponential_(generator=generator).log() if temperature else 0.0
-        tokens = (scores + gumbel).argmax(-1)
+        tokens = draw_tokens(scores, generator) if temperature else scores.argmax(-1)
         logprobs = scores.log_softmax(-1).gather(-1, tokens[:, None])[:, 0].tolist()
         for i, token, logprob in zip(rows, tokens.tolist(), logprobs):
             r, out, ended = live[i], rollouts[live[i]], None
@@ -189,7 +201,7 @@ def sample_rollouts(model, tokenizer, tasks, config, temperature, seed, group_si
                 unread.pop(r, None)
                 bar.update()
         # Read the sampled token of every row whose turn goes on; ended turns rest, with their tool messages, until enough do.
-        if len(live) > 8 and sum(r is not None for r in live) <= 0.75 * len(live):
+        if len(live) > 8 and sum(r is not None for r in live) <= 0.9 * len(live):
             kept = [i for i, r in enumerate(live) if r is not None]
             cache.keep(kept)
             logits, live = logits[kept], [live[i] for i in kept]
@@ -199,12 +211,12 @@ def sample_rollouts(model, tokenizer, tasks, config, temperature, seed, group_si
             # All rows go in, the resting ones empty: a row of padding costs less than gathering the others' cache.
             chunks = [unread.pop(r) if i in going else [] for i, r in enumerate(live)]
             starts = [len(rollouts[r].ids) - 1 if r is not None else 0 for r in live]
-            logits = read_tokens(model, cache, None, chunks, starts, limit)      # a resting row's are read before it samples
+            logits = read_tokens(model, cache, None, chunks, starts)      # a resting row's are read before it samples
         if resting and (8 * len(resting) >= len(going) + len(resting)):
             for part in (resting[i:i + settings.read_rows] for i in range(0, len(resting), settings.read_rows)):
                 chunks = [unread.pop(live[i]) for i in part]
                 starts = [len(rollouts[live[i]].ids) - len(c) for i, c in zip(part, chunks)]
-                logits[part] = read_tokens(model, cache, part, chunks, starts, limit)
+                logits[part] = read_tokens(model, cache, part, chunks, starts)
     bar.close()
     return rollouts
 
@@ -568,11 +580,11 @@ def draw_curve(run):
 
     lines = {m["step"]: m for m in read_jsonl(run / "metrics.jsonl") if m["phase"] == "vrl"}
     held = {m["step"]: m["greedy"]["reward"] for m in read_jsonl(run / "metrics.jsonl") if m["phase"] == "eval"}
-    loss = [(m["tokens"], m["loss"], m["stage"]) for m in read_jsonl(run / "metrics.jsonl") if m["phase"] == "pst"]
+    loss = [(m["step"], m["loss"], m["stage"]) for m in read_jsonl(run / "metrics.jsonl") if m["phase"] == "pst" and "loss" in m]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=[2, 3])
     for stage in sorted({s for _, _, s in loss}):
-        left.plot([t / 1e6 for t, _, s in loss if s == stage], [x for _, x, s in loss if s == stage], label=f"stage {stage}")
-    left.set(xlabel="tokens of the stage (millions)", ylabel="loss on the agent's tokens", title="PST", yscale="log")
+        left.plot([t for t, _, s in loss if s == stage], [x for _, x, s in loss if s == stage], label=f"stage {stage}")
+    left.set(xlabel="step of the stage", ylabel="loss on the agent's tokens", title="PST", yscale="log")
     for part, style in (("reward", {"color": "black", "lw": 2}), ("plan", {}), *((p, {"lw": 0.8}) for p in PARTS)):
         steps = [s for s in sorted(lines) if lines[s][part] is not None]
         right.plot(steps, [lines[s][part] for s in steps], label="R_vrt" if part == "reward" else f"R_{part}", **style)
@@ -581,7 +593,7 @@ def draw_curve(run):
     for axis in (left, right):
         axis.grid(alpha=0.3)
         if axis.lines:
-            axis.legend(fontsize=7)
+            axis.legend(fontsize=7, **({"loc": "upper left", "bbox_to_anchor": (1.01, 1)} if axis is right else {}))
     figure.tight_layout()
     figure.savefig(run / "curve.png", dpi=110)
     plt.close(figure)
