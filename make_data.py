@@ -82,7 +82,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class PstConfig:
-    """Progressive Specialization Training (Sec. 4.2)."""
+    """Progressive Specialization Training (Sec. 4.2). The paper gives the stages and lambda; the optimizer's values are ours."""
 
     stages: list[Stage] = key([Stage(0.5, 3), Stage(0.2, 3)], "stages in order; one entry is one-stage SFT")
     tune: str = key("full", "full: all weights; lora: an adapter, merged in fp32 at the end")
@@ -100,7 +100,7 @@ class PstConfig:
 
 @dataclass(frozen=True)
 class VrlConfig:
-    """GRPO-based Virtual Reinforcement Learning (Sec. 4.3). The paper gives 24 x 4, nothing else."""
+    """GRPO-based Virtual Reinforcement Learning (Sec. 4.3). The paper gives 24 x 4; every other value is ours or a cited paper's."""
 
     start: str = key("pst", "pst: from the PST policy (RL1, RL2, RL4); base: from the model without PST (RL3)")
     steps: int = key(60, "optimizer phases, each on fresh rollouts")

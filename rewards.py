@@ -42,6 +42,7 @@ class RewardConfig:
     facet_weights: dict = key({"requirement": 2.0, "coherence": 1.0, "executability": 1.0, "atomicity": 1.0, "optimality": 1.0},
                               "of R_plan's facets; the binary one counts double, since the rest is idle without it")
     duration_tolerance: float = key(0.05, "relative; a 4 s step between clip lengths never passes, a cut frame always does")
+    size_tolerance: float = key(0.05, "relative, on the short side of 720p and 1080p; Kling's 1904x1088 passes")
     aspect_tolerance: float = key(0.05, "relative; 1344x768 passes as 16:9 (1.6 % off), 1344x704 does not (7.4 %)")
 
 
@@ -266,7 +267,7 @@ def generates_clip(tool):
 
 
 def requirement_facet(plan, c):
-    """Requirement Fulfillment, binary: carrying the plan out would give the asked modality and quantity."""
+    """Requirement Fulfillment, binary (counts are read from the goals, a convention of ours): carrying the plan out would give the asked modality and quantity."""
     if c["images"]:
         made = sum(stated_count(s["goal"], "image") for s in plan
                    if makes(s["tool"]) == "image" and not s["goal"].startswith("reference"))
@@ -279,7 +280,7 @@ def requirement_facet(plan, c):
 
 
 def coherence_facet(plan, inputs):
-    """Logical Coherence: share of steps that come after what they need, and get each kind of media that they need."""
+    """Logical Coherence (grade ours): share of steps that come after what they need, and get each kind of media that they need."""
     seen, good = {}, 0
     given = {i["kind"] for i in inputs}
     for s in plan:
@@ -290,7 +291,7 @@ def coherence_facet(plan, inputs):
 
 
 def executability_facet(plan, pool):
-    """Pragmatic Executability: share of steps whose tool is in the pool, or that an LLM does itself."""
+    """Pragmatic Executability (grade ours): share of steps whose tool is in the pool, or that an LLM does itself."""
     return sum(s["tool"] in pool or s["tool"] == "llm" for s in plan) / len(plan)
 
 
@@ -399,7 +400,7 @@ def deliverables(trajectory):
 
 
 def consistency_reward(trajectory):
-    """R_cons: where consistency is asked of several pictures or shots, the share made from one common reference (rule).
+    """R_cons: where consistency is asked of several pictures or shots, the share made from one common reference (the grade is ours).
 
     The units are the delivered pictures, or the clips inside the delivered film; one of them may be the reference itself.
     None where the request asks for no consistency or for a single picture or shot.
@@ -431,7 +432,7 @@ def near(value, wanted, tolerance):
 
 
 def count_score(found, wanted):
-    """Share of a wanted number, too many costing as much as too few.
+    """Share of a wanted number, too many costing like too few (ours).
 
     >>> count_score(4, 4), count_score(3, 4), count_score(5, 4)
     (1.0, 0.75, 0.8)
@@ -444,7 +445,7 @@ AUDIO_MAKERS = {"music": {"tool_music_suno"}, "narration": {"tool_tts_generation
 
 
 def result_reward(trajectory, config):
-    """R_result: the mean over every constraint that the request states, 0 if the right modality is not delivered at all.
+    """R_result: the mean over every constraint that the request states, 0 if the right modality is not delivered at all (grades ours).
 
     Returns (score, checks). Each check looks at the records of what the answer hands over, never at the agent's words.
     """
@@ -472,7 +473,7 @@ def result_reward(trajectory, config):
     if c["resolution"] == "2K":
         checks["resolution"] = share(lambda a: max(a["width"], a["height"]) >= 2048)
     elif c["resolution"]:
-        checks["resolution"] = share(lambda a: min(a["width"], a["height"]) >= 0.95 * int(c["resolution"].rstrip("p")))
+        checks["resolution"] = share(lambda a: min(a["width"], a["height"]) >= (1 - config.size_tolerance) * int(c["resolution"].rstrip("p")))
     if c["transparent"]:
         checks["transparent"] = share(lambda a: a["arguments"].get("background") == "transparent")
     if c["web_page"]:

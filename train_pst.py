@@ -70,7 +70,7 @@ def set_up(config):
 def use_autocast(config, device):
     """Whether `model.autocast` takes effect: on a GPU, or on a CPU that multiplies bfloat16 in hardware.
 
-    Other CPUs emulate it: measured 420 tokens/s against 5,400 in fp32 (AVX2 only, tiny policy).
+    Other CPUs emulate it, for no gain: 6,900 tokens/s against 7,800 in fp32 (tiny policy, AVX2, 2 threads, 3 and 8 steps).
     """
     if device.type == "cpu":
         able = torch.cpu.get_capabilities()
