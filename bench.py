@@ -19,7 +19,7 @@ from rewards import PARTS
 
 def measure(config, run):
     """Evaluate each policy that the run has; a policy measured before is not measured again. Returns {policy: figures}."""
-    from train_pst import add_lora, build_policy, list_checkpoints, load_policy, load_tokenizer, read_checkpoint, restore, set_up
+    from train_pst import add_lora, base_policy, list_checkpoints, load_policy, load_tokenizer, read_checkpoint, restore, set_up
     from train_vrl import evaluate, sync_sampler
 
     path = run / "bench" / "results.json"
@@ -35,11 +35,11 @@ def measure(config, run):
             print(f"  {name}: {'measured before' if there else 'not trained in this run'}")
             continue
         started = name == "untrained" or (name == "vrl" and config.vrl.start == "base")
-        model = (build_policy(config, tokenizer, device) if started else load_policy(final, config, tokenizer, device)).float()
+        model = (base_policy(config, run, tokenizer, device) if started else load_policy(final, config, tokenizer, device)).float()
         if name == "vrl":
             policy = add_lora(config, load_policy(final, config, tokenizer, device) if config.vrl.start == "pst" else
-                              build_policy(config, tokenizer, device)) if config.vrl.tune == "lora" else model
-            restore(policy, None, *read_checkpoint(config, saved[-1]))
+                              base_policy(config, run, tokenizer, device)) if config.vrl.tune == "lora" else model
+            restore(policy, [], *read_checkpoint(config, saved[-1]))
             if policy is not model:
                 sync_sampler(model, policy)
         figures, _ = evaluate(model.eval().requires_grad_(False), tokenizer, tasks, config, run, name)

@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import lru_cache
+from math import isqrt
 from pathlib import Path
 
 import yaml
@@ -42,8 +43,8 @@ class ModelConfig:
     heads: int = key(5, "query heads (from scratch only)")
     kv_heads: int = key(5, "key/value heads (from scratch only)")
     head_dim: int = key(32, "size of one head (from scratch only)")
-    init_embedding: float = key(0.2, "std of the embeddings at the start (from scratch only); ours, see configs/tiny.yaml")
-    init_qk_gain: float = key(3.0, "gain of Qwen3's query and key norms at the start (from scratch only); ours, see configs/tiny.yaml")
+    base_examples: int = key(0, "copying exercises that a policy from scratch is trained on first: they stand for the pretrained model of the paper")
+    base_lr: float = key(0.01, "peak learning rate of AdamW on them")
     max_len: int = key(1536, "longest trajectory, tokens")
     dtype: str = key("float32", "weights: float32 or bfloat16")
     autocast: bool = key(True, "run matrix products in bfloat16 while training (weights keep `dtype`)")
@@ -61,7 +62,7 @@ class DataConfig:
     min_reward: float = key(0.9, "LtrReward below which a trajectory is dropped (paper: filter, threshold not given)")
     general: int = key(12000, "examples that stand for the paper's General-1M; a stage takes a share of them")
     general_source: str = key("offline", "offline: generated here; hub: read from Table 7's data sets by name")
-    general_kinds: dict = key({"arithmetic": 1, "instruction": 3, "function": 1}, "parts of the offline general mix, by weight")
+    general_kinds: dict = key({"arithmetic": 1, "copy": 2, "instruction": 2, "function": 2}, "parts of the offline general mix, by weight")
     general_heldout: int = key(192, "held-out general items, a third of each kind, exact match")
     train_tasks: int = key(2000, "tasks that VRL draws from (never the held-out ones)")
     heldout_tasks: int = key(128, "held-out tasks: subjects, wordings and combinations that training never shows")
@@ -77,6 +78,7 @@ class Stage:
     general: float = key(0.5, "share of `data.general`: the paper's 500K of 1M is 0.5, 200K is 0.2")
     repeat: int = key(3, "lambda, repetitions of VisGenData (Table 4: 3x)")
     lr: float = key(3e-3, "peak learning rate of AdamW")
+    matrix_lr: float = key(0.02, "peak learning rate of Muon (`pst.optimizer: muon`); torch's form, scaled up for tall matrices")
     tokens: int = key(0, "tokens to train on; 0: each example once; more: the stage's mix is cycled, less: cut")
 
 
@@ -86,16 +88,23 @@ class PstConfig:
 
     stages: list[Stage] = key([Stage(0.5, 3), Stage(0.2, 3)], "stages in order; one entry is one-stage SFT")
     tune: str = key("full", "full: all weights; lora: an adapter, merged in fp32 at the end")
+    optimizer: str = key("adamw", "adamw; muon: torch.optim.Muon on the matrices inside the blocks, AdamW on the rest (see configs/tiny.yaml)")
     row_len: int = key(768, "tokens of a packed row; at least the longest example")
     rows_per_step: int = key(4, "packed rows of one optimizer step, all ranks together")
     micro_rows: int = key(4, "packed rows of one forward pass")
     warmup: float = key(0.03, "share of the stage's steps with rising learning rate")
-    min_lr: float = key(0.05, "the cosine ends at this share of the peak")
+    cooldown: float = key(0.3, "share of the stage's steps with falling learning rate, at its end; between the two it stays at its peak")
+    min_lr: float = key(0.05, "the fall ends at this share of the peak")
     weight_decay: float = key(0.01, "AdamW, on matrices only")
     beta2: float = key(0.98, "AdamW second moment")
     max_grad_norm: float = key(1.0, "gradient clipping")
     save_every: int = key(200, "steps between checkpoints")
     init_from: str = key("", "a finished PST folder to take instead of training (ablations share one PST)")
+
+    def __post_init__(self):
+        for name, allowed in (("tune", ("full", "lora")), ("optimizer", ("adamw", "muon"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"pst.{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
 
 
 @dataclass(frozen=True)
@@ -593,26 +602,32 @@ def make_visgen(config, tasks):
 # The general part of PST (Table 7): generated here, or read from the hub
 
 
-SYLLABLES = "ba be bi bo da de di do fa fe fi fo ga go ka ke ki ko la le li lo ma me mi mo na ne ni no pa pe pi po ra re ri ro sa se si so ta te ti to va ve vi vo za zo".split()
+@lru_cache(maxsize=1)
+def english_words():
+    """The words of data/words.txt, in order."""
+    lines = (ROOT / "data" / "words.txt").read_text(encoding="utf-8").splitlines()
+    return sorted({word for line in lines if not line.startswith("#") for word in line.split()})
 
 
 @lru_cache(maxsize=1)
 def common_words():
-    """Words of the training subjects, in order."""
-    groups = load_scenarios()["subjects"].values()
-    return sorted({w for g in groups for phrase in split_list(g, len(g) // 5, "train") for w in phrase.split()[1:]})
+    """The English of the general mix, in order: data/words.txt and the words of the training subjects and styles."""
+    book = load_scenarios()
+    shown = [split_list(g, len(g) // 5, "train") for g in book["subjects"].values()] + [split_list(book["styles"], len(book["styles"]) // 6, "train")]
+    return sorted({*english_words(), *(w for phrase in sum(shown, []) for w in phrase.split())} - {"a", "an"})
 
 
 def odd_word(rng):
-    """A training word or, as often, a made-up one: copying it cannot be learned by heart."""
-    return rng.choice(common_words()) if rng.random() < 0.5 else "".join(rng.choice(SYLLABLES) for _ in range(rng.randint(2, 3)))
+    """A common word or, four times in ten, a made-up one, which begins like one and ends like another: no one learns it by heart."""
+    a, b = rng.choice(common_words()), rng.choice(common_words())
+    return a if rng.random() < 0.6 else a[:rng.randint(2, max(2, len(a) - 2))] + b[-rng.randint(2, max(2, len(b) - 2)):]
 
 
 def general_item(rng, kind):
     """One general example: {"messages", "tools", "kind"}; the last message is the one right answer.
 
-    arithmetic: sums, differences, products and the number of equal parts that reach a total; instruction: copying,
-    reversing, picking and looking up words; function: a call by a random JSON Schema (never one of the 36 tools).
+    arithmetic: sums, differences, products and the number of equal parts that reach a total; copy: words, said again;
+    instruction: doubling, reversing, picking and looking up words; function: a call by a random JSON Schema (never one of the 36 tools).
     """
     tools = None
     if kind == "arithmetic":
@@ -621,25 +636,26 @@ def general_item(rng, kind):
         ask, reply = rng.choice([(f"What is {a} + {b}?", f"{a} + {b} = {a + b}"), (f"What is {a + b} - {b}?", f"{a + b} - {b} = {a}"),
                                  (f"What is {m} x {n}?", f"{m} x {n} = {m * n}"),
                                  (f"How many parts of {m} make {m * n}?", f"{n} x {m} = {m * n}, so {n}")])
+    elif kind == "copy":
+        some, other = (" ".join(odd_word(rng) for _ in range(rng.randint(low, 14))) for low in (3, 0))
+        ask, reply = f"Repeat: {some}" + (f". Leave out: {other}" if rng.random() < 0.4 else ""), f": {some}"
     elif kind == "instruction":
         some = [odd_word(rng) for _ in range(rng.randint(3, 16))]
         text, names = " ".join(some), ["color", "city", "pet", "day", "song", "tool"]
         pairs = dict(zip(rng.sample(names, 3), some))
         looked = rng.choice(list(pairs))
-        ask, reply = rng.choice([(f"Repeat: {text}", text), (f"Repeat twice: {text}", f"{text}, {text}"),
-                                 (f"Write these words backwards: {text}", " ".join(reversed(some))),
-                                 (f"What is the last word? {text}", some[-1]), (f"What is the first word? {text}", some[0]),
-                                 (f"How many words? {text}", str(len(some))), (f"Write this as a JSON list: {text}", to_json(some)),
-                                 (f"Please write {text} for {names[0]}, as JSON.", to_json({names[0]: text})),
-                                 (f"What comes after {some[0]}? {text}", some[1]),
-                                 ("; ".join(f"{k} is {v}" for k, v in pairs.items()) + f". Which {looked}?", pairs[looked])])
+        ask, reply = rng.choice([(f"Repeat twice: {text}", f": {text}, {text}"), (f"Write these words backwards: {text}", f": {' '.join(reversed(some))}"),
+                                 (f"What is the last word? {text}", f": {some[-1]}"), (f"What is the first word? {text}", f": {some[0]}"),
+                                 (f"How many words? {text}", f": {len(some)}"), (f"What comes after {some[0]}? {text}", f": {some[1]}"),
+                                 (f"Please write the {text} for {names[0]}, as JSON.", to_json({names[0]: f"the {text}"})),
+                                 ("; ".join(f"{k} is {v}" for k, v in pairs.items()) + f". Which {looked}?", f": {pairs[looked]}")])
     else:
         tools = []
         for _ in range(rng.randint(1, 2)):
             params = {odd_word(rng): rng.choice(["string", "integer", "words"]) for _ in range(rng.randint(1, 3))}
             tools.append((odd_word(rng) + "_" + odd_word(rng), params))
         name, params = rng.choice(tools)
-        values = {p: rng.randint(0, 60) if t == "integer" else " ".join(["a"] * (t == "words") + [odd_word(rng) for _ in range(1 if t == "string" else 3)])
+        values = {p: rng.randint(0, 60) if t == "integer" else " ".join(["a"] + [odd_word(rng) for _ in range(1 if t == "string" else 3)])
                   for p, t in params.items()}
         ask = rng.choice(["Call {f} with {v}.", "Please use {f}: {v}.", "{v} for {f}, please."]).format(
             f=name, v=" and ".join(f"{p} {v}" for p, v in rng.sample(list(values.items()), len(values))))
@@ -737,8 +753,12 @@ TAGS = [f"<{slash}{name}>" for name in ("think", "plan", "tool_call", "answer", 
 PIECES = r" ?tool_[a-z0-9_]+| ?[A-Za-z_]+| ?[0-9]|[^\sA-Za-z0-9_]+(?: [^\sA-Za-z0-9_]+)*|\s+"
 
 
-def train_tokenizer(texts, vocab_size, path):
-    """Train a byte-level BPE on rendered text and save it as a Hugging Face tokenizer folder."""
+def train_tokenizer(texts, often, vocab_size, path):
+    """Train a byte-level BPE and save it as a Hugging Face tokenizer folder.
+
+    Its corpus is data/words.txt and what `texts` holds at least `often` times (tags, JSON, tool names). Rarer words, the subjects
+    of training among them, are cut into pieces as a held-out word is: a policy that had them whole never learnt to copy pieces.
+    """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -749,7 +769,10 @@ def train_tokenizer(texts, vocab_size, path):
     control = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(vocab_size=vocab_size - len(TAGS), special_tokens=control, show_progress=False,
                                   initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
-    tokenizer.train_from_iterator(texts, trainer)
+    counts = Counter(piece for text in texts for piece in re.findall(PIECES, text))
+    # The root of a count, so that boilerplate does not take all merges; an English word is worth as much as a hundred uses.
+    counts = Counter({piece: n for piece, n in counts.items() if n >= often}) + Counter({f" {word}": 100 for word in english_words()})
+    tokenizer.train_from_iterator((piece for piece, n in counts.items() for _ in range(isqrt(n))), trainer)
     tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in TAGS])
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>",
                             clean_up_tokenization_spaces=False).save_pretrained(path)
@@ -774,13 +797,13 @@ def ensure_data(config, run):
     general = make_general(config, data.general, "train") if data.general_source == "offline" else hub_general(config)
     write_jsonl(folder / "visgen.jsonl", visgen)
     write_jsonl(folder / "general.jsonl", general)
+    rng = draw(config.seed, "base")
+    write_jsonl(folder / "base.jsonl", [general_item(rng, "copy") for _ in range(config.model.base_examples)])
     write_jsonl(folder / "general_heldout.jsonl", make_general(config, data.general_heldout, "heldout"))
     if not config.model.path:
-        rng = draw(config.seed, "tokenizer")
         texts = [f"{m['role']}\n{m['content']}" for r in visgen for m in r["messages"]]
-        # A tenth as many general examples: made-up words should not take the merges of real ones.
-        texts += [f"{to_json(r['tools'])}\n{m['content']}" for r in rng.sample(general, min(len(general), len(visgen) // 10)) for m in r["messages"]]
-        train_tokenizer(texts, config.model.vocab_size, folder / "tokenizer")
+        texts += [f"{to_json(r['tools'])}\n{m['content']}" for r in general[:len(visgen)] for m in r["messages"]]
+        train_tokenizer(texts, len(visgen) // 4, config.model.vocab_size, folder / "tokenizer")
     calls = Counter(call["name"] for r in visgen for call in r["calls"])
     counts |= {"general": len(general), "seconds": round(time.time() - start, 1), "tools_used": len(calls)}
     print(f"  funnel: {counts['queries']} queries -> {counts['answered']} answered -> {counts['kept']} kept by LtrReward >= {data.min_reward} "

@@ -34,7 +34,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from env import ROOT, parse_utpc
-from make_data import append_metrics, command_line, draw, ensure_data, open_run, read_jsonl
+from make_data import Stage, append_metrics, command_line, draw, ensure_data, open_run, read_jsonl
 
 TEMPLATE = ROOT / "data" / "templates" / "chatml.jinja"
 END_OF_TURN = "<|im_end|>"
@@ -270,13 +270,7 @@ def build_policy(config, tokenizer, device):
         eos_token_id=tokenizer.convert_tokens_to_ids(END_OF_TURN), pad_token_id=tokenizer.pad_token_id,
         attn_implementation=attention_name(config, device), dtype="float32")
     torch.manual_seed(config.seed)
-    model = Qwen3ForCausalLM(shape)
-    with torch.no_grad():
-        model.get_input_embeddings().weight.normal_(0.0, m.init_embedding)
-        for name, p in model.named_parameters():
-            if name.endswith(("q_norm.weight", "k_norm.weight")):
-                p.fill_(m.init_qk_gain)
-    return finish_policy(model.to(getattr(torch, m.dtype)), config, tokenizer, device)
+    return finish_policy(Qwen3ForCausalLM(shape).to(getattr(torch, m.dtype)), config, tokenizer, device)
 
 
 def load_policy(path, config, tokenizer, device):
@@ -418,10 +412,9 @@ def stage_examples(config, stage, visgen, general, epoch=0):
     return order
 
 
-def stage_steps(config, stage, visgen, general):
-    """All optimizer steps of a stage: lists of rows, a row is a list of indices into [*general, *visgen] (encoded examples)."""
-    lengths = [len(ids) for ids, _ in [*general, *visgen]]
-    wanted = config.pst.stages[stage].tokens
+def stage_order(config, stage, visgen, general):
+    """Stage `stage` (from 0) as one stream of indices into [*general, *visgen] (encoded examples), of `tokens` tokens if that is set."""
+    lengths, wanted = [len(ids) for ids, _ in [*general, *visgen]], config.pst.stages[stage].tokens
     order, epoch, total = [], 0, 0
     while True:
         fresh = stage_examples(config, stage, visgen, general, epoch)
@@ -434,16 +427,26 @@ def stage_steps(config, stage, visgen, general):
             total += lengths[i]
         epoch += 1
         if total >= wanted:
-            break
-    # Packing sorts by length, so it sees a window of the shuffled stream at a time, and its rows are shuffled again.
+            return order
+
+
+def pack_steps(config, examples, order, rng):
+    """A stream of example indices as optimizer steps: lists of rows, a row is a list of indices.
+
+    Packing sorts by length, so it sees a window of the stream at a time, and its rows are shuffled again.
+    """
     window, rows = 64 * config.pst.rows_per_step, []
-    rng = draw("pst rows", config.seed, stage)
     for at in range(0, len(order), window):
         part = order[at:at + window]
-        new = [[part[i] for i in row] for row in pack([lengths[i] for i in part], config.pst.row_len)]
+        new = [[part[i] for i in row] for row in pack([len(examples[i][0]) for i in part], config.pst.row_len)]
         rng.shuffle(new)
         rows += new
     return [rows[i:i + config.pst.rows_per_step] for i in range(0, len(rows), config.pst.rows_per_step)]
+
+
+def stage_steps(config, stage, visgen, general):
+    """All optimizer steps of a stage, its mixture in rows."""
+    return pack_steps(config, [*general, *visgen], stage_order(config, stage, visgen, general), draw("pst rows", config.seed, stage))
 
 
 def encode_records(tokenizer, records, row_len, what):
@@ -481,28 +484,36 @@ def trained_parameters(model):
     return {n: p for n, p in model.named_parameters() if p.requires_grad}
 
 
-def make_optimizer(config, model, lr):
-    """AdamW; matrices decay, vectors do not."""
-    trained = trained_parameters(model)
-    groups = [{"names": [n for n, p in trained.items() if (p.dim() > 1) == matrix], "weight_decay": decay}
-              for matrix, decay in ((True, config.pst.weight_decay), (False, 0.0))]
-    groups = [dict(g, params=[trained[n] for n in g["names"]]) for g in groups if g["names"]]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, config.pst.beta2), fused=False, foreach=True)
+def make_optimizers(config, model, stage):
+    """The optimizers of one stage, as a list: AdamW alone, or (`pst.optimizer: muon`) Muon beside it for the blocks' matrices.
+
+    Every group keeps its peak learning rate as `peak`; embeddings and matrices decay, vectors do not.
+    """
+    trained, p = trained_parameters(model), config.pst
+    matrices = [n for n, w in trained.items() if p.optimizer == "muon" and w.dim() == 2 and "embed" not in n and "lm_head" not in n]
+    rest = [n for n in trained if n not in matrices]
+    groups = [{"names": names, "params": [trained[n] for n in names], "weight_decay": decay, "peak": stage.lr}
+              for names, decay in (([n for n in rest if trained[n].dim() > 1], p.weight_decay), ([n for n in rest if trained[n].dim() < 2], 0.0)) if names]
+    optimizers = [torch.optim.AdamW(groups, lr=stage.lr, betas=(0.9, p.beta2), foreach=True)]
+    if matrices:
+        group = {"names": matrices, "params": [trained[n] for n in matrices], "peak": stage.matrix_lr}
+        optimizers.append(torch.optim.Muon([group], lr=stage.matrix_lr, weight_decay=p.weight_decay))
+    return optimizers
 
 
-def save_checkpoint(folder, model, optimizer, state, keep=2):
-    """Write trained weights, AdamW's state and `state` to `folder`; keeps the newest `keep` beside it."""
+def save_checkpoint(folder, model, optimizers, state, keep=2):
+    """Write trained weights, the optimizers' state and `state` to `folder`; keeps the newest `keep` beside it."""
     draft = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     save_file({n: p.detach().contiguous() for n, p in trained_parameters(model).items()}, draft / "model.safetensors")
     if hasattr(model, "peft_config"):  # beside it, the adapter as PEFT and vLLM read it
         model.save_pretrained(draft)
-    names = [n for g in optimizer.param_groups for n in g["names"]]
-    moments = {f"{names[i]}.{k}": v for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
+    moments = {}
+    for optimizer in optimizers:
+        names = [n for g in optimizer.param_groups for n in g["names"]]
+        moments |= {f"{names[i]}.{k}": v for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
     save_file(moments, draft / "optimizer.safetensors")
-    groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-    (draft / "optimizer.json").write_text(json.dumps(groups))
     python, numpy = random.getstate(), np.random.get_state()
     rng = {"python": [python[0], list(python[1]), python[2]], "torch": torch.get_rng_state().numpy().tobytes().hex(),
            "numpy": [numpy[0], numpy[1].tolist(), *numpy[2:]]}
@@ -520,10 +531,10 @@ def list_checkpoints(folder):
 
 
 def read_checkpoint(config, folder):
-    """Weights, moments, groups and state of a checkpoint. SystemExit names the file that is missing or cut off."""
+    """Weights, moments and state of a checkpoint. SystemExit names the file that is missing or cut off."""
     advice = f"delete the folder {folder} to go on from the one before it"
     read = []
-    for name in ("model.safetensors", "optimizer.safetensors", "optimizer.json", "state.json"):
+    for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
         path = folder / name
         if not path.is_file():
             raise SystemExit(f"error: {path} is missing, the checkpoint was cut off; {advice}")
@@ -531,13 +542,13 @@ def read_checkpoint(config, folder):
             read.append(load_file(path) if path.suffix == ".safetensors" else json.loads(path.read_text()))
         except (SafetensorError, ValueError) as e:
             raise SystemExit(f"error: {path} cannot be read ({e}), the checkpoint was cut off; {advice}") from e
-    if read[3]["config"] != config_digest(config):
+    if read[2]["config"] != config_digest(config):
         raise SystemExit(f"error: {folder} was written under another config; give this run a name of its own (name=...)")
     return read
 
 
-def restore(model, optimizer, weights, moments, groups, state):
-    """Put a checkpoint back: weights into `model`, moments into `optimizer` (None: weights only), random states."""
+def restore(model, optimizers, weights, moments, state):
+    """Put a checkpoint back: weights into `model`, moments into `optimizers` (none: weights only), random states."""
     trained = trained_parameters(model)
     if set(trained) != set(weights):
         raise SystemExit(f"error: the checkpoint holds other weights than the model trains, such as "
@@ -545,12 +556,11 @@ def restore(model, optimizer, weights, moments, groups, state):
     with torch.no_grad():
         for name, p in trained.items():
             p.copy_(weights[name])
-    if optimizer is not None:
-        names = [n for g in groups for n in g["names"]]
+    for optimizer in optimizers:
         # There are no moments before the first optimizer step: VRL may start with steps that carry no signal.
-        kept = {i: {k: moments[f"{n}.{k}"] for k in ("step", "exp_avg", "exp_avg_sq")}
-                for i, n in enumerate(names) if f"{n}.step" in moments}
-        optimizer.load_state_dict({"state": kept, "param_groups": optimizer.state_dict()["param_groups"]})
+        kept = {i: {k: moments[f"{n}.{k}"] for k in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer") if f"{n}.{k}" in moments}
+                for i, n in enumerate(n for g in optimizer.param_groups for n in g["names"])}
+        optimizer.load_state_dict({"state": {i: s for i, s in kept.items() if s}, "param_groups": optimizer.state_dict()["param_groups"]})
     python, numpy = state["rng"]["python"], state["rng"]["numpy"]
     random.setstate((python[0], tuple(python[1]), python[2]))
     np.random.set_state((numpy[0], np.array(numpy[1], dtype=np.uint32), *numpy[2:]))
@@ -561,13 +571,11 @@ def restore(model, optimizer, weights, moments, groups, state):
 # Training
 
 
-def learning_rate(config, peak, step, steps):
-    """Learning rate of step `step` (from 0) of `steps`: linear rise, then a cosine down to min_lr * peak."""
-    rise = max(1, round(config.pst.warmup * steps))
-    if step < rise:
-        return peak * (step + 1) / rise
-    low = config.pst.min_lr * peak
-    return low + (peak - low) * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+def learning_rate(config, step, steps):
+    """Share of the peak learning rate at step `step` (from 0) of `steps`: a linear rise, the peak, a linear fall to min_lr."""
+    rise, fall = (max(1, round(share * steps)) for share in (config.pst.warmup, config.pst.cooldown))
+    low = config.pst.min_lr
+    return min(1.0, (step + 1) / rise, low + (1 - low) * (steps - 1 - step) / fall)
 
 
 def make_batch(rows, examples, pad_id, device):
@@ -612,52 +620,50 @@ class StopSwitch:
             signal.signal(signal.SIGINT, self.before)
 
 
-def train_stage(config, run, stage, model, general, visgen, pad_id, device, start=None, stop_at=None):
-    """One stage of PST with AdamW on encoded examples. `start` is a read checkpoint of this stage.
+def train_stage(config, run, number, part, model, examples, steps, pad_id, device, start=None, stop_at=None):
+    """One stage of PST (or the base, number 0): `steps` over encoded `examples`, learning rates of `part`. `start`: its read checkpoint.
 
     Saves every `save_every` steps and at the end. On Ctrl-C (or before step `stop_at`, for tests) saves and exits with 130.
     """
-    examples, part = [*general, *visgen], config.pst.stages[stage]
-    steps = stage_steps(config, stage, visgen, general)
-    optimizer = make_optimizer(config, model, part.lr)
+    optimizers, name = make_optimizers(config, model, part), f"stage {number}" if number else "base"
     first, window = 0, {"loss": 0.0, "tokens": 0, "loss_tokens": 0}
     if start:
-        restore(model, optimizer, *start)
-        first, window = start[3]["step"], start[3]["window"]
+        restore(model, optimizers, *start)
+        first, window = start[2]["step"], start[2]["window"]
     model.train()
     tokens = [sum(len(examples[i][0]) for row in step for i in row) for step in steps]
     began = time.perf_counter()
     if first < len(steps):  # a pass whose gradient is thrown away tells how long the stage will take
         backward_step(config, model, steps[first], examples, pad_id, device)
-        optimizer.zero_grad()
+        model.zero_grad()
     seconds = (time.perf_counter() - began) * sum(tokens[first:]) / max(1, tokens[first] if first < len(steps) else 1)
     fill = sum(tokens) / (sum(map(len, steps)) * config.pst.row_len)
-    print(f"stage {stage + 1}: {sum(tokens):,} tokens in {len(steps):,} steps of {config.pst.rows_per_step} rows, {fill:.0%} full, "
+    print(f"{name}: {sum(tokens):,} tokens in {len(steps):,} steps of {config.pst.rows_per_step} rows, {fill:.0%} full, "
           f"lr {part.lr:g}; from step {first}, about {seconds / 60:.1f} min", flush=True)
 
     def save(step):
-        state = {"stage": stage, "step": step, "window": window, "config": config_digest(config)}
-        save_checkpoint(run / "pst" / f"stage-{stage + 1}-step-{step}", model, optimizer, state)
+        state = {"stage": number, "step": step, "window": window, "config": config_digest(config)}
+        save_checkpoint(run / ("pst" if number else "base") / f"stage-{number}-step-{step}", model, optimizers, state)
 
-    bar = tqdm(total=sum(tokens), initial=sum(tokens[:first]), unit="tok", unit_scale=True, desc=f"pst {stage + 1}", mininterval=2)
+    bar = tqdm(total=sum(tokens), initial=sum(tokens[:first]), unit="tok", unit_scale=True, desc=name, mininterval=2)
     logged_at, logged_tokens = time.perf_counter(), 0
     with StopSwitch() as stop, bar:
         for step in range(first, len(steps)):
             if stop.on or step == stop_at:
                 save(step)
                 bar.close()
-                print(f"stopped: stage {stage + 1} is saved at step {step} of {len(steps)}; the same command goes on from there")
+                print(f"stopped: {name} is saved at step {step} of {len(steps)}; the same command goes on from there")
                 raise SystemExit(130)
-            lr = learning_rate(config, part.lr, step, len(steps))
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            share = learning_rate(config, step, len(steps))
+            for group in (g for o in optimizers for g in o.param_groups):
+                group["lr"] = share * group["peak"]
             loss, n, loss_tokens = backward_step(config, model, steps[step], examples, pad_id, device)
             norm = torch.nn.utils.clip_grad_norm_(trained_parameters(model).values(), config.pst.max_grad_norm).item()
             if not math.isfinite(norm):
-                raise SystemExit(f"error: the gradient of stage {stage + 1}, step {step} is {norm} (loss {loss}); lower "
-                                 f"`pst.stages[{stage}].lr`, or set model.autocast=false")
-            optimizer.step()
-            optimizer.zero_grad()
+                raise SystemExit(f"error: the gradient of {name}, step {step} is {norm} (loss {loss}); lower its `lr`, or set model.autocast=false")
+            for optimizer in optimizers:
+                optimizer.step()
+            model.zero_grad()
             window["loss"] += loss * loss_tokens
             window["tokens"] += n
             window["loss_tokens"] += loss_tokens
@@ -666,8 +672,8 @@ def train_stage(config, run, stage, model, general, visgen, pad_id, device, star
             if (step + 1) % LOG_EVERY == 0 or step + 1 == len(steps):
                 mean = window["loss"] / window["loss_tokens"]
                 speed = logged_tokens / (time.perf_counter() - logged_at)
-                append_metrics(run, {"phase": "pst", "stage": stage + 1, "step": step + 1, "loss": mean, "tokens": window["tokens"],
-                                     "loss_tokens": window["loss_tokens"], "tok_s": round(speed, 1), "lr": lr, "grad_norm": norm})
+                append_metrics(run, {"phase": "pst", "stage": number, "step": step + 1, "loss": mean, "tokens": window["tokens"],
+                                     "loss_tokens": window["loss_tokens"], "tok_s": round(speed, 1), "lr": share * part.lr, "grad_norm": norm})
                 bar.set_postfix(loss=f"{mean:.4f}", step=f"{step + 1}/{len(steps)}", refresh=False)
                 window = {"loss": 0.0, "tokens": 0, "loss_tokens": 0}
                 logged_at, logged_tokens = time.perf_counter(), 0
@@ -684,6 +690,27 @@ def save_policy(model, tokenizer, folder):
     os.rename(draft, folder)
 
 
+def base_policy(config, run, tokenizer, device):
+    """The policy before PST: `model.path`, or a Qwen3 from scratch after `model.base_examples` copying exercises.
+
+    The paper starts from a pretrained model, which can read and copy; random weights cannot, and D_vis alone does not teach it
+    (configs/tiny.yaml has the figures). The result is kept in runs/<name>/base/final.
+    """
+    final, policy = run / "base" / "final", config.model
+    if policy.path or not policy.base_examples:
+        return build_policy(config, tokenizer, device)
+    if final.is_dir():
+        return load_policy(final, config, tokenizer, device)
+    model = build_policy(config, tokenizer, device)
+    examples = encode_records(tokenizer, read_jsonl(run / "data" / "base.jsonl"), config.pst.row_len, "base.jsonl")
+    steps = pack_steps(config, examples, list(range(len(examples))), draw("base rows", config.seed))
+    saved = list_checkpoints(run / "base")
+    start = read_checkpoint(config, saved[-1]) if saved else None
+    train_stage(config, run, 0, Stage(lr=policy.base_lr), model, examples, steps, tokenizer.pad_token_id, device, start=start)
+    save_policy(model, tokenizer, final)
+    return model
+
+
 def train_pst(config, run):
     """Run the stages of PST that are not done yet; returns the folder of the finished policy."""
     final = run / "pst" / "final"
@@ -695,7 +722,7 @@ def train_pst(config, run):
     ensure_data(config, run)
     tokenizer = load_tokenizer(config, run)
     general, visgen = encode_data(config, run, tokenizer)
-    model = build_policy(config, tokenizer, device)
+    model = base_policy(config, run, tokenizer, device)
     if config.pst.tune == "lora":
         model = add_lora(config, model)
     every, trained = [sum(p.numel() for p in x) for x in (model.parameters(), trained_parameters(model).values())]
@@ -707,10 +734,11 @@ def train_pst(config, run):
     start = read_checkpoint(config, saved[-1]) if saved else None
     if start:
         print(f"continuing from {saved[-1]}")
-    for stage in range(len(config.pst.stages)):
-        if start and start[3]["stage"] > stage:
+    for stage, part in enumerate(config.pst.stages):
+        if start and start[2]["stage"] > stage + 1:
             continue
-        train_stage(config, run, stage, model, general, visgen, tokenizer.pad_token_id, device, start=start)
+        steps = stage_steps(config, stage, visgen, general)
+        train_stage(config, run, stage + 1, part, model, [*general, *visgen], steps, tokenizer.pad_token_id, device, start=start)
         start = None
     save_policy(merge_lora(model) if config.pst.tune == "lora" else model, tokenizer, final)
     return final

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from env import ROOT, VisGenEnv, to_json
 from make_data import append_metrics, command_line, draw, ensure_data, open_run, read_jsonl, write_atomic, write_jsonl
 from rewards import PARTS, ltr_reward
-from train_pst import (StopSwitch, add_lora, build_policy, encode_prompt, encode_tool_messages, general_exact_match, list_checkpoints,
+from train_pst import (StopSwitch, add_lora, base_policy, encode_prompt, encode_tool_messages, general_exact_match, list_checkpoints,
                        load_policy, load_tokenizer, config_digest, read_checkpoint, restore, save_checkpoint, set_up,
                        token_logprobs, train_pst, trained_parameters, use_autocast)
 
@@ -478,7 +478,7 @@ def train(config, run, policy, sampler, tokenizer, tasks, stop=None):
     saved, first = list_checkpoints(run / "vrl"), 0
     if saved:
         checkpoint = read_checkpoint(config, saved[-1])
-        restore(policy, optimizer, *checkpoint)
+        restore(policy, [optimizer], *checkpoint)
         first = checkpoint[-1]["step"]
         print(f"continuing from {saved[-1]}")
     sync_sampler(sampler, policy)
@@ -517,7 +517,7 @@ def train(config, run, policy, sampler, tokenizer, tasks, stop=None):
                             f"{record['sample_tok_s']} tok/s")
         stopped = stop is not None and stop.on
         if (step + 1) % v.save_every == 0 or step + 1 == v.steps or stopped:
-            save_checkpoint(run / "vrl" / f"step-{step + 1}", policy, optimizer, {"step": step + 1, "config": config_digest(config)}, keep=v.keep)
+            save_checkpoint(run / "vrl" / f"step-{step + 1}", policy, [optimizer], {"step": step + 1, "config": config_digest(config)}, keep=v.keep)
         if stopped:
             bar.close()
             print(f"stopped: VRL is saved at step {step + 1} of {v.steps}; the same command goes on from there")
@@ -583,7 +583,7 @@ def draw_curve(run):
     loss = [(m["step"], m["loss"], m["stage"]) for m in read_jsonl(run / "metrics.jsonl") if m["phase"] == "pst" and "loss" in m]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=[2, 3])
     for stage in sorted({s for _, _, s in loss}):
-        left.plot([t for t, _, s in loss if s == stage], [x for _, x, s in loss if s == stage], label=f"stage {stage}")
+        left.plot([t for t, _, s in loss if s == stage], [x for _, x, s in loss if s == stage], label=f"stage {stage}" if stage else "base")
     left.set(xlabel="step of the stage", ylabel="loss on the agent's tokens", title="PST", yscale="log")
     for part, style in (("reward", {"color": "black", "lw": 2}), ("plan", {}), *((p, {"lw": 0.8}) for p in PARTS)):
         steps = [s for s in sorted(lines) if lines[s][part] is not None]
@@ -643,9 +643,9 @@ def main():
     began, run = time.time(), open_run(config)
     device = set_up(config)
     ensure_data(config, run)
-    final = train_pst(config, run)
+    final = train_pst(config, run) if config.vrl.start == "pst" else None
     tokenizer = load_tokenizer(config, run)
-    load = lambda: load_policy(final, config, tokenizer, device) if config.vrl.start == "pst" else build_policy(config, tokenizer, device)      # noqa: E731
+    load = lambda: load_policy(final, config, tokenizer, device) if config.vrl.start == "pst" else base_policy(config, run, tokenizer, device)      # noqa: E731
     sampler = load().float().eval().requires_grad_(False)
     if "--speed" in switches:
         return compare_speed(sampler, tokenizer, read_jsonl(run / "data" / "train.jsonl"), config)

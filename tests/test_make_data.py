@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import make_data  # noqa: E402
 from env import RolloutConfig, ToolError, VisGenEnv, load_tools  # noqa: E402
-from make_data import (NO_CONSTRAINTS, TAGS, Config, DataConfig, build, combination, draw, ensure_data, hub_general, load_config,  # noqa: E402
+from make_data import (NO_CONSTRAINTS, TAGS, Config, DataConfig, ModelConfig, build, combination, draw, ensure_data, hub_general, load_config,  # noqa: E402
                        load_scenarios, make_general, make_task, make_tasks, make_visgen, merge, open_run, print_keys, read_jsonl,
                        read_request, task_agent, to_messages, train_tokenizer, vision_agent, write_jsonl)
 from rewards import RewardConfig, expand_workflow, fitting_workflows, load_workflows, ltr_reward  # noqa: E402
@@ -341,13 +341,13 @@ def test_visgen_keeps_what_the_reward_passes(tasks):
 
 @pytest.fixture(scope="module")
 def general():
-    config = Config(data=DataConfig(general_kinds={"arithmetic": 1, "instruction": 2, "function": 3}))
+    config = Config(data=DataConfig(general_kinds={"arithmetic": 1, "copy": 1, "instruction": 2, "function": 2}))
     return {"train": make_general(config, 3000, "train"), "heldout": make_general(config, 192, "heldout")}
 
 
 def test_general_kinds_in_the_config_s_ratio(general):
-    assert Counter(i["kind"] for i in general["train"]) == {"arithmetic": 500, "instruction": 1000, "function": 1500}
-    assert Counter(i["kind"] for i in general["heldout"]) == {"arithmetic": 64, "instruction": 64, "function": 64}
+    assert Counter(i["kind"] for i in general["train"]) == {"arithmetic": 500, "copy": 500, "instruction": 1000, "function": 1000}
+    assert Counter(i["kind"] for i in general["heldout"]) == {"arithmetic": 48, "copy": 48, "instruction": 48, "function": 48}
 
 
 def test_general_held_out_questions_never_occur_in_training(general):
@@ -370,15 +370,17 @@ def answer_of(item):
         assert int(m[2]) % int(m[1]) == 0
         return f"{int(m[2]) // int(m[1])} x {m[1]} = {m[2]}, so {int(m[2]) // int(m[1])}"
     if m := re.fullmatch(r"(.*)\. Which (\w+)\?", ask):
-        return dict(pair.split(" is ") for pair in m[1].split("; "))[m[2]]
+        return ": " + dict(pair.split(" is ") for pair in m[1].split("; "))[m[2]]
     if m := re.fullmatch(r"Please write (.+) for (\w+), as JSON\.", ask):
         return json.dumps({m[2]: m[1]})
     if m := re.fullmatch(r"What comes after (\w+)\? (.+)", ask):
-        return m[2].split()[m[2].split().index(m[1]) + 1]
+        return ": " + m[2].split()[m[2].split().index(m[1]) + 1]
+    if m := re.fullmatch(r"Repeat: ([^.:]+)(\. Leave out: [^.:]*)?", ask):
+        return f": {m[1]}"
     task, text = re.fullmatch(r"(.+?[:?]) (.+)", ask).groups()
     some = text.split()
-    return {"Repeat:": text, "Repeat twice:": f"{text}, {text}", "Write these words backwards:": " ".join(some[::-1]), "What is the last word?": some[-1],
-            "What is the first word?": some[0], "How many words?": str(len(some)), "Write this as a JSON list:": json.dumps(some)}[task]
+    return ": " + {"Repeat twice:": f"{text}, {text}", "Write these words backwards:": " ".join(some[::-1]), "What is the last word?": some[-1],
+                   "What is the first word?": some[0], "How many words?": str(len(some))}[task]
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -445,7 +447,7 @@ def tokenizer(tasks, general, tmp_path_factory):
     visgen = [run_agent(t, scale=1.0)[0] for t in tasks["train"][:300]]
     texts = [f"{m['role']}\n{m['content']}" for r in visgen for m in r["messages"]]
     path = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer(texts, 1536, path)
+    train_tokenizer(texts, 75, 1536, path)
     return AutoTokenizer.from_pretrained(path), visgen
 
 
@@ -739,16 +741,19 @@ def test_jsonl_lines_may_hold_any_character(tmp_path):
 
 def test_ensure_data_makes_all_files_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(make_data, "ROOT", tmp_path)
-    config = Config(name="x", data=DataConfig(queries=42, general=60, general_heldout=12, train_tasks=42, heldout_tasks=42))
+    config = Config(name="x", data=DataConfig(queries=42, general=60, general_heldout=12, train_tasks=42, heldout_tasks=42), model=ModelConfig(base_examples=50))
     run = open_run(config)
     ensure_data(config, run)
     files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (run / "data").iterdir() if p.is_file()}
-    assert set(files) == {"heldout.jsonl", "train.jsonl", "visgen.jsonl", "general.jsonl", "general_heldout.jsonl", "done.json"}
+    assert set(files) == {"heldout.jsonl", "train.jsonl", "visgen.jsonl", "general.jsonl", "base.jsonl", "general_heldout.jsonl", "done.json"}
     assert [len(read_jsonl(run / "data" / f"{n}.jsonl")) for n in ("heldout", "train", "general", "general_heldout")] == [42, 42, 60, 12]
     assert (run / "data" / "tokenizer" / "tokenizer.json").is_file()
     assert "funnel: 42 queries" in capsys.readouterr().out
     train = {r["task"]["request"] for r in read_jsonl(run / "data" / "visgen.jsonl")} | {t["request"] for t in read_jsonl(run / "data" / "train.jsonl")}
     assert not train & {t["request"] for t in read_jsonl(run / "data" / "heldout.jsonl")}
+    shown = "\n".join((run / "data" / name).read_text() for name in ("base.jsonl", "general.jsonl", "visgen.jsonl", "train.jsonl"))
+    subjects = {t["constraints"]["subject"] for t in read_jsonl(run / "data" / "heldout.jsonl")}
+    assert len(subjects) > 20 and not [s for s in subjects if s.split(" ", 1)[1] in shown]
     ensure_data(config, run)
     assert capsys.readouterr().out == ""
     (run / "data" / "done.json").unlink()                # cut off before the end: made again, the same

@@ -367,11 +367,11 @@ def metrics(run):
     return {(x["stage"], x["step"]): {k: v for k, v in x.items() if k != "tok_s"} for x in lines}
 
 
-@pytest.mark.parametrize("tune", ["full", "lora"])
-def test_resume_equals_a_straight_run(run, tmp_path, monkeypatch, tune):
+@pytest.mark.parametrize("tune, optimizer", [("full", "adamw"), ("full", "muon"), ("lora", "adamw")])
+def test_resume_equals_a_straight_run(run, tmp_path, monkeypatch, tune, optimizer):
     from safetensors.torch import load_file
 
-    config = tiny_config(tune=tune, stages=[Stage(0.5, 5), Stage(0.2, 5)])
+    config = tiny_config(tune=tune, optimizer=optimizer, stages=[Stage(0.5, 5), Stage(0.2, 5)])
     monkeypatch.setattr(P, "LOG_EVERY", 2)
     straight = copy_run(run, tmp_path / "straight", monkeypatch)
     final = P.train_pst(config, straight)
@@ -379,8 +379,8 @@ def test_resume_equals_a_straight_run(run, tmp_path, monkeypatch, tune):
 
     broken = copy_run(run, tmp_path / "broken", monkeypatch)
     steps, train_stage = [], P.train_stage
-    for stage, stop in ((0, 1), (0, 3), (1, 2)):  # killed inside stage 1, at its checkpoint, inside stage 2
-        monkeypatch.setattr(P, "train_stage", lambda c, r, s, *a, start=None: train_stage(
+    for stage, stop in ((1, 1), (1, 3), (2, 2)):  # killed inside stage 1, at its checkpoint, inside stage 2
+        monkeypatch.setattr(P, "train_stage", lambda c, r, s, *a, start=None, stage=stage, stop=stop: train_stage(
             c, r, s, *a, start=start, stop_at=stop if s == stage else None))
         with pytest.raises(SystemExit) as stopped:
             P.train_pst(config, broken)
@@ -417,11 +417,11 @@ def test_ctrl_c_saves_the_step(run, tmp_path, monkeypatch, capsys):
     assert "saved at step 2" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "optimizer.json", "state.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
 @pytest.mark.parametrize("harm", ["missing", "cut"])
 def test_cut_off_checkpoint_is_named(tmp_path, policy, name, harm):
     config = tiny_config()
-    optimizer = P.make_optimizer(config, policy, 1e-3)
+    optimizer = P.make_optimizers(config, policy, Stage())
     folder = tmp_path / "stage-1-step-5"
     P.save_checkpoint(folder, policy, optimizer, {"stage": 0, "step": 5, "window": {}, "config": P.config_digest(config)})
     P.read_checkpoint(config, folder)
@@ -437,7 +437,7 @@ def test_cut_off_checkpoint_is_named(tmp_path, policy, name, harm):
 
 def test_checkpoint_of_another_config_is_refused(tmp_path, policy):
     config = tiny_config()
-    P.save_checkpoint(tmp_path / "stage-1-step-5", policy, P.make_optimizer(config, policy, 1e-3),
+    P.save_checkpoint(tmp_path / "stage-1-step-5", policy, P.make_optimizers(config, policy, Stage()),
                       {"stage": 0, "step": 5, "window": {}, "config": P.config_digest(config)})
     with pytest.raises(SystemExit, match="another config"):
         P.read_checkpoint(replace(config, seed=1), tmp_path / "stage-1-step-5")
@@ -452,10 +452,19 @@ def test_init_from(run, tmp_path, monkeypatch):
 
 
 def test_learning_rate():
-    config = tiny_config(warmup=0.1, min_lr=0.05)
-    rates = [P.learning_rate(config, 1.0, s, 100) for s in range(100)]
-    assert rates[0] == pytest.approx(0.1) and max(rates) == rates[9] == rates[10] == 1.0
-    assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] == pytest.approx(0.05, abs=1e-3)
+    config = tiny_config(warmup=0.1, cooldown=0.3, min_lr=0.05)
+    rates = [P.learning_rate(config, s, 100) for s in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[9:70] == [1.0] * 61 and rates[70] < 1
+    assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] == pytest.approx(0.05)
+    assert P.learning_rate(config, 0, 1) == pytest.approx(0.05)
+
+
+def test_muon_takes_the_matrices_of_the_blocks(policy):
+    adamw, muon = P.make_optimizers(tiny_config(optimizer="muon"), policy, Stage(lr=0.01, matrix_lr=0.02))
+    names = [n for o in (adamw, muon) for g in o.param_groups for n in g["names"]]
+    assert sorted(names) == sorted(P.trained_parameters(policy)) and isinstance(muon, torch.optim.Muon)
+    assert all(".layers." in n and "norm" not in n for g in muon.param_groups for n in g["names"])
+    assert {g["peak"] for g in adamw.param_groups} == {0.01} and {g["peak"] for g in muon.param_groups} == {0.02}
 
 
 # --- LoRA, answers ----------------------------------------------------------------------------------------------------

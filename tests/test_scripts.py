@@ -110,7 +110,7 @@ def test_smoke_metrics_hold_every_phase(smoke):
     _, run, _ = smoke
     pst, vrl, evals = (metrics(run, phase) for phase in ("pst", "vrl", "eval"))
     pst = [m for m in pst if "loss" in m]
-    assert {m["stage"] for m in pst} == {1, 2}
+    assert {m["stage"] for m in pst} == {0, 1, 2}
     assert pst[-1]["loss"] < pst[0]["loss"]
     assert [m["step"] for m in vrl] == [1, 2, 3] and [m["step"] for m in evals] == [0, 3]
     for m in vrl:
