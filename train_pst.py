@@ -8,7 +8,8 @@ stands here as well; train_vrl.py and bench.py import it. Left out: more than on
     python train_pst.py --config configs/tiny.yaml --show-batch       # one packed row, trained tokens in green
     python train_pst.py --config configs/tiny.yaml pst.tune=lora name=tiny-lora
 
-Writes runs/<name>/pst/final (the policy, fp32 safetensors, tokenizer beside it), pst/stage-I-step-N and metrics.jsonl.
+A policy from scratch first gets a base, which can copy (`base_policy`); the paper starts from a pretrained model.
+Writes runs/<name>/base/final and pst/final (the policy, fp32 safetensors, tokenizer beside it), pst/stage-I-step-N and metrics.jsonl.
 """
 
 import bisect
@@ -696,7 +697,9 @@ def base_policy(config, run, tokenizer, device):
     The paper starts from a pretrained model, which can read and copy; random weights cannot, and D_vis alone does not teach it
     (configs/tiny.yaml has the figures). The result is kept in runs/<name>/base/final.
     """
-    final, policy = run / "base" / "final", config.model
+    # An ablation that takes another run's PST takes its base as well.
+    homes = [run] + ([finished_policy(config.pst.init_from).parents[1]] if config.pst.init_from else [])
+    final, policy = next((h / "base" / "final" for h in homes if (h / "base" / "final").is_dir()), run / "base" / "final"), config.model
     if policy.path or not policy.base_examples:
         return build_policy(config, tokenizer, device)
     if final.is_dir():

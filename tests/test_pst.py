@@ -63,6 +63,7 @@ def run(tmp_path_factory):
     trajectory = {"messages": TRAJECTORY, "tools": None}
     (run / "data").mkdir()
     write_jsonl(run / "data" / "general.jsonl", general)
+    write_jsonl(run / "data" / "base.jsonl", general)
     write_jsonl(run / "data" / "visgen.jsonl", [trajectory, {"messages": [SYSTEM, USER, DONE], "tools": None}] * 2)
     write_jsonl(run / "data" / "general_heldout.jsonl", general[:3])
     make_tokenizer(run / "data" / "tokenizer")
@@ -393,6 +394,27 @@ def test_resume_equals_a_straight_run(run, tmp_path, monkeypatch, tune, optimize
     assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
     assert metrics(straight) == metrics(broken)
     assert not [p for p in broken.rglob("*") if p.suffix in (".pt", ".bin", ".pkl", ".pth", ".tmp")]
+
+
+def test_base_is_made_once_and_goes_on_where_it_stopped(run, tokenizer, tmp_path, monkeypatch):
+    from safetensors.torch import load_file
+
+    config, device, train_stage = tiny_config(optimizer="muon"), torch.device("cpu"), P.train_stage
+    config = replace(config, model=replace(config.model, base_examples=20))
+    straight, broken = (copy_run(run, tmp_path / name, monkeypatch) for name in ("straight", "broken"))
+    P.base_policy(config, straight, tokenizer, device)
+    monkeypatch.setattr(P, "train_stage", lambda *a, start=None: train_stage(*a, start=start, stop_at=1))
+    with pytest.raises(SystemExit):
+        P.base_policy(config, broken, tokenizer, device)
+    assert [p.name for p in P.list_checkpoints(broken / "base")] == ["stage-0-step-1"]
+    monkeypatch.setattr(P, "train_stage", train_stage)
+    P.base_policy(config, broken, tokenizer, device)
+    one, two = (load_file(f / "base/final/model.safetensors") for f in (straight, broken))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    start = P.build_policy(config, tokenizer, device).state_dict()
+    monkeypatch.setattr(P, "train_stage", lambda *a, **k: pytest.fail("trained again"))
+    again = P.base_policy(config, straight, tokenizer, device).state_dict()
+    assert all(torch.equal(again[k], one[k]) for k in one) and not all(torch.equal(start[k], one[k]) for k in one)
 
 
 def test_ctrl_c_saves_the_step(run, tmp_path, monkeypatch, capsys):
