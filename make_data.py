@@ -11,11 +11,10 @@ general.jsonl and general_heldout.jsonl (the general part of PST), tokenizer/ (p
 
 import hashlib
 import json
-import random
 import re
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from math import isqrt
 from pathlib import Path
@@ -24,8 +23,8 @@ import yaml
 from tqdm import tqdm
 
 from env import ROOT, RolloutConfig, VisGenEnv, key, load_tools, to_json
-from rewards import (RewardConfig, build, clip_lengths, clip_seconds, expand_workflow, fitting_workflows, load_workflows, ltr_reward,
-                     makes, merge, n_shots, read_jsonl, read_yaml, write_atomic, write_jsonl)  # noqa: F401
+from rewards import (RewardConfig, StopSwitch, append_metrics, build, clip_lengths, clip_seconds, draw, expand_workflow, fitting_workflows, load_workflows, ltr_reward,
+                     makes, merge, n_shots, print_keys, read_jsonl, read_yaml, write_atomic, write_jsonl)  # noqa: F401
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The config
@@ -187,19 +186,6 @@ def load_config(path, overrides=()):
     return build(Config, values)
 
 
-def print_keys(cls=Config, values=None, where=""):
-    """Print every config key with its default and meaning."""
-    values = values or cls()
-    for f in fields(cls):
-        value = getattr(values, f.name)
-        if is_dataclass(value):
-            print(f"\n{f.name}:  # {f.metadata['doc']}")
-            print_keys(type(value), value, f"{where}{f.name}.")
-        else:
-            shown = [asdict(v) for v in value] if isinstance(value, list) and value and is_dataclass(value[0]) else value
-            print(f"{where}{f.name} = {to_json(shown)}   # {f.metadata['doc']}")
-
-
 def command_line(doc, switches=()):
     """Parse `--config FILE [switches] [section.key=value ...]`. Returns (Config, set of the switches given)."""
     import argparse
@@ -212,7 +198,7 @@ def command_line(doc, switches=()):
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="config values on top of the file's")
     args = parser.parse_args()
     if args.keys:
-        print_keys()
+        print_keys(Config)
         raise SystemExit(0)
     given = {switch for switch, _ in switches if getattr(args, switch.lstrip("-").replace("-", "_"))}
     return load_config(args.config, args.overrides), given
@@ -244,17 +230,6 @@ def open_run(config):
     else:
         write_atomic(path, yaml.safe_dump(resolved, sort_keys=False))
     return run
-
-
-def append_metrics(run, record):
-    """Append one record to the run's metrics.jsonl."""
-    with open(run / "metrics.jsonl", "a", encoding="utf-8") as f:
-        f.write(to_json(record) + "\n")
-
-
-def draw(*parts):
-    """A random.Random that depends on the parts alone, the same in every process."""
-    return random.Random(int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -11,13 +11,17 @@ records, never the rendered text of tool messages. No torch: a reader can play w
 """
 
 import difflib
+import hashlib
 import json
 import math
 import os
+import random
 import re
+import signal
 import sys
+import threading
 from collections import Counter
-from dataclasses import dataclass, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
@@ -47,7 +51,7 @@ class RewardConfig:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Config files and records, for the scripts that build on this one
+# Config files, records, seeds and Ctrl-C, for the scripts that build on this one
 
 
 def read_yaml(path):
@@ -139,6 +143,48 @@ def read_jsonl(path):
         except json.JSONDecodeError as e:
             raise SystemExit(f"error: {path}, line {i} is not JSON ({e.msg}); remove the file to make it again") from e
     return records
+
+
+def print_keys(cls, values=None, where=""):
+    """Print every config key with its default and meaning."""
+    values = values or cls()
+    for f in fields(cls):
+        value = getattr(values, f.name)
+        if is_dataclass(value):
+            print(f"\n{f.name}:  # {f.metadata['doc']}")
+            print_keys(type(value), value, f"{where}{f.name}.")
+        else:
+            shown = [asdict(v) for v in value] if isinstance(value, list) and value and is_dataclass(value[0]) else value
+            print(f"{where}{f.name} = {to_json(shown)}   # {f.metadata['doc']}")
+
+
+def append_metrics(run, record):
+    """Append one record to the run's metrics.jsonl."""
+    with open(run / "metrics.jsonl", "a", encoding="utf-8") as f:
+        f.write(to_json(record) + "\n")
+
+
+def draw(*parts):
+    """A random.Random that depends on the parts alone, the same in every process."""
+    return random.Random(int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big"))
+
+
+class StopSwitch:
+    """Ctrl-C while it is entered only sets `on`, so that a step is finished and saved; a second Ctrl-C stops at once."""
+
+    def __enter__(self):
+        self.on, self.main = False, threading.current_thread() is threading.main_thread()
+        if self.main:
+            self.before = signal.signal(signal.SIGINT, self.press)
+        return self
+
+    def press(self, number, frame):
+        self.on = True
+        signal.signal(signal.SIGINT, self.before)
+
+    def __exit__(self, *_):
+        if self.main:
+            signal.signal(signal.SIGINT, self.before)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -20,8 +20,6 @@ import os
 import random
 import re
 import shutil
-import signal
-import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -35,7 +33,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from env import ROOT, parse_utpc
-from make_data import Stage, append_metrics, command_line, draw, ensure_data, open_run, read_jsonl
+from make_data import Stage, StopSwitch, append_metrics, command_line, draw, ensure_data, open_run, read_jsonl
 
 TEMPLATE = ROOT / "data" / "templates" / "chatml.jinja"
 END_OF_TURN = "<|im_end|>"
@@ -601,24 +599,6 @@ def backward_step(config, model, rows, examples, pad_id, device):
         loss.backward()
         total += loss.item()
     return total, sum(len(examples[i][0]) for row in rows for i in row), loss_tokens
-
-
-class StopSwitch:
-    """Ctrl-C while it is entered only sets `on`, so that a step is finished and saved; a second Ctrl-C stops at once."""
-
-    def __enter__(self):
-        self.on, self.main = False, threading.current_thread() is threading.main_thread()
-        if self.main:
-            self.before = signal.signal(signal.SIGINT, self.press)
-        return self
-
-    def press(self, number, frame):
-        self.on = True
-        signal.signal(signal.SIGINT, self.before)
-
-    def __exit__(self, *_):
-        if self.main:
-            signal.signal(signal.SIGINT, self.before)
 
 
 def train_stage(config, run, number, part, model, examples, steps, pad_id, device, start=None, stop_at=None):

@@ -705,7 +705,7 @@ def test_open_run_of_an_older_config_with_a_key_that_is_gone(tmp_path, monkeypat
 
 
 def test_print_keys_shows_every_key(capsys):
-    print_keys()
+    print_keys(Config)
     lines = capsys.readouterr().out.splitlines()
 
     def names(cls, where=""):
