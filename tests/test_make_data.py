@@ -740,6 +740,8 @@ def test_jsonl_lines_may_hold_any_character(tmp_path):
 
 
 def test_ensure_data_makes_all_files_once(tmp_path, monkeypatch, capsys):
+    for written in (make_data.load_scenarios, make_data.load_voice, make_data.english_words):
+        written()      # read once, before the root is another
     monkeypatch.setattr(make_data, "ROOT", tmp_path)
     config = Config(name="x", data=DataConfig(queries=42, general=60, general_heldout=12, train_tasks=42, heldout_tasks=42), model=ModelConfig(base_examples=50))
     run = open_run(config)
