@@ -2,7 +2,7 @@
 
 One YAML describes one experiment (configs/*.yaml); the dataclasses below list every key with its default and meaning.
 Data go to runs/<name>/data/: heldout.jsonl and train.jsonl (task requests), visgen.jsonl (expert trajectories),
-general.jsonl and general_heldout.jsonl (the general part of PST), tokenizer/ (policies from scratch).
+general.jsonl and general_heldout.jsonl (the general part of PST), base.jsonl and tokenizer/ (policies from scratch).
 
     python make_data.py --config configs/tiny.yaml              # all of it, for one experiment
     python make_data.py --config configs/tiny.yaml data.queries=200 seed=1
@@ -23,7 +23,7 @@ import yaml
 from tqdm import tqdm
 
 from env import ROOT, RolloutConfig, VisGenEnv, key, load_tools, to_json
-from rewards import (RewardConfig, StopSwitch, append_metrics, build, clip_lengths, clip_seconds, draw, expand_workflow, fitting_workflows, load_workflows, ltr_reward,
+from rewards import (RewardConfig, build, clip_lengths, clip_seconds, draw, expand_workflow, fitting_workflows, load_workflows, ltr_reward,
                      makes, merge, n_shots, print_keys, read_jsonl, read_yaml, write_atomic, write_jsonl)  # noqa: F401
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ class DataConfig:
     general: int = key(12000, "examples that stand for the paper's General-1M; a stage takes a share of them")
     general_source: str = key("offline", "offline: generated here; hub: read from Table 7's data sets by name")
     general_kinds: dict = key({"arithmetic": 1, "copy": 2, "instruction": 2, "function": 2}, "parts of the offline general mix, by weight")
-    general_heldout: int = key(192, "held-out general items, a third of each kind, exact match")
+    general_heldout: int = key(192, "held-out general items, as many of each kind, exact match")
     train_tasks: int = key(2000, "tasks that VRL draws from (never the held-out ones)")
     heldout_tasks: int = key(128, "held-out tasks: subjects, wordings and combinations that training never shows")
     max_shots: int = key(3, "most shots of a video task")
@@ -94,7 +94,7 @@ class PstConfig:
     warmup: float = key(0.03, "share of the stage's steps with rising learning rate")
     cooldown: float = key(0.3, "share of the stage's steps with falling learning rate, at its end; between the two it stays at its peak")
     min_lr: float = key(0.05, "the fall ends at this share of the peak")
-    weight_decay: float = key(0.01, "AdamW, on matrices only")
+    weight_decay: float = key(0.01, "AdamW and Muon, on matrices only")
     beta2: float = key(0.98, "AdamW second moment")
     max_grad_norm: float = key(1.0, "gradient clipping")
     save_every: int = key(200, "steps between checkpoints")

@@ -33,7 +33,8 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from env import ROOT, parse_utpc
-from make_data import Stage, StopSwitch, append_metrics, command_line, draw, ensure_data, open_run, read_jsonl
+from make_data import Stage, command_line, draw, ensure_data, open_run, read_jsonl
+from rewards import StopSwitch, append_metrics
 
 TEMPLATE = ROOT / "data" / "templates" / "chatml.jinja"
 END_OF_TURN = "<|im_end|>"

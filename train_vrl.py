@@ -20,8 +20,8 @@ import torch
 from tqdm import tqdm
 
 from env import ROOT, VisGenEnv, to_json
-from make_data import append_metrics, command_line, draw, ensure_data, open_run, read_jsonl, write_atomic, write_jsonl
-from rewards import PARTS, ltr_reward
+from make_data import command_line, draw, ensure_data, open_run, read_jsonl, write_atomic, write_jsonl
+from rewards import PARTS, append_metrics, ltr_reward
 from train_pst import (StopSwitch, add_lora, base_policy, encode_prompt, encode_tool_messages, general_exact_match, list_checkpoints,
                        load_policy, load_tokenizer, config_digest, read_checkpoint, restore, save_checkpoint, set_up,
                        token_logprobs, train_pst, trained_parameters, use_autocast)
