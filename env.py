@@ -92,7 +92,7 @@ def template(text):
 @lru_cache(maxsize=256)
 def system_text(style, pool):
     """The system message for a pool of tool names; with `schema` the chat template itself lists the tools."""
-    listing = {"names": ", ".join(pool), "signature": "\n" + "\n".join(map(tool_signature, pool)), "schema": ""}[style]
+    listing = {"names": " ".join(pool), "signature": "\n" + "\n".join(map(tool_signature, pool)), "schema": ""}[style]
     return template((ROOT / "data/prompts/system.jinja").read_text(encoding="utf-8")).render(tools_text=listing, brief=style == "names").strip()
 
 @lru_cache(maxsize=1)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from env import ROOT, RolloutConfig, VisGenEnv, key, load_tools, to_json
 from rewards import (RewardConfig, build, clip_lengths, clip_seconds, draw, expand_workflow, fitting_workflows, load_workflows, ltr_reward,
-                     makes, merge, n_shots, print_keys, read_jsonl, read_yaml, write_atomic, write_jsonl)  # noqa: F401
+                     makes, merge, n_shots, open_run, print_keys, read_jsonl, read_yaml, write_atomic, write_jsonl)  # noqa: F401
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The config
@@ -204,34 +204,6 @@ def command_line(doc, switches=()):
     return load_config(args.config, args.overrides), given
 
 
-def open_run(config):
-    """Create runs/<name>/ with the resolved config, or continue it; SystemExit if it belongs to another config.
-
-    The `bench` section may differ: it changes what is measured, not what is trained.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
-        raise SystemExit(f"error: config key `name` is {config.name!r}; it names a folder under runs/: letters, digits, '.', '_' and '-'")
-    run = ROOT / "runs" / config.name
-    resolved = asdict(config)
-    path = run / "config.yaml"
-    if path.is_file():
-        there = yaml.safe_load(path.read_text(encoding="utf-8"))
-        for section, value in resolved.items():
-            if section == "bench" or there.get(section) == value:
-                continue
-            where, old, new = section, there.get(section), value
-            if isinstance(value, dict) and isinstance(old, dict):
-                inner = next(k for k in {**value, **old} if old.get(k, "absent") != value.get(k, "absent"))
-                where, old, new = f"{section}.{inner}", old.get(inner, "absent"), value.get(inner, "absent")
-            raise SystemExit(f"error: {run.relative_to(ROOT)} belongs to another config: `{where}` is {old!r} there and {new!r} now; "
-                             f"give this run a name of its own (name=...) or remove the folder")
-    elif run.exists() and any(run.iterdir()):
-        raise SystemExit(f"error: {run.relative_to(ROOT)} is not empty and has no config.yaml; choose another name (name=...)")
-    else:
-        write_atomic(path, yaml.safe_dump(resolved, sort_keys=False))
-    return run
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Tasks: requests in words, with the constraints that the words state
 
@@ -243,8 +215,10 @@ def load_scenarios():
 
 
 def split_list(items, held, split):
-    """The training or held-out part of a written list; the last `held` items are held out."""
-    return items[-held:] if split == "heldout" else items[:-held]
+    """What a split may use of a written list. The last `held` items are held out; VRL's tasks (train) use all others, expert
+    trajectories (visgen) three quarters of those, so that VRL meets requests for which nobody has shown the way."""
+    shown = items[:-held]
+    return {"heldout": items[-held:], "train": shown, "visgen": shown[:len(shown) - len(shown) // 4]}[split]
 
 
 NO_CONSTRAINTS = {"images": 0, "videos": 0, "duration_s": None, "shots": None, "aspect_ratio": None, "resolution": None,
@@ -308,22 +282,37 @@ def count_phrase(rng, n, noun):
     return f"{rng.choice([str(n), load_scenarios()['number_words'][n]])} {many}"
 
 
+def draw_subject(rng, group, split):
+    """A written subject or, two times in three outside the held-out split, one put together from the words of written ones, common
+    words and made-up ones ("a braided velour lantern"): nobody learns these by heart, so the policy has to read them."""
+    written = split_list(group, len(group) // 5, split)
+    if split == "heldout" or rng.random() < 0.33:
+        return rng.choice(written)
+    words = [w for phrase in written for w in phrase.split()[1:] if len(w) > 3]
+    while True:
+        some = [rng.choice(words) if rng.random() < 0.5 else odd_word(rng) for _ in range(rng.randint(1, 4))]
+        phrase = ("an " if some[0][0] in "aeiou" else "a ") + " ".join(some)
+        if phrase not in group:
+            return phrase
+
+
 def make_task(rng, split, config, scenario_name=None):
-    """One task record (design: Records). Wordings, subjects and combinations of constraints of the splits are disjoint."""
+    """One task record (design: Records). Wordings, subjects and combinations of constraints of the held-out split are its own."""
     book = load_scenarios()
     name = scenario_name or rng.choice(list(book["scenarios"]))
     s = book["scenarios"][name]
     clauses = {k: split_list(v, 2, split) for k, v in book["clauses"].items()}
     for _ in range(1000):
         c = draw_constraints(rng, s, config)
-        if combination_split(c) == split and len(expand_workflow(fitting_workflows(c)[0], c)) <= config.max_steps:
+        if (combination_split(c) == "heldout") == (split == "heldout") and len(expand_workflow(fitting_workflows(c)[0], c)) <= config.max_steps:
             break
     else:
         raise RuntimeError(f"scenario {name}: no combination of constraints of the {split} split in 1000 draws")
-    group = book["subjects"][rng.choice(s["subjects"])]
-    c["subject"] = rng.choice(split_list(group, len(group) // 5, split))
+    c["subject"] = draw_subject(rng, book["subjects"][rng.choice(s["subjects"])], split)
     if rng.random() < 0.6:
         c["style"] = rng.choice(split_list(book["styles"], len(book["styles"]) // 6, split))
+        if split != "heldout" and rng.random() < 0.5:
+            c["style"] = f"{odd_word(rng)} {c['style']}"
     said = []
     for kind, slots in (("duration", {"d": c["duration_s"]}), ("shots", {"k": c["shots"]}), ("aspect", {"a": c["aspect_ratio"]}),
                         ("resolution_video", {"r": c["resolution"] if c["videos"] else None}), ("large", {"": c["resolution"] == "2K"}),
@@ -335,6 +324,8 @@ def make_task(rng, split, config, scenario_name=None):
         if value:
             value = rng.choice([value, book["number_words"][value]]) if kind == "shots" else value
             said.append(rng.choice(clauses[kind]).replace("{%s}" % slot, str(value)))
+    if split != "heldout":      # irrelevant detail; that of held-out requests stands in their wordings
+        said += [re.sub("{word}", lambda _: odd_word(rng), rng.choice(book["asides"])) for _ in range(rng.choice([0, 0, 1, 2]))]
     rng.shuffle(said)
     what = count_phrase(rng, c["images"] or c["videos"], s["noun"])
     style = f" in {c['style']} style" if c["style"] else ""
@@ -374,14 +365,19 @@ def reading_patterns():
     number = "|".join([r"\d+", "an?", *map(str, book["number_words"].values())])
     nouns = sorted({(n, name) for name, s in book["scenarios"].items() for n in s["noun"]}, key=lambda x: -len(x[0]))
     noun = [(re.compile(rf"\b({number}) {re.escape(n)}\b", re.I), name) for n, name in nouns]
-    subject = re.compile("|".join(re.escape(x) for x in sorted((x for g in book["subjects"].values() for x in g), key=len, reverse=True)))
-    style = re.compile(" in (" + "|".join(sorted(map(re.escape, book["styles"]), key=len, reverse=True)) + ") style")
-    return clause, noun, subject, style
+    wording = {}
+    for name, s in book["scenarios"].items():
+        slots = {"what": f"(?:{number}) (?:{'|'.join(map(re.escape, s['noun']))})", "subject": "(?P<subject>an? .+?)",
+                 "style": "(?: in (?P<style>(?:(?! in ).)+?) style)?", " extras": "(?: .*?)?"}
+        # The longest first: "Design {what} for {subject}" would also fit "Design {what} for a game about {subject}".
+        wording[name] = [re.compile(re.sub(r"(\\ )?\\{(\w+)\\}", lambda m: slots[" extras"] if m[2] == "extras" else (m[1] or "") + slots[m[2]],
+                                           re.escape(text)), re.I) for text in sorted(s["wordings"], key=len, reverse=True)]
+    return clause, noun, wording
 
 
 def read_request(request):
     """TaskAgent's reading: the constraints that a request states, from its text alone."""
-    clause, nouns, subject, style = reading_patterns()
+    clause, nouns, wordings = reading_patterns()
     numbers = {w: n for n, w in load_scenarios()["number_words"].items()} | {"a": 1, "an": 1}
     number = lambda text: numbers.get(text.lower()) or int(text)      # noqa: E731
     said = {kind: next((m for p in patterns if (m := p.search(request))), None) for kind, patterns in clause.items()}
@@ -399,8 +395,8 @@ def read_request(request):
     # In the order in which the request names them.
     c["audio"] = sorted((k for k in ("music", "narration", "sfx", "subtitles") if said[k]), key=lambda k: said[k].start())
     c["storyboard"] = scenario["title"] == "Storyboards"
-    c["subject"] = (m := subject.search(request)) and m.group(0) or request
-    c["style"] = (m := style.search(request)) and m.group(1)
+    m = next((m for p in wordings.get(name, []) if (m := p.search(request))), None)
+    c["subject"], c["style"] = (m["subject"], m["style"]) if m else (request, None)
     return c
 
 
@@ -722,10 +718,20 @@ def hub_general(config, sources=None):
 # The tokenizer of a policy from scratch
 
 
+UTPC_KEYS = ("id", "tool", "goal", "after", "name", "arguments", "deliverables", "summary", "ids", "size", "duration_s", "sound", "error",
+             "code", "param", "message", "retryable")
 TAGS = [f"<{slash}{name}>" for name in ("think", "plan", "tool_call", "answer", "tool_response", "tools") for slash in ("", "/")]
-# A word keeps the space before it, so that " copper" in a request is the same token as in a prompt; tool names are whole;
-# digits are single; runs of punctuation hold JSON's `", "` and `": "` together (shared/facts: what decides learning).
-PIECES = r" ?tool_[a-z0-9_]+| ?[A-Za-z_]+| ?[0-9]|[^\sA-Za-z0-9_]+(?: [^\sA-Za-z0-9_]+)*|\s+"
+@lru_cache(maxsize=1)
+def pieces():
+    """The pattern that splits text before BPE, which merges only inside a piece (shared/facts: what decides learning).
+
+    A word keeps the space before it, so that " copper" in a request is the same token as in a prompt; tool names are whole; digits
+    are single; UTPC's and the tools' JSON keys stand with their punctuation (`", "goal": "`); other runs of punctuation stay whole.
+    """
+    named = re.findall(r'"([a-z_]+)": \{"(?:type|enum)"', to_json([tool["parameters"] for tool in load_tools().values()]))
+    keys = "|".join(sorted({*named, *UTPC_KEYS}, key=lambda k: (-len(k), k)))
+    return (rf'(?:[\]}}"]+, |, )?[\[{{]*"(?:{keys})": [\[{{]*(?:"(?!(?:{keys})"))?'
+            r"| ?tool_[a-z0-9_]+| ?[A-Za-z_]+| ?[0-9]|[^\sA-Za-z0-9_]+(?: [^\sA-Za-z0-9_]+)*|\s+")
 
 
 def train_tokenizer(texts, often, vocab_size, path):
@@ -738,13 +744,14 @@ def train_tokenizer(texts, often, vocab_size, path):
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PIECES), "isolated"),
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pieces()), "isolated"),
                                                        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
     control = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(vocab_size=vocab_size - len(TAGS), special_tokens=control, show_progress=False,
                                   initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
-    counts = Counter(piece for text in texts for piece in re.findall(PIECES, text))
+    tags = re.compile("|".join(TAGS))      # the tokenizer takes them out before it splits a text
+    counts = Counter(piece for text in texts for part in tags.split(text) for piece in re.findall(pieces(), part))
     # The root of a count, so that boilerplate does not take all merges; an English word is worth as much as a hundred uses.
     counts = Counter({piece: n for piece, n in counts.items() if n >= often}) + Counter({f" {word}": 100 for word in english_words()})
     tokenizer.train_from_iterator((piece for piece, n in counts.items() for _ in range(isqrt(n))), trainer)
@@ -766,7 +773,7 @@ def ensure_data(config, run):
           "(about a minute)", flush=True)
     for split, n in (("heldout", data.heldout_tasks), ("train", data.train_tasks)):
         write_jsonl(folder / f"{split}.jsonl", make_tasks(n, split, data, draw(config.seed, split).getrandbits(31)))
-    visgen, counts = make_visgen(config, make_tasks(data.queries, "train", data, draw(config.seed, "queries").getrandbits(31)))
+    visgen, counts = make_visgen(config, make_tasks(data.queries, "visgen", data, draw(config.seed, "queries").getrandbits(31)))
     if not visgen:
         raise SystemExit("error: no trajectory passed `data.min_reward`; lower it or raise `data.queries`")
     general = make_general(config, data.general, "train") if data.general_source == "offline" else hub_general(config)
@@ -778,7 +785,7 @@ def ensure_data(config, run):
     if not config.model.path:
         texts = [f"{m['role']}\n{m['content']}" for r in visgen for m in r["messages"]]
         texts += [f"{to_json(r['tools'])}\n{m['content']}" for r in general[:len(visgen)] for m in r["messages"]]
-        train_tokenizer(texts, len(visgen) // 4, config.model.vocab_size, folder / "tokenizer")
+        train_tokenizer(texts, len(visgen) // 40, config.model.vocab_size, folder / "tokenizer")
     calls = Counter(call["name"] for r in visgen for call in r["calls"])
     counts |= {"general": len(general), "seconds": round(time.time() - start, 1), "tools_used": len(calls)}
     print(f"  funnel: {counts['queries']} queries -> {counts['answered']} answered -> {counts['kept']} kept by LtrReward >= {data.min_reward} "

@@ -158,6 +158,34 @@ def print_keys(cls, values=None, where=""):
             print(f"{where}{f.name} = {to_json(shown)}   # {f.metadata['doc']}")
 
 
+def open_run(config):
+    """Create runs/<name>/ with the resolved config, or continue it; SystemExit if it belongs to another config.
+
+    The `bench` section may differ: it changes what is measured, not what is trained.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
+        raise SystemExit(f"error: config key `name` is {config.name!r}; it names a folder under runs/: letters, digits, '.', '_' and '-'")
+    run = ROOT / "runs" / config.name
+    resolved = asdict(config)
+    path = run / "config.yaml"
+    if path.is_file():
+        there = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for section, value in resolved.items():
+            if section == "bench" or there.get(section) == value:
+                continue
+            where, old, new = section, there.get(section), value
+            if isinstance(value, dict) and isinstance(old, dict):
+                inner = next(k for k in {**value, **old} if old.get(k, "absent") != value.get(k, "absent"))
+                where, old, new = f"{section}.{inner}", old.get(inner, "absent"), value.get(inner, "absent")
+            raise SystemExit(f"error: {run.relative_to(ROOT)} belongs to another config: `{where}` is {old!r} there and {new!r} now; "
+                             f"give this run a name of its own (name=...) or remove the folder")
+    elif run.exists() and any(run.iterdir()):
+        raise SystemExit(f"error: {run.relative_to(ROOT)} is not empty and has no config.yaml; choose another name (name=...)")
+    else:
+        write_atomic(path, yaml.safe_dump(resolved, sort_keys=False))
+    return run
+
+
 def append_metrics(run, record):
     """Append one record to the run's metrics.jsonl."""
     with open(run / "metrics.jsonl", "a", encoding="utf-8") as f:

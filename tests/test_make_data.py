@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import make_data  # noqa: E402
+import rewards  # noqa: E402
 from env import RolloutConfig, ToolError, VisGenEnv, load_tools  # noqa: E402
 from make_data import (NO_CONSTRAINTS, TAGS, Config, DataConfig, ModelConfig, build, combination, draw, ensure_data, hub_general, load_config,  # noqa: E402
                        load_scenarios, make_general, make_task, make_tasks, make_visgen, merge, open_run, print_keys, read_jsonl,
@@ -654,7 +655,7 @@ def test_a_learning_rate_may_be_written_as_1e_3(tmp_path):
     "name=[",
     "name=../elsewhere"])
 def test_values_that_cannot_be_end_in_one_line(tmp_path, monkeypatch, override):
-    monkeypatch.setattr(make_data, "ROOT", tmp_path)
+    monkeypatch.setattr(rewards, "ROOT", tmp_path)
     (tmp_path / "a.yaml").write_text("seed: 1\n")
     line = error_of(lambda: open_run(load_config(tmp_path / "a.yaml", [override])))
     assert override.split("=")[0] in line
@@ -683,7 +684,7 @@ def test_merge_replaces_lists_and_leaves_its_arguments_alone():
 
 
 def test_open_run_refuses_another_config(tmp_path, monkeypatch):
-    monkeypatch.setattr(make_data, "ROOT", tmp_path)
+    monkeypatch.setattr(rewards, "ROOT", tmp_path)
     config = Config(name="x")
     run = open_run(config)
     assert run == tmp_path / "runs" / "x" and (run / "config.yaml").is_file()
@@ -698,7 +699,7 @@ def test_open_run_refuses_another_config(tmp_path, monkeypatch):
 
 
 def test_open_run_of_an_older_config_with_a_key_that_is_gone(tmp_path, monkeypatch):
-    monkeypatch.setattr(make_data, "ROOT", tmp_path)
+    monkeypatch.setattr(rewards, "ROOT", tmp_path)
     path = open_run(Config(name="x")) / "config.yaml"
     path.write_text(path.read_text().replace("  steps: 60\n", "  steps: 60\n  old_key: 1\n"))
     assert "old_key" in error_of(open_run, Config(name="x"))
@@ -742,7 +743,8 @@ def test_jsonl_lines_may_hold_any_character(tmp_path):
 def test_ensure_data_makes_all_files_once(tmp_path, monkeypatch, capsys):
     for written in (make_data.load_scenarios, make_data.load_voice, make_data.english_words):
         written()      # read once, before the root is another
-    monkeypatch.setattr(make_data, "ROOT", tmp_path)
+    for module in (rewards, make_data):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
     config = Config(name="x", data=DataConfig(queries=42, general=60, general_heldout=12, train_tasks=42, heldout_tasks=42), model=ModelConfig(base_examples=50))
     run = open_run(config)
     ensure_data(config, run)
