@@ -126,6 +126,25 @@ def test_splits_share_no_clause_sentence(tasks):
     assert not used["train"] & used["heldout"]
 
 
+def test_expert_trajectories_see_a_part_of_what_vrl_meets():
+    items = list(range(34))
+    visgen, train, heldout = (make_data.split_list(items, 2, split) for split in ("visgen", "train", "heldout"))
+    assert (visgen, train, heldout) == (items[:24], items[:32], items[32:])
+    book = load_scenarios()
+    shown = {c for group in book["clauses"].values() for c in make_data.split_list(group, 2, "visgen") if "{" not in c}
+    kept = {c for group in book["clauses"].values() for c in group[:-2] if "{" not in c} - shown
+    text = {split: "\n".join(t["request"] for t in make_tasks(840, split, DataConfig(), seed=3)) for split in ("visgen", "train")}
+    assert len([c for c in kept if c in text["train"]]) > 15 and not [c for c in kept if c in text["visgen"]]
+
+
+def test_training_subjects_are_put_together_and_held_out_ones_are_written():
+    group = load_scenarios()["subjects"]["product"]
+    drawn = [make_data.draw_subject(draw("s", i), group, "train") for i in range(600)]
+    assert len(set(drawn)) > 300 and not set(drawn) & set(group[-13:]) and 100 < len([x for x in drawn if x in group]) < 300
+    assert all(re.fullmatch(r"an? [a-z ]+", x) and (x[:3] == "an ") == (x.split()[1][0] in "aeiou") for x in drawn)
+    assert {make_data.draw_subject(draw("h", i), group, "heldout") for i in range(300)} == set(group[-13:])
+
+
 def test_written_material_is_split_without_overlap():
     book = load_scenarios()
     for s in book["scenarios"].values():
@@ -485,6 +504,16 @@ def test_a_word_is_the_same_token_in_request_and_prompt(tokenizer, tasks):
         for text in (f"Make 2 logos of a {word}, please.", f'<tool_call>{{"name": "tool_x", "arguments": {{"prompt": "a {word}, pastel"}}}}</tool_call>'):
             ids = encode(tok, text)
             assert any(ids[i:i + len(here)] == here for i in range(len(ids))), (word, text)
+
+
+def test_json_keys_are_whole_with_their_punctuation(tokenizer):
+    tok, _ = tokenizer
+    text = '<plan>[{"id": 1, "tool": "llm", "goal": "a fox", "after": [1]}, {"id": 2, "tool": "llm", "goal": "b", "after": []}]</plan>'
+    split = re.findall(make_data.pieces(), text[6:-7])
+    assert split[:4] == ['[{"id": ', "1", ', "tool": "', "llm"] and split[7:11] == ['", "after": [', "1", ']}, {"id": ', "2"] and "".join(split) == text[6:-7]
+    assert re.findall(make_data.pieces(), '{"name": "tool_x", "arguments": {"prompt": "a", "plum": 3}}') == [
+        '{"name": "', "tool_x", '", "arguments": {', '"prompt": "', "a", '", "', "plum", '":', " 3", "}}"]
+    assert all(len(encode(tok, x)) == 1 for x in (', "tool": "', '", "goal": "', '", "after": [', '{"name": "', '", "arguments": {'))
 
 
 def test_digits_are_single_and_frequent_tool_names_whole(tokenizer):

@@ -263,6 +263,11 @@ def test_generation_reads_a_cache_like_a_fresh_pass(policy, tokenizer, examples)
     seen = (torch.arange(46) >= 6).long()[None]
     left = policy(input_ids=padded, attention_mask=seen).logits
     torch.testing.assert_close(left[:, 6:], full, atol=1e-5, rtol=0)
+    # One new token: grouped query heads share their key head.
+    assert policy.config.num_attention_heads > policy.config.num_key_value_heads
+    start = policy(input_ids=padded[:, :-1], attention_mask=seen[:, :-1], use_cache=True)
+    last = policy(input_ids=padded[:, -1:], attention_mask=seen, past_key_values=start.past_key_values, use_cache=True).logits
+    torch.testing.assert_close(last, full[:, -1:], atol=1e-5, rtol=0)
 
 
 def test_split_into_micro_batches_does_not_matter(policy, tokenizer, examples):
