@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from env import ROOT, RolloutConfig, VisGenEnv, key, load_tools, to_json
 from rewards import (RewardConfig, build, clip_lengths, clip_seconds, draw, expand_workflow, fitting_workflows, load_workflows, ltr_reward,
-                     makes, merge, n_shots, open_run, print_keys, read_jsonl, read_yaml, write_atomic, write_jsonl)  # noqa: F401
+                     makes, merge, n_shots, open_run, override, print_keys, read_jsonl, read_yaml, write_atomic, write_jsonl)  # noqa: F401
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The config
@@ -170,18 +170,7 @@ class Config:
 
 def load_config(path, overrides=()):
     """The Config of a YAML file, `section.key=value` strings on top. Raises SystemExit with one clear line on any fault."""
-    values = read_yaml(path)
-    for item in overrides:
-        name, equals, text = item.partition("=")
-        if not equals:
-            raise SystemExit(f"error: {item!r} is no override; write section.key=value, such as vrl.steps=3")
-        try:
-            over = yaml.safe_load(text)
-        except yaml.YAMLError as e:
-            raise SystemExit(f"error: the value of the override {item!r} is not valid YAML: {' '.join(str(e).split())}") from e
-        for part in reversed(name.split(".")):
-            over = {part: over}
-        values = merge(values, over)
+    values = override(read_yaml(path), overrides)
     values.setdefault("name", Path(path).stem)
     return build(Config, values)
 
@@ -217,8 +206,8 @@ def load_scenarios():
 def split_list(items, held, split):
     """What a split may use of a written list. The last `held` items are held out; VRL's tasks (train) use all others, expert
     trajectories (visgen) three quarters of those, so that VRL meets requests for which nobody has shown the way."""
-    shown = items[:-held]
-    return {"heldout": items[-held:], "train": shown, "visgen": shown[:len(shown) - len(shown) // 4]}[split]
+    shown = items[:len(items) - held]
+    return {"heldout": items[len(items) - held:], "train": shown, "visgen": shown[:len(shown) - len(shown) // 4]}[split]
 
 
 NO_CONSTRAINTS = {"images": 0, "videos": 0, "duration_s": None, "shots": None, "aspect_ratio": None, "resolution": None,
@@ -311,8 +300,8 @@ def make_task(rng, split, config, scenario_name=None):
     c["subject"] = draw_subject(rng, book["subjects"][rng.choice(s["subjects"])], split)
     if rng.random() < 0.6:
         c["style"] = rng.choice(split_list(book["styles"], len(book["styles"]) // 6, split))
-        if split != "heldout" and rng.random() < 0.5:
-            c["style"] = f"{odd_word(rng)} {c['style']}"
+        if split != "heldout" and rng.random() < 0.6:
+            c["style"] = " ".join(odd_word(rng) for _ in range(rng.randint(1, 3)))
     said = []
     for kind, slots in (("duration", {"d": c["duration_s"]}), ("shots", {"k": c["shots"]}), ("aspect", {"a": c["aspect_ratio"]}),
                         ("resolution_video", {"r": c["resolution"] if c["videos"] else None}), ("large", {"": c["resolution"] == "2K"}),
@@ -329,7 +318,10 @@ def make_task(rng, split, config, scenario_name=None):
     rng.shuffle(said)
     what = count_phrase(rng, c["images"] or c["videos"], s["noun"])
     style = f" in {c['style']} style" if c["style"] else ""
-    request = rng.choice(split_list(s["wordings"], 3, split)).format(what=what, subject=c["subject"], style=style, extras=" ".join(said))
+    wordings = split_list(s["wordings"], 3, split)
+    if split != "heldout" and rng.random() < 0.5:
+        wordings = split_list(book["frames"], 0, split)
+    request = rng.choice(wordings).format(what=what, subject=c["subject"], style=style, extras=" ".join(said))
     inputs = [{"id": "in_1", "kind": "image", "width": w, "height": h, "duration_s": None}
               for w, h in [rng.choice([(1024, 1024), (1280, 960), (960, 1280), (1600, 900)])]] if c["input"] else []
     workflow, pool = task_agent(request)
@@ -360,7 +352,9 @@ def make_tasks(n, split, config, seed):
 def reading_patterns():
     """How the scripted TaskAgent recognises each constraint in a request: the written clauses turned into patterns."""
     book = load_scenarios()
-    clause = {kind: [re.compile(re.sub(r"\\{\w+\\}", r"(\\S+?)", re.escape(text))) for text in texts]
+    things = "|".join(sorted({s["consistency_word"] for s in book["scenarios"].values()}))
+    slot = {"d": r"\d+", "k": r"\w+", "a": r"\d+:\d+", "r": r"\d+p", "id": r"in_\d+", "thing": things}
+    clause = {kind: [re.compile(re.sub(r"\\{(\w+)\\}", lambda m: f"({slot[m[1]]})", re.escape(text))) for text in texts]
               for kind, texts in book["clauses"].items()}
     number = "|".join([r"\d+", "an?", *map(str, book["number_words"].values())])
     nouns = sorted({(n, name) for name, s in book["scenarios"].items() for n in s["noun"]}, key=lambda x: -len(x[0]))
@@ -371,7 +365,7 @@ def reading_patterns():
                  "style": "(?: in (?P<style>(?:(?! in ).)+?) style)?", " extras": "(?: .*?)?"}
         # The longest first: "Design {what} for {subject}" would also fit "Design {what} for a game about {subject}".
         wording[name] = [re.compile(re.sub(r"(\\ )?\\{(\w+)\\}", lambda m: slots[" extras"] if m[2] == "extras" else (m[1] or "") + slots[m[2]],
-                                           re.escape(text)), re.I) for text in sorted(s["wordings"], key=len, reverse=True)]
+                                           re.escape(text)), re.I) for text in sorted(s["wordings"] + book["frames"], key=len, reverse=True)]
     return clause, noun, wording
 
 
@@ -582,10 +576,10 @@ def english_words():
 
 @lru_cache(maxsize=1)
 def common_words():
-    """The English of the general mix, in order: data/words.txt and the words of the training subjects and styles."""
+    """Words of four letters or more, in order: of data/words.txt and of the training subjects and styles."""
     book = load_scenarios()
     shown = [split_list(g, len(g) // 5, "train") for g in book["subjects"].values()] + [split_list(book["styles"], len(book["styles"]) // 6, "train")]
-    return sorted({*english_words(), *(w for phrase in sum(shown, []) for w in phrase.split())} - {"a", "an"})
+    return sorted(w for w in {*english_words(), *(w for phrase in sum(shown, []) for w in phrase.split())} if len(w) > 3)
 
 
 def odd_word(rng):

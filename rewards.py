@@ -78,6 +78,22 @@ def merge(base, over):
     return out
 
 
+def override(values, items):
+    """Config values with `section.key=value` strings on top. SystemExit names a string that is no override."""
+    for item in items:
+        name, equals, text = item.partition("=")
+        if not equals:
+            raise SystemExit(f"error: {item!r} is no override; write section.key=value, such as vrl.steps=3")
+        try:
+            over = yaml.safe_load(text)
+        except yaml.YAMLError as e:
+            raise SystemExit(f"error: the value of the override {item!r} is not valid YAML: {' '.join(str(e).split())}") from e
+        for part in reversed(name.split(".")):
+            over = {part: over}
+        values = merge(values, over)
+    return values
+
+
 def build(cls, values, where=""):
     """A dataclass from YAML values; SystemExit names an unknown key's nearest known one, or a wrong type."""
     if not isinstance(values, dict):
