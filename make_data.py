@@ -579,7 +579,7 @@ def common_words():
     """Words of four letters or more, in order: of data/words.txt and of the training subjects and styles."""
     book = load_scenarios()
     shown = [split_list(g, len(g) // 5, "train") for g in book["subjects"].values()] + [split_list(book["styles"], len(book["styles"]) // 6, "train")]
-    return sorted(w for w in {*english_words(), *(w for phrase in sum(shown, []) for w in phrase.split())} if len(w) > 3)
+    return sorted(w for w in {*english_words(), *(w for phrase in sum(shown, []) for w in phrase.split())} if len(w) > 3 and w.isalpha())
 
 
 def odd_word(rng):

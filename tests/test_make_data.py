@@ -96,9 +96,11 @@ def test_splits_share_no_subject_style_or_combination(tasks):
 
 def frames_of(request, scenario):
     """The written wordings that a request may come from, found in its text alone."""
-    slots = {"{what}": ".+?", "{subject}": ".+?", "{style}": "(?: in .+? style)?", "{extras}": ".*?"}
+    book = load_scenarios()
+    nouns = "|".join(map(re.escape, book["scenarios"][scenario]["noun"]))
+    slots = {"{what}": rf"\w+ (?:{nouns})", "{subject}": "an? .+?", "{style}": "(?: in .+? style)?", "{extras}": ".*?"}
     found = []
-    for wording in load_scenarios()["scenarios"][scenario]["wordings"]:
+    for wording in book["scenarios"][scenario]["wordings"] + book["frames"]:
         pattern = "".join(slots.get(x) or re.escape(x) for x in re.split(r"(\{\w+\})", wording)).replace(r"\ .*?", "(?: .*?)?")
         if re.fullmatch(pattern, request):
             found.append(wording)
@@ -119,7 +121,8 @@ def test_splits_share_no_wording_of_the_request(tasks):
 def test_splits_share_no_clause_sentence(tasks):
     clauses = [c for group in load_scenarios()["clauses"].values() for c in group]
     assert len(clauses) == len(set(clauses))
-    patterns = {c: re.compile(r"(?:^|(?<=[\s.!?]))" + re.sub(r"\\\{\w+\\\}", r"[\\w:]+", re.escape(c)) + r"(?=\s|$)") for c in clauses}
+    slots = {"d": r"\d+", "k": r"\w+", "a": r"\d+:\d+", "r": r"\d+p", "id": r"in_\d", "thing": r"\w+"}
+    patterns = {c: re.compile(r"(?:^|(?<=[\s.!?]))" + re.sub(r"\\\{(\w+)\\\}", lambda m: slots[m[1]], re.escape(c)) + r"(?=\s|$)") for c in clauses}
     text = {split: "\n".join(t["request"] for t in tasks[split]) for split in SPLITS}
     used = {split: {c for c, p in patterns.items() if p.search(text[split])} for split in SPLITS}
     assert len(used["train"]) >= 60 and len(used["heldout"]) >= 20
