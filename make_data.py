@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from env import ROOT, RolloutConfig, VisGenEnv, key, load_tools, to_json
 from rewards import (RewardConfig, build, clip_lengths, clip_seconds, draw, expand_workflow, fitting_workflows, load_workflows, ltr_reward,
-                     makes, merge, n_shots, open_run, override, print_keys, read_jsonl, read_yaml, write_atomic, write_jsonl)  # noqa: F401
+                     makes, merge, n_shots, open_run, override, print_keys, read_arguments, read_jsonl, read_yaml, write_atomic, write_jsonl)  # noqa: F401
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The config
@@ -177,20 +177,8 @@ def load_config(path, overrides=()):
 
 def command_line(doc, switches=()):
     """Parse `--config FILE [switches] [section.key=value ...]`. Returns (Config, set of the switches given)."""
-    import argparse
-
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default=str(ROOT / "configs" / "tiny.yaml"), help="experiment file (default: %(default)s)")
-    parser.add_argument("--keys", action="store_true", help="print every config key with its default and meaning")
-    for switch, text in switches:
-        parser.add_argument(switch, action="store_true", help=text)
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="config values on top of the file's")
-    args = parser.parse_args()
-    if args.keys:
-        print_keys(Config)
-        raise SystemExit(0)
-    given = {switch for switch, _ in switches if getattr(args, switch.lstrip("-").replace("-", "_"))}
-    return load_config(args.config, args.overrides), given
+    path, overrides, given = read_arguments(doc, switches, Config)
+    return load_config(path, overrides), given
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -279,7 +267,7 @@ def draw_subject(rng, group, split):
         return rng.choice(written)
     words = [w for phrase in written for w in phrase.split()[1:] if len(w) > 3]
     while True:
-        some = [rng.choice(words) if rng.random() < 0.5 else odd_word(rng) for _ in range(rng.randint(1, 4))]
+        some = [rng.choice(words) if rng.random() < 0.5 else word for word in odd_words(rng, rng.randint(1, 4))]
         phrase = ("an " if some[0][0] in "aeiou" else "a ") + " ".join(some)
         if phrase not in group:
             return phrase
@@ -301,7 +289,7 @@ def make_task(rng, split, config, scenario_name=None):
     if rng.random() < 0.6:
         c["style"] = rng.choice(split_list(book["styles"], len(book["styles"]) // 6, split))
         if split != "heldout" and rng.random() < 0.6:
-            c["style"] = " ".join(odd_word(rng) for _ in range(rng.randint(1, 3)))
+            c["style"] = " ".join(odd_words(rng, rng.randint(1, 3)))
     said = []
     for kind, slots in (("duration", {"d": c["duration_s"]}), ("shots", {"k": c["shots"]}), ("aspect", {"a": c["aspect_ratio"]}),
                         ("resolution_video", {"r": c["resolution"] if c["videos"] else None}), ("large", {"": c["resolution"] == "2K"}),
@@ -314,7 +302,7 @@ def make_task(rng, split, config, scenario_name=None):
             value = rng.choice([value, book["number_words"][value]]) if kind == "shots" else value
             said.append(rng.choice(clauses[kind]).replace("{%s}" % slot, str(value)))
     if split != "heldout":      # irrelevant detail; that of held-out requests stands in their wordings
-        said += [re.sub("{word}", lambda _: odd_word(rng), rng.choice(book["asides"])) for _ in range(rng.choice([0, 0, 1, 2]))]
+        said += [re.sub("{word}", lambda _: odd_words(rng, 1)[0], rng.choice(book["asides"])) for _ in range(rng.choice([0, 0, 1, 2]))]
     rng.shuffle(said)
     what = count_phrase(rng, c["images"] or c["videos"], s["noun"])
     style = f" in {c['style']} style" if c["style"] else ""
@@ -582,10 +570,18 @@ def common_words():
     return sorted(w for w in {*english_words(), *(w for phrase in sum(shown, []) for w in phrase.split())} if len(w) > 3 and w.isalpha())
 
 
-def odd_word(rng):
-    """A common word or, four times in ten, a made-up one, which begins like one and ends like another: no one learns it by heart."""
-    a, b = rng.choice(common_words()), rng.choice(common_words())
-    return a if rng.random() < 0.6 else a[:rng.randint(2, max(2, len(a) - 2))] + b[-rng.randint(2, max(2, len(b) - 2)):]
+def odd_words(rng, n):
+    """n words: common ones and, four in ten, made-up ones, which begin like one and end like another, so that no one knows them by heart.
+
+    One time in three nearly all are made up, and of four words' parts: pieces come again, and a copy must know more than the last one.
+    """
+    few = rng.random() < 0.33
+    of, words = rng.sample(common_words(), 4) if few else common_words(), []
+    for _ in range(n):
+        a, b = rng.choice(of), rng.choice(of)
+        plain = rng.random() < (0.1 if few else 0.6)
+        words.append(a if plain else a[:rng.randint(2, max(2, len(a) - 2))] + b[-rng.randint(2, max(2, len(b) - 2)):])
+    return words
 
 
 def general_item(rng, kind):
@@ -602,10 +598,10 @@ def general_item(rng, kind):
                                  (f"What is {m} x {n}?", f"{m} x {n} = {m * n}"),
                                  (f"How many parts of {m} make {m * n}?", f"{n} x {m} = {m * n}, so {n}")])
     elif kind == "copy":
-        some, other = (" ".join(odd_word(rng) for _ in range(rng.randint(low, 14))) for low in (3, 0))
+        some, other = (" ".join(odd_words(rng, rng.randint(low, 14))) for low in (3, 0))
         ask, reply = f"Repeat: {some}" + (f". Leave out: {other}" if rng.random() < 0.4 else ""), f": {some}"
     elif kind == "instruction":
-        some = [odd_word(rng) for _ in range(rng.randint(3, 16))]
+        some = odd_words(rng, rng.randint(3, 16))
         text, names = " ".join(some), ["color", "city", "pet", "day", "song", "tool"]
         pairs = dict(zip(rng.sample(names, 3), some))
         looked = rng.choice(list(pairs))
@@ -617,10 +613,10 @@ def general_item(rng, kind):
     else:
         tools = []
         for _ in range(rng.randint(1, 2)):
-            params = {odd_word(rng): rng.choice(["string", "integer", "words"]) for _ in range(rng.randint(1, 3))}
-            tools.append((odd_word(rng) + "_" + odd_word(rng), params))
+            params = {odd_words(rng, 1)[0]: rng.choice(["string", "integer", "words"]) for _ in range(rng.randint(1, 3))}
+            tools.append((odd_words(rng, 1)[0] + "_" + odd_words(rng, 1)[0], params))
         name, params = rng.choice(tools)
-        values = {p: rng.randint(0, 60) if t == "integer" else " ".join(["a"] + [odd_word(rng) for _ in range(1 if t == "string" else 3)])
+        values = {p: rng.randint(0, 60) if t == "integer" else " ".join(["a", *odd_words(rng, 1 if t == "string" else 3)])
                   for p, t in params.items()}
         ask = rng.choice(["Call {f} with {v}.", "Please use {f}: {v}.", "{v} for {f}, please."]).format(
             f=name, v=" and ".join(f"{p} {v}" for p, v in rng.sample(list(values.items()), len(values))))

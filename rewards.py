@@ -174,6 +174,23 @@ def print_keys(cls, values=None, where=""):
             print(f"{where}{f.name} = {to_json(shown)}   # {f.metadata['doc']}")
 
 
+def read_arguments(doc, switches, cls):
+    """A script's command line: (config file, overrides, set of the switches given). `--keys` prints the keys of `cls` and exits."""
+    import argparse
+
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default=str(ROOT / "configs" / "tiny.yaml"), help="experiment file (default: %(default)s)")
+    parser.add_argument("--keys", action="store_true", help="print every config key with its default and meaning")
+    for switch, text in switches:
+        parser.add_argument(switch, action="store_true", help=text)
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="config values on top of the file's")
+    args = parser.parse_args()
+    if args.keys:
+        print_keys(cls)
+        raise SystemExit(0)
+    return args.config, args.overrides, {switch for switch, _ in switches if getattr(args, switch.lstrip("-").replace("-", "_"))}
+
+
 def open_run(config):
     """Create runs/<name>/ with the resolved config, or continue it; SystemExit if it belongs to another config.
 
