@@ -349,8 +349,8 @@ def reading_patterns():
     noun = [(re.compile(rf"\b({number}) {re.escape(n)}\b", re.I), name) for n, name in nouns]
     wording = {}
     for name, s in book["scenarios"].items():
-        slots = {"what": f"(?:{number}) (?:{'|'.join(map(re.escape, s['noun']))})", "subject": "(?P<subject>an? .+?)",
-                 "style": "(?: in (?P<style>(?:(?! in ).)+?) style)?", " extras": "(?: .*?)?"}
+        slots = {"what": f"(?:{number}) (?:{'|'.join(map(re.escape, s['noun']))})", "subject": "(?P<subject>an? [^.?!]+?)",
+                 "style": "(?: in (?P<style>(?:(?! in )[^.?!])+?) style)?", " extras": "(?: .*?)?"}
         # The longest first: "Design {what} for {subject}" would also fit "Design {what} for a game about {subject}".
         wording[name] = [re.compile(re.sub(r"(\\ )?\\{(\w+)\\}", lambda m: slots[" extras"] if m[2] == "extras" else (m[1] or "") + slots[m[2]],
                                            re.escape(text)), re.I) for text in sorted(s["wordings"] + book["frames"], key=len, reverse=True)]
