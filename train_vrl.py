@@ -447,10 +447,12 @@ def evaluate(model, tokenizer, tasks, config, run, progress="held-out"):
 
 def step_tasks(tasks, config, step):
     """The tasks of one step: the training tasks in a seeded order, a new order each time round."""
-    n, picked = config.vrl.tasks_per_step, []
+    n, orders, picked = config.vrl.tasks_per_step, {}, []
     for i in range(step * n, (step + 1) * n):
-        order = draw(config.seed, "vrl tasks", i // len(tasks)).sample(range(len(tasks)), len(tasks)) if i % len(tasks) == 0 or not picked else order
-        picked.append(tasks[order[i % len(tasks)]])
+        turn, at = divmod(i, len(tasks))
+        if turn not in orders:
+            orders[turn] = draw(config.seed, "vrl tasks", turn).sample(range(len(tasks)), len(tasks))
+        picked.append(tasks[orders[turn][at]])
     return picked
 
 
@@ -538,17 +540,18 @@ def generate_rollouts(model, tokenizer, tasks, config):
         ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(histories[r])) + histories[r] for r in live], device=device)  # (b, width)
         mask = torch.tensor([[0] * (width - len(histories[r])) + [1] * len(histories[r]) for r in live], device=device)
         new = model.generate(ids, attention_mask=mask, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-                             max_new_tokens=min(config.rollout.max_turn_tokens, config.model.max_len - width))[:, width:].tolist()
+                             max_new_tokens=config.rollout.max_turn_tokens)[:, width:].tolist()
         going = []
         for r, tokens in zip(live, new):
             turn = tokens[: tokens.index(tokenizer.eos_token_id) + 1] if tokenizer.eos_token_id in tokens else tokens
+            turn = turn[: config.model.max_len - len(histories[r])]
             histories[r] += turn
             sampled += len(turn)
             if turn[-1] == tokenizer.eos_token_id:
                 messages, _, terminated, truncated, _ = envs[r].step(tokenizer.decode(turn[:-1]))
                 if not (terminated or truncated):
                     histories[r] += encode_tool_messages(tokenizer, messages)
-                    going += [r] if len(histories[r]) < config.model.max_len - 1 else []
+                    going += [r] if len(histories[r]) < config.model.max_len else []
         live = going
     return histories, sampled
 
