@@ -63,7 +63,7 @@ class DataConfig:
     general_source: str = key("offline", "offline: generated here; hub: read from Table 7's data sets by name")
     general_kinds: dict = key({"arithmetic": 1, "copy": 2, "instruction": 2, "function": 2}, "parts of the offline general mix, by weight")
     general_heldout: int = key(192, "held-out general items, as many of each kind, exact match")
-    train_tasks: int = key(2000, "tasks that VRL draws from (never the held-out ones)")
+    train_tasks: int = key(2000, "tasks that VRL draws from, a quarter of their wordings in no expert trajectory (never the held-out ones)")
     heldout_tasks: int = key(128, "held-out tasks: subjects, wordings and combinations that training never shows")
     max_shots: int = key(3, "most shots of a video task")
     max_images: int = key(6, "most images of an image task")
