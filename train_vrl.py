@@ -563,8 +563,11 @@ def compare_speed(model, tokenizer, tasks, config, n=64):
     start = time.time()
     ours = sample_rollouts(model, tokenizer, tasks, config, 0.0, seed=0)
     middle = time.time()
+    attention = model.config._attn_implementation
+    model.set_attn_implementation("sdpa")                                     # generate as it comes, with transformers' own attention
     histories, theirs = generate_rollouts(model, tokenizer, tasks, config)
     end = time.time()
+    model.set_attn_implementation(attention)
     sampled, turns = sum(sum(r.loss_mask) for r in ours), mean(len(r.trajectory["turns"]) for r in ours)
     same = sum(r.ids == h for r, h in zip(ours, histories))
     print(f"{len(tasks)} trajectories, {turns:.1f} turns and {mean(len(r.ids) for r in ours):.0f} tokens each, greedy, "
