@@ -178,7 +178,8 @@ def encode(artifact, path, container, codec):
                 wave = sound(artifact, done, end, rate, channels)
                 if codec == "pcm_s16le":
                     wave = (wave * 32767).astype("int16").T.reshape(1, -1)
-                heard = av.AudioFrame.from_ndarray(numpy.ascontiguousarray(wave), "s16" if codec == "pcm_s16le" else "fltp", track.layout.name)
+                form = "s16" if codec == "pcm_s16le" else "fltp"
+                heard = av.AudioFrame.from_ndarray(numpy.ascontiguousarray(wave), form, track.layout.name)
                 heard.sample_rate, heard.pts, heard.time_base, done = rate, done, Fraction(1, rate), end
                 file.mux(track.encode(heard))
         for stream in file.streams:
