@@ -152,34 +152,30 @@ def sound(artifact, first, end, rate, channels):
 def encode(artifact, path, container, codec):
     """Write a video or an audio. Sound goes in beside the frames it belongs to, so that neither has to wait in memory."""
     import av
-    import numpy
 
-    rate, channels, fps = artifact.get("sample_rate") or SAMPLE_RATE, artifact.get("channels") or 2, Fraction(1)
+    rate, channels = artifact.get("sample_rate") or SAMPLE_RATE, artifact.get("channels") or 2
+    layout, quick = "mono" if channels == 1 else "stereo", {"aac": {"aac_coder": "fast"}, "libmp3lame": {"compression_level": "9"}}
     with av.open(str(path), "w", format=container) as file:
+        fps, seconds, steps, done = Fraction(1), artifact["duration_s"], [None] * math.ceil(artifact["duration_s"]), 0   # a second a step
         if artifact["kind"] == "video":
-            fps = Fraction(str(artifact["fps"]))
-            odd = artifact["width"] % 2 or artifact["height"] % 2   # colour at half size has no place for an odd side
+            fps, steps = Fraction(str(artifact["fps"])), frames(artifact)
+            seconds, odd = artifact["n_frames"] / fps, artifact["width"] % 2 or artifact["height"] % 2
             picture = file.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "crf": "26"})
-            picture.width, picture.height, picture.pix_fmt = artifact["width"], artifact["height"], "yuv444p" if odd else "yuv420p"
+            picture.width, picture.height = artifact["width"], artifact["height"]
+            picture.pix_fmt = "yuv444p" if odd else "yuv420p"      # colour at half size has no place for an odd side
             picture.time_base, picture.thread_count = 1 / fps, 1   # the number of threads is written into the file
-            steps = frames(artifact)
-        else:
-            steps = [None] * math.ceil(artifact["duration_s"])   # a second a step
-        samples = round((artifact["n_frames"] / fps if artifact["kind"] == "video" else artifact["duration_s"]) * rate)
-        track = file.add_stream(codec, rate=rate, layout="mono" if channels == 1 else "stereo") if artifact["has_audio"] else None
-        done = 0
+        track = file.add_stream(codec, rate=rate, layout=layout, options=quick.get(codec, {})) if artifact["has_audio"] else None
         for i, pixels in enumerate(steps):
             if pixels is not None:
                 frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
                 frame.pts, frame.time_base, frame.duration = i, 1 / fps, 1
                 file.mux(picture.encode(frame))
-            end = min(round((i + 1) * rate / fps), samples)
+            end = min(round((i + 1) * rate / fps), round(seconds * rate))
             if track and end > done:
-                wave = sound(artifact, done, end, rate, channels)
-                if codec == "pcm_s16le":
-                    wave = (wave * 32767).astype("int16").T.reshape(1, -1)
-                form = "s16" if codec == "pcm_s16le" else "fltp"
-                heard = av.AudioFrame.from_ndarray(numpy.ascontiguousarray(wave), form, track.layout.name)
+                wave, form = sound(artifact, done, end, rate, channels), "fltp"
+                if codec == "pcm_s16le":   # 16 bits, the channels' samples in turn
+                    wave, form = (wave * 32767).astype("int16").T.reshape(1, -1), "s16"
+                heard = av.AudioFrame.from_ndarray(wave, form, layout)
                 heard.sample_rate, heard.pts, heard.time_base, done = rate, done, Fraction(1, rate), end
                 file.mux(track.encode(heard))
         for stream in file.streams:

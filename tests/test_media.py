@@ -176,6 +176,18 @@ def test_a_shot_of_one_frame_is_a_cut_and_motion_is_none():
     assert min(jumps[i - 1] for i in at) > 2 * CUT and max(j for i, j in enumerate(jumps) if i + 1 not in at) < CUT / 2
 
 
+def test_frames_are_made_one_at_a_time():
+    import tracemalloc
+
+    record = clip(width=320, height=180, n_frames=300, shots=2)
+    sum(1 for _ in frames(record))   # fonts and modules are loaded now
+    tracemalloc.start()
+    count = sum(1 for _ in frames(record))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 300 and peak < 6 * 320 * 180 * 3
+
+
 def test_silence_where_the_record_has_no_sound():
     record = clip(n_frames=48, has_audio=True, sound_frames=[[24, 48]])
     heard = bench.sound(record, 0, 96_000, 48_000, 2)
