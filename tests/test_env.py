@@ -497,7 +497,7 @@ def test_opening_messages():
     env = VisGenEnv(RolloutConfig(tools="names"))
     messages, info = env.reset({**TASK, "pool": TABLE_9[:2]}, 0)
     assert [m["role"] for m in messages] == ["system", "user"] and info["tools"] is None and info["pool"] == TABLE_9[:2]
-    assert "Tools: tool_prompt_refine, tool_video_shot_gen" in messages[0]["content"]
+    assert "Tools: tool_prompt_refine tool_video_shot_gen" in messages[0]["content"]
     assert "[in_1: image 1024x768]\n[in_2: video 1280x720 8.0 s]\n[in_3: audio 30.0 s]" in messages[1]["content"]
     messages, _ = VisGenEnv(RolloutConfig(tools="signature")).reset({**TASK, "pool": TABLE_9[:1]}, 0)
     assert tool_signature(TABLE_9[0]) in messages[0]["content"]
