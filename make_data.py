@@ -63,7 +63,7 @@ class DataConfig:
     general_source: str = key("offline", "offline: generated here; hub: read from Table 7's data sets by name")
     general_kinds: dict = key({"arithmetic": 1, "copy": 2, "instruction": 2, "function": 2}, "parts of the offline general mix, by weight")
     general_heldout: int = key(192, "held-out general items, as many of each kind, exact match")
-    train_tasks: int = key(2000, "tasks that VRL draws from, a quarter of their wordings in no expert trajectory (never the held-out ones)")
+    train_tasks: int = key(2000, "tasks that VRL draws from, in wordings that no expert trajectory shows, nor the held-out tasks")
     heldout_tasks: int = key(128, "held-out tasks: subjects, wordings and combinations that training never shows")
     max_shots: int = key(3, "most shots of a video task")
     max_images: int = key(6, "most images of an image task")
@@ -115,7 +115,8 @@ class VrlConfig:
     tasks_per_step: int = key(24, "paper: 24 tasks")
     group_size: int = key(4, "paper: 4 rollouts a task")
     lr: float = key(1e-3, "AdamW on the LoRA adapter")
-    warmup: int = key(5, "steps of rising learning rate, then constant")
+    warmup: int = key(5, "steps of rising learning rate, at the start")
+    cooldown: int = key(0, "steps of falling learning rate, at the end; between the two it stays at its peak")
     weight_decay: float = key(0.0, "AdamW")
     beta2: float = key(0.95, "AdamW second moment; a short memory, since rewards move fast")
     max_grad_norm: float = key(1.0, "gradient clipping")
@@ -192,10 +193,10 @@ def load_scenarios():
 
 
 def split_list(items, held, split):
-    """What a split may use of a written list. The last `held` items are held out; VRL's tasks (train) use all others, expert
-    trajectories (visgen) three quarters of those, so that VRL meets requests for which nobody has shown the way."""
-    shown = items[:len(items) - held]
-    return {"heldout": items[len(items) - held:], "train": shown, "visgen": shown[:len(shown) - len(shown) // 4]}[split]
+    """What a split may use of a written list: three disjoint parts. The last `held` items are held out; of the others, expert
+    trajectories (visgen) use three quarters and VRL's tasks (train) the rest: VRL meets requests for which nobody has shown the way."""
+    shown, rest = items[:len(items) - held], len(items) - held - (len(items) - held) // 4
+    return {"heldout": items[len(items) - held:], "train": shown[rest:], "visgen": shown[:rest]}[split]
 
 
 NO_CONSTRAINTS = {"images": 0, "videos": 0, "duration_s": None, "shots": None, "aspect_ratio": None, "resolution": None,
@@ -265,7 +266,7 @@ def draw_subject(rng, group, split):
     written = split_list(group, len(group) // 5, split)
     if split == "heldout" or rng.random() < 0.33:
         return rng.choice(written)
-    words = [w for phrase in written for w in phrase.split()[1:] if len(w) > 3]
+    words = [w for phrase in written for w in phrase.split()[1:] if len(w) > 2]
     while True:
         some = [rng.choice(words) if rng.random() < 0.5 else word for word in odd_words(rng, rng.randint(1, 4))]
         phrase = ("an " if some[0][0] in "aeiou" else "a ") + " ".join(some)
@@ -347,13 +348,12 @@ def reading_patterns():
     number = "|".join([r"\d+", "an?", *map(str, book["number_words"].values())])
     nouns = sorted({(n, name) for name, s in book["scenarios"].items() for n in s["noun"]}, key=lambda x: -len(x[0]))
     noun = [(re.compile(rf"\b({number}) {re.escape(n)}\b", re.I), name) for n, name in nouns]
-    wording = {}
-    for name, s in book["scenarios"].items():
-        slots = {"what": f"(?:{number}) (?:{'|'.join(map(re.escape, s['noun']))})", "subject": "(?P<subject>an? [^.?!]+?)",
-                 "style": "(?: in (?P<style>(?:(?! in )[^.?!])+?) style)?", " extras": "(?: .*?)?"}
-        # The longest first: "Design {what} for {subject}" would also fit "Design {what} for a game about {subject}".
-        wording[name] = [re.compile(re.sub(r"(\\ )?\\{(\w+)\\}", lambda m: slots[" extras"] if m[2] == "extras" else (m[1] or "") + slots[m[2]],
-                                           re.escape(text)), re.I) for text in sorted(s["wordings"] + book["frames"], key=len, reverse=True)]
+    # A request is matched with its noun phrase ("two posters") taken out, so a frame is one pattern for all scenarios.
+    slots = {"what": "\0", "subject": "(?P<subject>an? [^.?!]+?)", "style": "(?: in (?P<style>(?:(?! in )[^.?!])+?) style)?", " extras": "(?: .*?)?"}
+    pattern = {text: re.compile(re.sub(r"(\\ )?\\{(\w+)\\}", lambda m: slots[" extras"] if m[2] == "extras" else (m[1] or "") + slots[m[2]],
+                                       re.escape(text)), re.I) for text in sum((s["wordings"] for s in book["scenarios"].values()), book["frames"])}
+    # The longest first: "Design {what} for {subject}" would also fit "Design {what} for a game about {subject}".
+    wording = {name: [pattern[text] for text in sorted(s["wordings"] + book["frames"], key=len, reverse=True)] for name, s in book["scenarios"].items()}
     return clause, noun, wording
 
 
@@ -364,7 +364,8 @@ def read_request(request):
     number = lambda text: numbers.get(text.lower()) or int(text)      # noqa: E731
     said = {kind: next((m for p in patterns if (m := p.search(request))), None) for kind, patterns in clause.items()}
     c = json.loads(json.dumps(NO_CONSTRAINTS))
-    count, name = next(((number(m.group(1)), name) for p, name in nouns if (m := p.search(request))), (1, None))
+    phrase, name = next(((m, name) for p, name in nouns if (m := p.search(request))), (None, None))
+    count = number(phrase.group(1)) if phrase else 1
     scenario = load_scenarios()["scenarios"].get(name, {"modality": "image", "title": ""})
     c["images" if scenario["modality"] == "image" else "videos"] = count
     for field, kind, read in (("duration_s", "duration", int), ("shots", "shots", number), ("aspect_ratio", "aspect", str),
@@ -377,7 +378,8 @@ def read_request(request):
     # In the order in which the request names them.
     c["audio"] = sorted((k for k in ("music", "narration", "sfx", "subtitles") if said[k]), key=lambda k: said[k].start())
     c["storyboard"] = scenario["title"] == "Storyboards"
-    m = next((m for p in wordings.get(name, []) if (m := p.search(request))), None)
+    rest = request[:phrase.start()] + "\0" + request[phrase.end():] if phrase else request
+    m = next((m for p in wordings.get(name, []) if (m := p.search(rest))), None)
     c["subject"], c["style"] = (m["subject"], m["style"]) if m else (request, None)
     return c
 
@@ -564,10 +566,10 @@ def english_words():
 
 @lru_cache(maxsize=1)
 def common_words():
-    """Words of four letters or more, in order: of data/words.txt and of the training subjects and styles."""
+    """Words of three letters or more, in order: of data/words.txt and of the training subjects and styles."""
     book = load_scenarios()
-    shown = [split_list(g, len(g) // 5, "train") for g in book["subjects"].values()] + [split_list(book["styles"], len(book["styles"]) // 6, "train")]
-    return sorted(w for w in {*english_words(), *(w for phrase in sum(shown, []) for w in phrase.split())} if len(w) > 3 and w.isalpha())
+    shown = [g[:len(g) - len(g) // 5] for g in book["subjects"].values()] + [book["styles"][:len(book["styles"]) - len(book["styles"]) // 6]]
+    return sorted(w for w in {*english_words(), *(w for phrase in sum(shown, []) for w in phrase.split())} if len(w) > 2 and w.isalpha())
 
 
 def odd_words(rng, n):

@@ -468,6 +468,16 @@ def part_spread(rollouts):
     return spread
 
 
+def learning_rate(v, step):
+    """Learning rate of step `step` (from 0): a linear rise over `warmup` steps, the peak, a linear fall over the last `cooldown` steps.
+
+    >>> from make_data import VrlConfig
+    >>> [learning_rate(VrlConfig(steps=6, lr=1.0, warmup=2, cooldown=4), step) for step in range(6)]
+    [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    """
+    return v.lr * min(1.0, (step + 1) / max(1, v.warmup), (v.steps - step) / max(1, v.cooldown))
+
+
 def train(config, run, policy, sampler, tokenizer, tasks, stop=None):
     """The VRL loop: ROLLOUT, SCORE, UPDATE, SYNC, LOG, SAVE. Continues from the last complete checkpoint.
 
@@ -497,7 +507,7 @@ def train(config, run, policy, sampler, tokenizer, tasks, stop=None):
             r.advantage = a
         scored = time.time()
         for g in optimizer.param_groups:
-            g["lr"] = v.lr * min(1.0, (step + 1) / max(1, v.warmup))
+            g["lr"] = learning_rate(v, step)
         figures = update(policy, optimizer, rollouts, config)
         sync_sampler(sampler, policy)
         updated = time.time()

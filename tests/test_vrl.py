@@ -4,6 +4,7 @@ The policy is random (2 layers, 32 wide), with weights large enough that every t
 a head that favours the end of turn. ChattyEnv takes any text as a turn, so that such a policy plays several.
 """
 import copy
+import doctest
 import json
 import math
 import random
@@ -29,6 +30,11 @@ SMALL = {"name": "t", "device": "cpu",
                    "max_len": 1024, "autocast": False, "lora_rank": 4, "lora_alpha": 8},
          "vrl": {"tasks_per_step": 2, "group_size": 2, "steps": 4, "save_every": 2, "max_grad_norm": 1e9, "lr": 1e-2},
          "rollout": {"max_turn_tokens": 24, "read_rows": 3, "failure_scale": 0.0}}
+
+
+def test_doctests():
+    result = doctest.testmod(train_vrl)
+    assert result.attempted >= 3 and result.failed == 0
 
 
 def settings(**sections):
