@@ -262,7 +262,7 @@ def count_phrase(rng, n, noun):
 
 def draw_subject(rng, group, split):
     """A written subject or, two times in three outside the held-out split, one put together from the words of written ones, common
-    words and made-up ones ("a braided velour lantern"): nobody learns these by heart, so the policy has to read them."""
+    words and made-up ones ("a braided velour lantern"): nobody learns these by heart, so the policy has to read them. Shares ours."""
     written = split_list(group, len(group) // 5, split)
     if split == "heldout" or rng.random() < 0.33:
         return rng.choice(written)
@@ -575,7 +575,7 @@ def common_words():
 def odd_words(rng, n):
     """n words: common ones and, four in ten, made-up ones, which begin like one and end like another, so that no one knows them by heart.
 
-    One time in three nearly all are made up, and of four words' parts: pieces come again, and a copy must know more than the last one.
+    One time in three nearly all are made up, and of four words' parts: pieces come again, and a copy must know more than the last one. Shares ours.
     """
     few = rng.random() < 0.33
     of, words = rng.sample(common_words(), 4) if few else common_words(), []
