@@ -341,7 +341,7 @@ def test_post_production_refusals():
     assert error(env, "tool_video_postprocess", video="in_2", operations=[{"op": "loop"}])["param"] == "operations[0].count"
     assert error(env, "tool_subtitle_add_text", video="in_2", subtitles=[{**cue, "end": "2"}])["param"] == "subtitles[0].end"
     assert error(env, "tool_audio_edit_cut", audio="in_3", end=2, fade_in=2, fade_out=1)["param"] == "fade_out"
-    assert error(env, "tool_sound_fx_gen", prompt="x")["param"] == "video"
+    assert error(env, "tool_sound_fx_gen", prompt="x", video="in_2", duration=3)["param"] == "duration"
     assert error(env, "tool_html_builder", title="x", sections=[{"media_ids": ["img_9"]}])["param"] == "sections[0].media_ids[0]"
 
 
@@ -433,8 +433,8 @@ def test_failures_at_scale_one_are_transient_and_rare():
         env.step(turn(*MIX))
         errors += [c["error"] for c in env.calls if c["error"]]
         n += len(env.calls)
-    assert all(e["retryable"] and e["code"] in ("service_error", "timeout") for e in errors)
-    assert 0.012 < len(errors) / n < 0.030      # (1 % + 2.5 % + 2.5 %) / 3 = 2 %
+    assert all(e["retryable"] and e["code"] in ("service_error", "timeout", "no_output") for e in errors)
+    assert 0.015 < len(errors) / n < 0.033      # (1 % + 3.5 % + 2.5 %) / 3 = 2.3 %
 
 
 def test_blocked_prompts_stay_blocked_until_reworded():
@@ -497,7 +497,7 @@ def test_opening_messages():
     env = VisGenEnv(RolloutConfig(tools="names"))
     messages, info = env.reset({**TASK, "pool": TABLE_9[:2]}, 0)
     assert [m["role"] for m in messages] == ["system", "user"] and info["tools"] is None and info["pool"] == TABLE_9[:2]
-    assert "Tools: tool_prompt_refine, tool_video_shot_gen" in messages[0]["content"]
+    assert "Tools: tool_prompt_refine tool_video_shot_gen" in messages[0]["content"]
     assert "[in_1: image 1024x768]\n[in_2: video 1280x720 8.0 s]\n[in_3: audio 30.0 s]" in messages[1]["content"]
     messages, _ = VisGenEnv(RolloutConfig(tools="signature")).reset({**TASK, "pool": TABLE_9[:1]}, 0)
     assert tool_signature(TABLE_9[0]) in messages[0]["content"]
