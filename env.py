@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 
-from tools import (BEHAVIOURS, ROOT, RULES, ToolError, check, deviate, draw, exact, find_media, latency, load_defaults, load_tools, record,
-                   refuse, row, show, sides, speech_seconds, stretch, tally, template, to_json, tool_schemas, tool_signature, video,
+from tools import (BEHAVIOURS, ROOT, RULES, ToolError, check, deviate, draw, find_media, latency, load_defaults, load_tools, micro,
+                   record, refuse, row, show, sides, speech_seconds, stretch, tally, template, to_json, tool_schemas, tool_signature, video,
                    whole)  # noqa: F401
 
 TAGS = ("think", "plan", "tool_call", "answer")
@@ -72,9 +72,10 @@ def clean(text):
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 def unique_pairs(pairs):
-    if len(dict(pairs)) < len(pairs):
+    found = dict(pairs)
+    if len(found) < len(pairs):
         raise ValueError("a key appears twice in one object")
-    return dict(pairs)
+    return found
 
 def no_constant(name):
     raise ValueError(f"{name} is not JSON")
@@ -195,14 +196,20 @@ def reply_text(reply):
     return FORGED.sub(r"\\u003c", disarm(body)) if "<" in body else body
 
 def describe(outputs, more, limit):
-    """The reply's fields: ids, then attributes; one value if all outputs share it, else a list."""
-    columns = {"size": [o["width"] and f"{o['width']}x{o['height']}" for o in outputs],
-               "duration_s": [o["duration_s"] for o in outputs],
-               "sound": [o["has_audio"] for o in outputs if o["kind"] == "video"],
-               "text": [o["text"][:limit] + "..." * (len(o["text"]) > limit) for o in outputs if o["kind"] == "text"]}
-    shown = {name: values[0] if values.count(values[0]) == len(values) else values
-             for name, values in columns.items() if values and values[0] is not None}
-    return {**({"ids": [output["id"] for output in outputs]} if outputs else {}), **shown, **more}
+    """The reply's fields: ids, then attributes; one value if all outputs share it, else a list. Outputs are of one kind."""
+    if not outputs:
+        return more
+    kind, columns = outputs[0]["kind"], {}
+    if kind in ("image", "video"):
+        columns["size"] = [f"{output['width']}x{output['height']}" for output in outputs]
+    if kind in ("video", "audio"):
+        columns["duration_s"] = [output["duration_s"] for output in outputs]
+    if kind == "video":
+        columns["sound"] = [output["has_audio"] for output in outputs]
+    if kind == "text":
+        columns["text"] = [output["text"][:limit] + "..." * (len(output["text"]) > limit) for output in outputs]
+    shown = {name: values[0] if values.count(values[0]) == len(values) else values for name, values in columns.items()}
+    return {"ids": [output["id"] for output in outputs], **shown, **more}
 
 # ---------------------------------------------------------------------------- the environment
 class VisGenEnv:
@@ -229,7 +236,7 @@ class VisGenEnv:
         """A medium that the user attached becomes an artifact; returns the line that tells the agent about it."""
         kind, made = given["kind"], record(**{**given, "has_audio": given["kind"] == "audio"})
         if kind == "video":
-            frames = whole(exact(given["duration_s"]) * exact(given.get("fps") or 24))
+            frames = whole(micro(given["duration_s"]), given.get("fps") or 24)
             made = video(*sides(given), stretch([1] * (given.get("shots") or 1), frames), given.get("fps") or 24,
                          bool(given.get("has_audio")), format=given.get("format", "mp4"))
         self.artifacts[media_id] = {**made, "id": media_id, "tool": "user", "media": self.stand_in(kind, media_id)}
@@ -365,6 +372,8 @@ class VisGenEnv:
 
     def fail(self, tool, record):
         """Failures that a retry mends, from the episode's seed and the number of the call; of several steps, any may fail."""
+        if not self.scale:
+            return
         steps = tool["steps"] or [""]
         timeout, transient = (load_defaults()[kind][tool["call"]] * self.scale * len(steps) for kind in ("timeout", "transient"))
         chance = self.draw("failure") if transient else 1.0

@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import re
-from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -209,14 +208,15 @@ def video(width, height, shot_frames, fps, has_audio, **more):
 
 def recut(clip, shot_frames, **changes):
     """A video like `clip` with other shots; its sound is stretched to the new length unless `sound_frames` says otherwise."""
-    spans = changes.get("sound_frames", within(clip["sound_frames"], sum(shot_frames), Fraction(sum(shot_frames), clip["n_frames"])))
+    old, new = clip["n_frames"], sum(shot_frames)
+    changes.setdefault("sound_frames", within([[a * new // old, b * new // old] for a, b in clip["sound_frames"]], new))
     names = ("width", "height", "fps", "has_audio", "n_cues", "speech_s")
-    return video(**{**{name: clip[name] for name in names if name in clip}, **changes, "shot_frames": shot_frames, "sound_frames": spans})
+    return video(**{**{name: clip[name] for name in names if name in clip}, **changes, "shot_frames": shot_frames})
 
-def within(spans, n_frames, scale=1, shift=0):
-    """Spans scaled, then moved, then cut to 0..n_frames; those that touch become one."""
+def within(spans, n_frames):
+    """Spans in order, cut to 0..n_frames; those that touch become one."""
     kept = []
-    for first, end in sorted((max(0, whole(a * scale + shift)), min(n_frames, whole(b * scale + shift))) for a, b in spans):
+    for first, end in sorted((max(0, a), min(n_frames, b)) for a, b in spans):
         if kept and first <= kept[-1][1]:
             kept[-1][1] = max(kept[-1][1], end)
         elif first < end:
@@ -226,13 +226,13 @@ def within(spans, n_frames, scale=1, shift=0):
 def audio(duration_s, **more):
     return record("audio", duration_s=round(float(duration_s), 3), has_audio=True, **more)
 
-def exact(number):
-    """The decimal that was written, as a fraction: 0.1 is 1/10 here."""
-    return Fraction(number) if isinstance(number, int) else Fraction(str(number))
+def micro(seconds):
+    """Whole microseconds: from here on, a time written with up to six decimals is exact."""
+    return round(seconds * 1_000_000)
 
-def whole(frames):
-    """Whole frames, as a writer counts them; the margin absorbs that durations are shown with six decimals."""
-    return int(frames + Fraction(1, 2000))
+def whole(microseconds, fps):
+    """Whole frames of a time, as a writer counts them; a margin of 1/2000 frame absorbs that durations are shown rounded."""
+    return (microseconds * round(fps * 1000) + 500_000) // 10 ** 9
 
 def stretch(shot_frames, n_frames):
     """The same cuts on another number of frames; shots that vanish are dropped."""
@@ -240,19 +240,23 @@ def stretch(shot_frames, n_frames):
     marks = [0] + [done * n_frames // total for done in accumulate(shot_frames)]
     return [b - a for a, b in zip(marks, marks[1:]) if b > a]
 
-def join(clips, overlap, fps):
-    """Shots of clips played after each other, each pair sharing `overlap` seconds (a crossfade)."""
-    starts, clock = [], Fraction(0)
+def join(clips, overlap_s, fps):
+    """(shots, spans that sound) of clips played after each other, each pair sharing a crossfade of `overlap_s` seconds."""
+    common = math.lcm(*(round(clip["fps"] * 1000) for clip in clips))   # a tick of 1 / (common * 10^6) s divides every frame
+    starts, spans, clock, overlap = [], [], 0, micro(overlap_s) * common
     for clip in clips:
         while starts and starts[-1] >= clock:
             starts.pop()   # a shot that is over before the crossfade ends is no cut of its own
-        moment = clock
-        for frames in clip["shot_frames"]:
-            starts.append(moment)
-            moment += frames / exact(clip["fps"])
-        clock = moment - overlap
-    marks = [whole(start * fps) for start in starts] + [whole((clock + overlap) * fps)]
-    return [b - a for a, b in zip(marks, marks[1:]) if b > a]
+        ticks = 10 ** 9 * common // round(clip["fps"] * 1000)
+        starts += [clock + done * ticks for done in accumulate(clip["shot_frames"][:-1], initial=0)]
+        spans += [[clock + first * ticks, clock + end * ticks] for first, end in clip["sound_frames"]]
+        clock += clip["n_frames"] * ticks - overlap
+
+    def frame(moment):
+        return (moment * round(fps * 1000) // common + 500_000) // 10 ** 9
+
+    marks = [frame(moment) for moment in (*starts, clock + overlap)]
+    return [b - a for a, b in zip(marks, marks[1:]) if b > a], [[frame(first), frame(end)] for first, end in spans]
 
 def tokens(text):
     """About how many tokens a text has: a Chinese character is one, four others are one (an assumption)."""
@@ -325,7 +329,7 @@ def pipeline(env, tool, args, media):
     if media and max(lengths) > tool["longest_shot_s"]:
         refuse("storyboard", f"storyboard has a shot of {max(lengths):g} s; a shot lasts at most {tool['longest_shot_s']} s")
     width, height = tool["output"]["sizes"]["720p"][args["aspect_ratio"]]
-    marks = [whole(exact(round(done, 6)) * tool["output"]["fps"]) for done in accumulate(lengths, initial=0)]
+    marks = [whole(micro(done), tool["output"]["fps"]) for done in accumulate(lengths, initial=0)]
     shots = [b - a for a, b in zip(marks, marks[1:]) if b > a]
     billed = sum(min(s for s in load_tools()["tool_text2video_veo"]["parameters"]["properties"]["duration"]["enum"] if s >= length - 1e-6)
                  for length in lengths)
@@ -355,25 +359,22 @@ def tts_composite(env, tool, args, media):
     check_intervals(spoken, media["video"], "segments" if "segments" in args else "text", "; shorten the text or raise speed")
     clip, speech = media["video"], {"speech_s": round(spoken[-1][1], 2)}
     heard = clip["sound_frames"] * (args["keep_original_audio"] and args["original_volume"] > 0)
-    heard = within(heard + [[exact(round(t, 2)) * exact(clip["fps"]) for t in span] for span in spoken], clip["n_frames"])
+    heard = within(heard + [[whole(micro(second), clip["fps"]) for second in span] for span in spoken], clip["n_frames"])
     n_chars = sum(len(segment["text"]) for segment in segments)
     return [recut(clip, clip["shot_frames"], has_audio=True, sound_frames=heard, spoken_chars=n_chars, **speech)], speech
 
 def composite(env, tool, args, media):
     """Clips in order; a crossfade of c s shortens by c (n - 1); size and fps are the largest of the clips."""
     clips, sound = media["videos"], media.get("audio")
-    overlap = exact(args["transition_duration"]) if args["transition"] == "crossfade" else 0
     width, height, fps = (max(clip[name] for clip in clips) for name in ("width", "height", "fps"))
     letterboxed, fps = any(sides(clip) != (width, height) for clip in clips), args.get("fps", fps)
     if short := load_defaults()["sizes"].get(args["resolution"]):   # H.264 wants even sides
         width, height = (round(side * short / min(width, height) / 2) * 2 for side in (width, height))
-    shots, spans, clock = join(clips, overlap, exact(fps)), [], Fraction(0)
-    for clip in clips if args["audio_mode"] == "mix" or not sound else ():
-        scale = exact(fps) / exact(clip["fps"])
-        spans += [[first * scale + clock, end * scale + clock] for first, end in clip["sound_frames"]]
-        clock += clip["n_frames"] * scale - overlap * exact(fps)
-    kept = any(clip["has_audio"] for clip in clips) and not (sound and args["audio_mode"] == "replace")
-    spans += [[0, exact(sound["duration_s"]) * exact(fps)]] if sound and args["audio_volume"] > 0 else []
+    shots, spans = join(clips, args["transition_duration"] if args["transition"] == "crossfade" else 0, fps)
+    replaced = sound and args["audio_mode"] == "replace"
+    kept = any(clip["has_audio"] for clip in clips) and not replaced
+    added = [[0, whole(micro(sound["duration_s"]), fps)]] if sound and args["audio_volume"] > 0 else []
+    spans = added if replaced else spans + added
     film = video(width, height, shots, fps, bool(sound or kept), sound_frames=within(spans, sum(shots)), letterboxed=letterboxed)
     if sound and sound["duration_s"] < film["duration_s"] - 0.05:
         return [film], {"warning": f"the audio ends at {sound['duration_s']} s; silence until {film['duration_s']} s"}
@@ -395,7 +396,7 @@ def postprocess(env, tool, args, media):
         elif op == "rotate" and step["angle"] != 180:
             width, height = height, width
         elif op == "reverse":
-            shots, heard = shots[::-1], within(heard, sum(shots), -1, sum(shots))
+            shots, heard = shots[::-1], [[sum(shots) - b, sum(shots) - a] for a, b in reversed(heard)]
         elif op == "loop":
             n, total = int(step["count"]), sum(shots)
             if n * total > 10 ** 6:
@@ -404,22 +405,26 @@ def postprocess(env, tool, args, media):
     return [recut(clip, shots, width=width, height=height, sound_frames=heard)], {}
 
 def trim(env, tool, args, media):
-    clip, fps = media["video"], exact(media["video"]["fps"])
-    start, end = exact(args["start"]) * fps, min(exact(args["end"]) * fps, clip["n_frames"])
-    n_frames = whole(end - start)
+    clip, fps = media["video"], media["video"]["fps"]
+    start, length = micro(args["start"]), min(micro(args["end"]), micro(clip["duration_s"])) - micro(args["start"])
+    n_frames = whole(length, fps)
     if n_frames < 1:
-        refuse("end", f"start..end must span at least one frame ({1 / clip['fps']:.4f} s)")
-    first = min(whole(start), clip["n_frames"] - n_frames)
+        refuse("end", f"start..end must span at least one frame ({1 / fps:.4f} s)")
+    first = min(whole(start, fps), clip["n_frames"] - n_frames)
+    sounding = within([[a - first, b - first] for a, b in clip["sound_frames"]], n_frames)
     kept = [min(done, first + n_frames) - max(done - frames, first)
             for frames, done in zip(clip["shot_frames"], accumulate(clip["shot_frames"]))]
-    return [recut(clip, [frames for frames in kept if frames > 0], sound_frames=within(clip["sound_frames"], n_frames, 1, -first))], {}
+    return [recut(clip, [frames for frames in kept if frames > 0], sound_frames=sounding)], {}
 
 def speed(env, tool, args, media):
     """Duration / factor in whole frames; the sound is sped up too."""
     clip = media["video"]
-    n_frames = exact(args["target_duration"]) * exact(clip["fps"]) if "factor" not in args else \
-        clip["n_frames"] / exact(args["factor"])
-    return [recut(clip, stretch(clip["shot_frames"], max(1, whole(n_frames))))], {}
+    if "factor" in args:     # the margin of 1/2000 frame, as in `whole`
+        factor = micro(args["factor"])
+        n_frames = (clip["n_frames"] * 2000 * 1_000_000 + factor) // (2000 * factor)
+    else:
+        n_frames = whole(micro(args["target_duration"]), clip["fps"])
+    return [recut(clip, stretch(clip["shot_frames"], max(1, n_frames)))], {}
 
 def audio_cut(env, tool, args, media):
     source, more = media["audio"], {}
