@@ -572,6 +572,8 @@ def deviate(outputs, more):
     if len(outputs) > 1:
         return outputs[:-1], {}
     o = outputs[0]
-    wrong = recut(o, stretch(o["shot_frames"], o["n_frames"] * 4 // 5 or 2)) if o["kind"] == "video" else \
-        {**o, "duration_s": o["duration_s"] + 1} if o["kind"] == "audio" else {**o, "width": o["width"] * 2, "height": o["height"] * 2}
-    return [wrong], more
+    if o["kind"] == "video":
+        shorter = recut(o, stretch(o["shot_frames"], o["n_frames"] * 4 // 5 or 2))
+        return [{**o, **{name: shorter[name] for name in ("shot_frames", "n_frames", "duration_s", "shots", "sound_frames")}}], more
+    wrong = {"duration_s": o["duration_s"] + 1} if o["kind"] == "audio" else {"width": o["width"] * 2, "height": o["height"] * 2}
+    return [{**o, **wrong}], more
