@@ -355,7 +355,7 @@ class VisGenEnv:
                 if hit := words[category].search(text):
                     blocked = {"category": category, "word": hit[0]}
             if text and draw("", provider["blocked"], text) < load_defaults()["false_block"] * self.scale:
-                blocked = blocked or {"category": "other", "word": text.split()[0][:20]}
+                blocked = blocked or {"category": "other", "word": max(re.findall(r"\w+", text), key=len, default="")[:20]}
             if blocked:
                 code = provider.get("codes", {}).get(blocked["category"])
                 refuse(param, provider["blocked"].format(code=code, **blocked), "content_blocked")

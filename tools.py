@@ -479,7 +479,8 @@ def storyboard(env, tool, args, media):
     subject = " ".join(source.get("text", args["script"])[:200].split()[:8])
     views = [tool["output"]["views"][i % 4] for i in range(n_shots)]
     return storyboard_of([{"index": i + 1, "duration": timed[i] if timed else round(marks[i + 1] - marks[i], 6), "camera": views[i],
-                           "description": f"{views[i]}, {subject}"[:80], "characters": args.get("characters", [])} for i in range(n_shots)])
+                           "description": f"{views[i]}, {subject}"[:80], "first_frame_prompt": f"{subject}, {views[i]}",
+                           "characters": args.get("characters", [])} for i in range(n_shots)])
 
 def storyboard_of(shots):
     text = "; ".join(f"{shot['index']}) {shot['duration']:g} s {shot['description']}" for shot in shots)
