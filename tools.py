@@ -69,6 +69,11 @@ def draw(seed, index, purpose):
 class ToolError(Exception):
     """A refused or failed call: code, param, message, retryable. VisGenEnv turns it into the reply's error object."""
 
+# Four kinds of failure ask for four reactions. These codes: mend the arguments. content_blocked: reword. service_error, timeout,
+# no_output, rate_limited and concurrency_limit: the same call again, now or later. quota_exhausted: another tool.
+INVALID = {"invalid_parameter", "missing_parameter", "unknown_parameter", "file_not_found", "wrong_kind", "bad_media",
+           "unsupported_format", "media_too_large", "media_too_small"}
+
 # JSON's exact types, so that true is no number; the name for messages; the keys of bounds; their unit.
 TYPES = {"string": ((str,), "a string", "minLength", "maxLength", " characters"), "boolean": ((bool,), "true or false", "", "", ""),
          "array": ((list,), "a list", "minItems", "maxItems", " items"), "object": ((dict,), "an object", "", "", ""),

@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 from test_env import ANSWER, EXPECTED, HAPPY, TABLE_9, TASK, call, error, fresh, last, studio
 
-from env import RULES, RolloutConfig, audit, load_tools, read_cases, speech_seconds, to_json, tool_schemas, tool_signature
+from env import RULES, RolloutConfig, audit, load_tools, read_cases, to_json, tool_schemas, tool_signature
+from tools import speech_seconds
 
 # ---------------------------------------------------------------------------- the tools as data
 
