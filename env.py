@@ -474,20 +474,33 @@ def print_speed(seconds=3.0, calls_a_turn=6):
         print(f"{len(cases) / min(rounds):8.0f} {words} calls/s in the best of {len(rounds)} rounds, {len(cases) * len(rounds) / sum(rounds):.0f} "
               f"in the mean; mix: {len(cases)} cases of {len({case['tool'] for case in cases})} tools, {calls_a_turn} calls a turn")
 
+def typed_lines():
+    """What is typed at the prompt, until `quit` or the end of the input."""
+    line = ""
+    while line != "quit":
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            return
+        if line and line != "quit":
+            yield line
+
 def console():
-    """Read `tool {"arguments": ...}` from the keyboard; show the reply, the new media, clock and bill."""
+    """Read `tool {"argument": ...}` from the keyboard; show the reply, the new media, the clock and the bill."""
     env = studio(failure_scale=1.0)
-    print(env.messages[1]["content"], "\nType a call such as  tool_text2image_gpt {\"prompt\": \"a fox\"}  or  quit.")
-    for line in iter(lambda: input("> ").strip(), "quit"):
+    print(env.messages[1]["content"], '\nType a call such as  tool_text2image_gpt {"prompt": "a fox"}  or  quit.')
+    for line in typed_lines():
         name, _, arguments = line.partition(" ")
-        turn = f'<think>.</think><tool_call>{{"name": {to_json(name)}, "arguments": {arguments or "{}"}}}</tool_call>'
-        before = len(env.artifacts)
-        print(env.step(turn)[0][0]["content"])
-        for artifact in list(env.artifacts.values())[before:]:
+        n_before = len(env.artifacts)
+        replies, *_ = env.step(f'<think>.</think><tool_call>{{"name": {to_json(name)}, "arguments": {arguments or "{}"}}}</tool_call>')
+        for reply in replies:
+            print(reply["content"])
+        for artifact in islice(env.artifacts.values(), n_before, None):
             print("   ", {k: v for k, v in artifact.items() if v not in (None, [], {}) and k not in ("arguments", "tool")})
         print(f"    clock {env.virtual_s:.1f} s, bill ${env.price_usd:.3f}, failed calls {env.errors}")
         if env.ended:
-            return print("The episode is over:", env.ended)
+            print("The episode is over:", env.ended)
+            return
 
 def main():
     parser = argparse.ArgumentParser(description="A console on one episode of VisGenEnv; with a switch, a table instead.")

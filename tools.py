@@ -106,10 +106,10 @@ def check(value, schema, where):
         if properties is None:
             return
         prefix = f"{where}." if where else ""
-        for name in value:
-            if name not in properties:
-                known = ", ".join(properties)
-                refuse(f"{prefix}{name:.40}", f"unknown parameter {show(name)}; known: {known}", "unknown_parameter")
+        if not value.keys() <= properties.keys():
+            name = next(name for name in value if name not in properties)
+            known = ", ".join(properties)
+            refuse(f"{prefix}{name:.40}", f"unknown parameter {show(name)}; known: {known}", "unknown_parameter")
         for name in schema["required"]:
             if name not in value:
                 refuse(prefix + name, f"{prefix}{name} is required", "missing_parameter")
