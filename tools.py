@@ -15,7 +15,7 @@ import jinja2
 import yaml
 
 ROOT = Path(__file__).resolve().parent
-ENCODER = json.JSONEncoder(ensure_ascii=False)
+ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False)   # what is written here holds no cycles
 
 # ---------------------------------------------------------------------------- the tools as data
 def to_json(obj):
