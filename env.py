@@ -84,13 +84,16 @@ DECODER = json.JSONDecoder(object_pairs_hook=unique_pairs, parse_constant=no_con
 
 def read_json(text):
     """Strict JSON -> value. ValueError for bad JSON, duplicate keys, NaN, lone surrogates and deep nesting."""
+    text = text.strip(" \t\r\n")
     nodes = text.count("[") + text.count("{")
     if nodes > MAX_NODES:
         raise ValueError(f"more than {MAX_NODES} lists and objects")
     try:
-        value = DECODER.decode(text)
+        value, end = DECODER.raw_decode(text)
     except RecursionError:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from None
+    if end < len(text):
+        raise ValueError(f"extra data after {end} characters")
     if "\\u" in text and (written := to_json(value)) != clean(written):
         raise ValueError("half of a surrogate pair in a string")
     if nodes <= MAX_DEPTH:
@@ -109,12 +112,12 @@ def split_tags(text, fault):
     last_close = {}      # looked up once a name, and only if a tag opens inside another one
     blocks, opened, start, opened_at, outside = [], None, 0, 0, 0
     for match in islice(TAG.finditer(text), MAX_TAGS):
-        pos, closing, name = match.start(), match[1], match[2]
+        (pos, end), (closing, name) = match.span(), match.groups()
         if name not in TAGS and (opened or re.sub("[_ -]", "", name.lower()) not in LOOKALIKES):
             continue
-        if not opened and text[outside:pos].strip():
+        if not opened and outside < pos and text[outside:pos].strip():
             fault("text_outside_tags", outside, "text outside the four tags")
-        outside = match.end()
+        outside = end
         if opened and (name == opened or not closing):
             blocks.append((opened, text[start:pos], opened_at))
         if name not in TAGS:
@@ -129,7 +132,7 @@ def split_tags(text, fault):
                     last_close[opened] = text.rfind(f"</{opened}>")
                 nested = opened != name and last_close[opened] > pos
                 fault(*(("nested_tag", pos) if nested else ("unclosed_tag", opened_at)), f"<{name}> opens inside <{opened}>")
-            opened, start, opened_at = name, match.end(), pos
+            opened, start, opened_at = name, end, pos
     if opened:
         blocks.append((opened, text[start:], opened_at))
         fault("unclosed_tag", opened_at, f"<{opened}> is not closed")
