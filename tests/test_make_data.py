@@ -310,6 +310,18 @@ def test_agent_solves_most_tasks_with_usual_failures(tasks, split):
     assert sum(totals) / len(totals) > 0.97
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_agent_solves_every_type_at_every_difficulty_with_usual_failures(tasks, split):
+    unsolved = {(task["scenario"], task["difficulty"]) for task in tasks[split]}
+    assert len(unsolved) > 84
+    for task in tasks[split]:
+        for seed in (5, 6, 7) if (task["scenario"], task["difficulty"]) in unsolved else ():
+            trajectory, reward = run_agent(task, scale=1.0, seed=seed)
+            if trajectory["ended"] == "answer" and reward["result"] == 1 and reward["total"] > 0.9:
+                unsolved.discard((task["scenario"], task["difficulty"]))
+    assert not unsolved
+
+
 def test_agent_recovers_from_many_failures(tasks):
     codes, repeated, mended = Counter(), 0, 0
     for task in tasks["train"][:210]:
