@@ -1,33 +1,33 @@
 """VisGenEnv: 36 simulated tools of visual creation (Sec. 4.3.1, Table 9); no model, no network, no torch.
 
-What a tool does is in tools.yaml and tools.py; here are the agent's text (UTPC), the episode, and a console to play with it.
-Nothing the agent writes can raise: each call gets one reply, and a refused call's reply says which parameter is wrong and what
-would be right.
+tools.yaml says what each tool takes, refuses and costs, and how it fails; here are what it makes, the agent's text (UTPC), the
+episode, and a console to play with it. Nothing the agent writes can raise: each call gets one reply, and a refused call's reply
+says which parameter is wrong and what would be right.
 """
 import argparse
 import copy
+import hashlib
 import json
+import math
 import re
+import sys
 import time
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import islice
+from itertools import accumulate, islice
+from pathlib import Path
 
-from tools import (BEHAVIOURS, INVALID, ROOT, RULES, ToolError, check, deviate, draw, find_media, latency, load_defaults, load_tools, micro,
-                   record, refuse, row, show, sides, stretch, tally, template, to_json, tool_schemas, tool_signature, video,
-                   whole)  # noqa: F401
+import fastjsonschema
+import jinja2
+import orjson
+import yaml
 
-TAGS = ("think", "plan", "tool_call", "answer")
-MAX_TAGS = 2000     # of a turn; a megabyte of tags would otherwise give as many faults and replies
-MAX_NODES = 10_000  # lists and objects in one block of JSON
-MAX_DEPTH = 32      # no tool's arguments nest deeper, and copying much deeper ones would exhaust Python's stack
+ROOT = Path(__file__).resolve().parent
 
 # ---------------------------------------------------------------------------- configuration
 def key(default, doc):
     """A config key with its one-line explanation; lists and dicts get a fresh copy per instance."""
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata={"doc": doc})
-    return field(default=default, metadata={"doc": doc})
+    return field(default_factory=lambda: copy.copy(default), metadata={"doc": doc})
 
 @dataclass(frozen=True)
 class RolloutConfig:
@@ -48,74 +48,205 @@ class RolloutConfig:
             doc = self.__dataclass_fields__[name].metadata["doc"]
             raise ValueError(f"rollout.{name} cannot be {getattr(self, name)!r}: {doc}")
 
+# ---------------------------------------------------------------------------- the tools as data
+ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False)   # what is written here holds no cycles
+PAGES = jinja2.Environment(loader=jinja2.FileSystemLoader(ROOT / "data"), auto_reload=False)
+
+def to_json(obj):
+    """The one JSON style of this project, for what the agent writes and what it reads."""
+    return ENCODER.encode(obj)
+
+def page(path, **names):
+    """A template of data/, filled in."""
+    return PAGES.get_template(path).render(names).strip()
+
+@lru_cache(maxsize=1)
+def read_sheet():
+    """tools.yaml, with what its entries leave out and the patterns that moderation searches for."""
+    sheet = yaml.load((ROOT / "tools.yaml").read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    words, providers = sheet["defaults"]["blocked_words"], sheet["defaults"]["providers"]
+    for name, tool in sheet["tools"].items():
+        tool = sheet["tools"][name] = {"name": name, **sheet["defaults"]["entry"], **tool, "provider": providers[tool["provider"]]}
+        properties = tool["parameters"]["properties"]
+        tool["defaults"] = {p: s["default"] for p, s in properties.items() if "default" in s}
+        tool["blank"] = {**dict.fromkeys(properties), **tool["defaults"]}
+    for category in words:   # a word ends where its letters end, so that "gored" passes; Chinese has no such ends
+        words[category] = re.compile(f"(?<![a-z])(?:{'|'.join(map(re.escape, words[category]))})(?![a-z])", re.IGNORECASE)
+    return sheet
+
+def load_tools():
+    """The tools of Table 9 by name, in its order. Read once and shared: do not modify."""
+    return read_sheet()["tools"]
+
+def load_defaults():
+    """What all tools share: failure rates, limits, providers and blocked words, from the head of tools.yaml."""
+    return read_sheet()["defaults"]
+
+def tool_schemas(names):
+    """The named tools in OpenAI's form, as chat templates take them in `tools`."""
+    return [{"type": "function", "function": {part: load_tools()[name][part] for part in ("name", "description", "parameters")}} for name in names]
+
+def tool_signature(name):
+    """One line such as `tool_text2image_gemini(prompt, aspect_ratio="1:1", n=1)`; a `?` marks an optional one."""
+    required, defaults = load_tools()[name]["parameters"]["required"], load_tools()[name]["defaults"]
+    optional = [p for p in load_tools()[name]["parameters"]["properties"] if p not in required]
+    return f"{name}({', '.join(required + [f'{p}={to_json(defaults[p])}' if p in defaults else p + '?' for p in optional])})"
+
 @lru_cache(maxsize=256)
 def system_text(style, pool):
     """The system message for a pool of tool names; with `schema` the chat template itself lists the tools."""
     listing = {"names": " ".join(pool), "signature": "\n" + "\n".join(map(tool_signature, pool)), "schema": ""}[style]
-    return template((ROOT / "data/prompts/system.jinja").read_text(encoding="utf-8")).render(tools_text=listing, brief=style == "names").strip()
+    return page("prompts/system.jinja", tools_text=listing, brief=style == "names")
 
-@lru_cache(maxsize=1)
-def media_files():
-    """Files of the media database by kind; without a database, names that one would have."""
-    index, suffix = ROOT / "data/media/index.jsonl", {"image": "png", "video": "mp4", "audio": "wav"}
+@lru_cache(maxsize=8)
+def media_files(kind):
+    """Files of the media database; without a database, names that one would have; none for kinds without stand-ins."""
+    index, suffix = ROOT / "data/media/index.jsonl", load_defaults()["kinds"][kind].get("stand_in")
     rows = [json.loads(line) for line in index.read_text(encoding="utf-8").splitlines()] if index.exists() else []
-    return {kind: [row["path"] for row in rows if row["kind"] == kind] or [f"{kind}/{i:04d}.{suffix[kind]}" for i in range(100)]
-            for kind in suffix}
+    return [row["path"] for row in rows if row["kind"] == kind] or [f"{kind}/{i:04d}.{suffix}" for i in range(100 if suffix else 0)]
+
+def draw(seed, index, purpose):
+    """A number in [0, 1) that depends on nothing but its arguments, in any process."""
+    digest = hashlib.blake2b(f"{seed}|{index}|{purpose}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) / 2 ** 53
+
+# ---------------------------------------------------------------------------- validation
+class ToolError(Exception):
+    """A refused or failed call: code, param, message, retryable. VisGenEnv turns it into the reply's error object."""
+
+def refuse(param, message, code="invalid_parameter", retryable=False):
+    raise ToolError(code, param, message, retryable)
+
+def show(value):
+    """A short form of a refused value for a message."""
+    if isinstance(value, (list, dict)):
+        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
+    text = to_json(value)
+    return text if len(text) <= 36 else f"{text[:24]}... of {len(text)} characters"
+
+@lru_cache(maxsize=64)
+def validator(name):
+    """The compiled JSON Schema of a tool's arguments, or of a part of UTPC."""
+    schema = load_defaults()["utpc"].get(name) or load_tools()[name]["parameters"]
+    strict = json.loads(to_json(schema), object_hook=lambda part: {"pattern": r"\S", **part} if part.get("minLength") else part)   # not only spaces
+    return fastjsonschema.compile(strict, use_default=False)
+
+def check(value, name, root=""):
+    """Raise ToolError when a value does not fit the schema of that name; its param is a path such as subtitles[0].end."""
+    try:
+        validator(name)(value, name_prefix=root or "data")
+    except fastjsonschema.JsonSchemaValueException as wrong:
+        where, found, schema = wrong.name if root else wrong.name[5:], wrong.value, wrong.definition
+        if wrong.rule in ("required", "additionalProperties"):
+            inside, known = where + "." if where else "", schema["properties"]
+            for unknown in [name for name in found if name not in known]:
+                refuse(f"{inside}{unknown:.40}", f"unknown parameter {show(unknown)}; known: {', '.join(known)}", "unknown_parameter")
+            missing = next(name for name in schema["required"] if name not in found)
+            refuse(inside + missing, f"{inside}{missing} is required", "missing_parameter")
+        fine = f"be {schema.get('description', 'text')}" if wrong.rule == "pattern" else wrong.message.partition(" must ")[2]
+        refuse(where, f"{where} must {fine}, got {show(found)}")
+
+LIMITS = {   # of a medium, true where it is within the service's limit; tools.yaml holds the codes and messages
+    "kinds": lambda m, kinds: m["kind"] in kinds,
+    "has": lambda m, name: name in m,
+    "formats": lambda m, formats: m["format"] in formats,
+    "least_px": lambda m, least: min(sides(m)) >= least,
+    "most_px": lambda m, most: max(sides(m)) <= most,
+    "aspect": lambda m, most: max(sides(m)) <= most * min(sides(m)),
+    "duration_s": lambda m, span: span[0] <= m["duration_s"] <= span[1],
+}
+
+def find_medium(artifacts, media_id, limits, where):
+    """The artifact of that id, if it is of the right kind and within the service's limits for a medium."""
+    found = artifacts.get(media_id)
+    if found is None:
+        known = ", ".join([i for i, artifact in artifacts.items() if artifact["kind"] in limits["kinds"]][-12:]) or "none"
+        refuse(where, f"{where}: no media {show(media_id)} in this session; known {limits['kinds'][0]} ids: {known}", "file_not_found")
+    for name, rule in load_defaults()["limits"].items():
+        if name in limits and not LIMITS[name](found, limits[name]):
+            refuse(where, rule["message"].format(where=where, m=found, limit=limits[name]), rule["code"])
+    return found
+
+def find_media(artifacts, tool, a):
+    """Put artifacts in place of ids; returns the call's parents [{id, role}]."""
+    parents = []
+    for param, limits in tool["media"].items():
+        given = a[param]
+        if limits.get("or_text") and given not in artifacts:
+            a[param], given = {"text": given}, None
+        if given is None:
+            continue
+        many, inside = isinstance(given, list), limits.get("inside")
+        ids = [(f"{param}[{i}]", media_id) for i, media_id in enumerate(given)] if many else [(param, given)]
+        if inside:   # ids lie one level deeper
+            ids = [(f"{where}.{inside}[{i}]", media_id) for where, item in ids for i, media_id in enumerate(item.get(inside, ()))]
+        found = [find_medium(artifacts, media_id, limits, where) for where, media_id in ids]
+        a[param] = found if many else found[0]
+        parents += [{"id": artifact["id"], "role": limits["role"]} for artifact in found]
+    return parents
+
+WIDE = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
+RULES = {   # checks across fields, of a rule's entry in tools.yaml and the call's parameters, true where all is well; the last six give warnings
+    "given": lambda r, a: None not in [a[name] for name in r["of"]],
+    "exactly_one": lambda r, a: [a[name] is None for name in r["of"]].count(False) == 1,
+    "not_both": lambda r, a: None in [a[name] for name in r["of"]],
+    "one_of": lambda r, a: a[r["of"]] in r["values"],
+    "lengths": lambda r, a: all(len(a[name] or "") <= most for name, most in r["most"].items()),
+    "prompt_tokens": lambda r, a: a["prompt"].isascii() or len(a["prompt"]) + 3 * len(WIDE.findall(a["prompt"])) <= 4096,
+    "shots_sum": lambda r, a: a["shot_durations"] is None or (
+        len(a["shot_durations"]) == (a["n_shots"] or len(a["shot_durations"]))
+        and abs(sum(a["shot_durations"]) - (a["total_duration"] or sum(a["shot_durations"]))) <= 0.1 + 1e-9),
+    "start_before_end": lambda r, a: a["start"] < (a[r["of"]]["duration_s"] if a["end"] is None else a["end"]),
+    "end_inside": lambda r, a: (a["end"] or 0) <= a[r["of"]]["duration_s"] + 1e-5,
+    "transition_fits": lambda r, a: a["transition_duration"] * 2 < min(clip["duration_s"] for clip in a["videos"]),
+    "references_plus_outputs": lambda r, a: len(a["images"] or ()) + a["n"] <= 15,
+    "shots_fit": lambda r, a: a["storyboard"] or 1 <= a["duration"] / a["n_shots"] <= 8,
+    "storyboard_fits": lambda r, a: not a["storyboard"] or max(shot["duration"] for shot in a["storyboard"]["shot_list"]) <= 8,
+    "factor_in_range": lambda r, a: a["target_duration"] is None or 0.25 <= a["video"]["duration_s"] / a["target_duration"] <= 4,
+    "sides_fit": lambda r, a: all(r["least"] <= int(side) <= r["most"] for side in re.findall("[0-9]{2,}", a["size"] or "")),
+    "mask_fits": lambda r, a: a["mask"] is None or [sides(a["mask"])] == [sides(image) for image in a["images"]],
+    "few_images": lambda r, a: len(a["images"]) <= 3,
+    "hardly_cropped": lambda r, a: abs(math.log(math.prod(sides(a["image"])) / math.prod(sides(a["made"][0])))) <= 0.05,
+    "audio_lasts": lambda r, a: a["audio"] is None or a["audio"]["duration_s"] >= a["made"][0]["duration_s"] - 0.05,
+    "one_size": lambda r, a: not a["made"][0]["letterboxed"],
+    "has_beats": lambda r, a: a["made"][0]["beat_times"],
+    "short_shots": lambda r, a: max(shot["duration"] for shot in a["made"][0]["shot_list"]) <= 10,
+}
+
+def broken(rule, a):
+    """Whether a rule applies (`when` its parameters have these values) and does not hold."""
+    return all(a[param] in values for param, values in rule.get("when", {}).items()) and not RULES[rule["rule"]](rule, a)
 
 # ---------------------------------------------------------------------------- UTPC
-TAG = re.compile(r"<(/?)([A-Za-z][A-Za-z_ -]{0,23})>")
-LOOKALIKES = {"think", "thinking", "thought", "plan", "planning", "toolcall", "toolcalls", "functioncall", "answer",
-              "finalanswer", "toolresponse"}
+TAGS = ("think", "plan", "tool_call", "answer")
+LOOKALIKES = r"think(?:ing)?|thought|plan(?:ning)?|(?:tool|function)[_ -]?calls?|(?:final[_ -]?)?answer|tool[_ -]?response"
+TAG = re.compile(f"<(/?)({'|'.join(TAGS)}|(?i:{LOOKALIKES}))>")
+MAX_TAGS = 2000     # of a turn; a megabyte of tags would otherwise give as many faults and replies
+MAX_DEPTH = 32      # no tool's arguments nest deeper, and copying much deeper ones would exhaust Python's stack
 
 def clean(text):
     """The text without lone surrogates, which no file and no tokenizer can hold."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
-def unique_pairs(pairs):
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key appears twice in one object")
-    return found
-
-def no_constant(name):
-    raise ValueError(f"{name} is not JSON")
-
-DECODER = json.JSONDecoder(object_pairs_hook=unique_pairs, parse_constant=no_constant)
-
 def read_json(text):
-    """Strict JSON -> value. ValueError for bad JSON, duplicate keys, NaN, lone surrogates and deep nesting."""
-    text = text.strip(" \t\r\n")
-    nodes = text.count("[") + text.count("{")
-    if nodes > MAX_NODES:
-        raise ValueError(f"more than {MAX_NODES} lists and objects")
-    try:
-        value, end = DECODER.raw_decode(text)
-    except RecursionError:
-        raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from None
-    if end < len(text):
-        raise ValueError(f"extra data after {end} characters")
-    if "\\u" in text and (written := to_json(value)) != clean(written):
-        raise ValueError("half of a surrogate pair in a string")
-    if nodes <= MAX_DEPTH:
-        return value
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [child for node in level if isinstance(node, (dict, list))
-                 for child in (node.values() if isinstance(node, dict) else node)]
-        if not level:
-            return value
-    raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+    """Strict JSON -> value; of a key written twice, the last one counts. ValueError for bad JSON, NaN, lone surrogates and deep nesting."""
+    value = orjson.loads(text)
+    level = [value] if text.count("[") + text.count("{") > MAX_DEPTH else []
+    for _ in range(MAX_DEPTH if level else 0):
+        level = [child for node in level if isinstance(node, (dict, list)) for child in (node.values() if isinstance(node, dict) else node)]
+    if level:
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+    return value
 
 def split_tags(text, fault):
     """[(tag, body, pos)] of a turn, in one pass. A tag that opens inside another one ends it, so that a lost closing tag
     costs one block and not the rest of the turn."""
-    last_close = {}      # looked up once a name, and only if a tag opens inside another one
-    blocks, opened, start, opened_at, outside = [], None, 0, 0, 0
+    blocks, opened, start, opened_at, outside, cut = [], None, 0, 0, 0, set()
     for match in islice(TAG.finditer(text), MAX_TAGS):
         (pos, end), (closing, name) = match.span(), match.groups()
-        if name not in TAGS and (opened or re.sub("[_ -]", "", name.lower()) not in LOOKALIKES):
+        if opened and name not in TAGS:
             continue
-        if not opened and outside < pos and text[outside:pos].strip():
+        if not opened and text[outside:pos].strip():
             fault("text_outside_tags", outside, "text outside the four tags")
         outside = end
         if opened and (name == opened or not closing):
@@ -123,15 +254,13 @@ def split_tags(text, fault):
         if name not in TAGS:
             fault("unknown_tag", pos, f"<{name}> is none of <think>, <plan>, <tool_call>, <answer>")
         elif closing and name != opened:
-            fault("stray_close", pos, f"</{name}> closes nothing")
+            fault("nested_tag" if name in cut else "stray_close", pos, f"</{name}> closes nothing, or what another tag has ended")
         elif closing:
             opened = None
         else:
             if opened:
-                if opened not in last_close:
-                    last_close[opened] = text.rfind(f"</{opened}>")
-                nested = opened != name and last_close[opened] > pos
-                fault(*(("nested_tag", pos) if nested else ("unclosed_tag", opened_at)), f"<{name}> opens inside <{opened}>")
+                cut.add(opened)
+                fault("unclosed_tag", opened_at, f"<{name}> opens inside <{opened}>")
             opened, start, opened_at = name, end, pos
     if opened:
         blocks.append((opened, text[start:], opened_at))
@@ -143,9 +272,9 @@ def split_tags(text, fault):
 def parse_utpc(text):
     """What a turn says, and what is wrong with it (Sec. 3.1). Never raises; linear in len(text). Tags beyond MAX_TAGS are text.
 
-    Returns {think [str], plan list|None, calls [{name, arguments, error, pos}], answer dict|None, order [tag], faults [{code,
-    pos, message}]}. A call that cannot be read stays in `calls` with its error, because every call gets one reply. That a
-    first turn lacks its plan is for the reader to see: the parser does not know the turn.
+    Returns {think [str], plan list|None, calls [{name, arguments, error, pos}], answer dict|None, order [tag], faults [{code, pos, message}]}.
+    A call that cannot be read stays in `calls` with its error, because every call gets one reply. That a first turn lacks its plan is
+    for the reader to see: the parser does not know the turn.
     """
     text = clean(text)
     found = {"think": [], "plan": None, "calls": [], "answer": None, "order": [], "faults": []}
@@ -153,6 +282,7 @@ def parse_utpc(text):
 
     def fault(code, pos, message):
         found["faults"].append({"code": code, "pos": pos, "message": f"{message:.160}"})
+        return f"{message:.160}"
 
     for tag, body, pos in split_tags(text, fault):
         if (tag == "think") == bool(order) and "think" not in order:
@@ -161,24 +291,21 @@ def parse_utpc(text):
             fault("wrong_order", pos, "the plan comes before the calls, and an answer without any")
         if tag in order and tag != "tool_call":
             fault("duplicate_tag", pos, f"a second <{tag}> in one turn")
-        value, error = None, f"<{tag}> is empty"
-        if not body.strip():
-            fault("empty_tag", pos, error)
+        value, error = body.strip(), None
+        if not value:
+            error = fault("empty_tag", pos, f"<{tag}> is empty")
         elif tag != "think":
             try:
                 value = read_json(body)
-                check(value, load_defaults()["utpc"][tag], tag)
-                error = None
-            except (ValueError, ToolError) as wrong:
-                unread = isinstance(wrong, ValueError)
-                error = f"the {tag} is not valid JSON: {wrong}" if unread else wrong.args[2]
-                fault("bad_json" if unread else f"bad_{tag.removeprefix('tool_')}", pos, error)
+                check(value, tag, root=tag)
+            except ValueError as wrong:
+                error = fault("bad_json", pos, f"the {tag} is not valid JSON: {wrong}")
+            except ToolError as wrong:
+                error = fault(f"bad_{tag.removeprefix('tool_')}", pos, wrong.args[2])
         if tag == "think":
-            found["think"].append(body.strip())
+            found["think"].append(value)
         elif tag == "tool_call":
-            call = {"name": None, "arguments": None} if error else value
-            call.update(error=error, pos=pos)
-            found["calls"].append(call)
+            found["calls"].append({**({"name": None, "arguments": None} if error else value), "error": error, "pos": pos})
         elif not error and tag not in order:
             found[tag] = value
         order.append(tag)
@@ -186,9 +313,303 @@ def parse_utpc(text):
         fault("wrong_order", 0, "a turn begins with <think>")
     return found
 
-# ---------------------------------------------------------------------------- replies
+# ---------------------------------------------------------------------------- media records and their arithmetic
+BLANK = {"id": None, "kind": None, "width": None, "height": None, "duration_s": None, "fps": None, "n_frames": None,
+         "has_audio": False, "shots": None, "format": None, "made_s": 0.0, "parents": [], "tool": None, "arguments": {}, "media": None}
+
+def record(kind, **fields):
+    """A new artifact; every field of the Artifact record exists in every artifact."""
+    return {**BLANK, "kind": kind, "has_audio": kind == "audio", "format": load_defaults()["kinds"][kind]["format"], **fields}
+
+def sides(artifact):
+    return artifact["width"], artifact["height"]
+
+def video(shot_frames, **fields):
+    """A video is the list of its shots' lengths in frames; everything about time follows from it."""
+    n_frames = sum(shot_frames)
+    times = {"shot_frames": shot_frames, "shots": len(shot_frames), "n_frames": n_frames, "duration_s": round(n_frames / fields["fps"], 6)}
+    return {**record("video"), **fields, **times}
+
+def recut(clip, shot_frames, **changes):
+    """A video like `clip` with other shots."""
+    return video(**{**clip, "format": "mp4", **changes, "shot_frames": shot_frames})
+
+def whole(seconds, fps):
+    """Whole frames of a time, exact for up to six decimals; a margin of 1/2000 frame absorbs that durations are shown rounded."""
+    return (round(seconds * 1_000_000) * round(fps * 1000) + 500_000) // 10 ** 9
+
+def spread(marks):
+    """Lengths between marks in frames; what has none is no shot."""
+    return [b - a for a, b in zip(marks, marks[1:]) if b > a]
+
+def stretch(shot_frames, n_frames):
+    """The same cuts on another number of frames."""
+    total = sum(shot_frames)
+    return spread([done * n_frames // total for done in accumulate(shot_frames, initial=0)])
+
+def frame_size(table, a, sources):
+    """Sides in pixels: in the last source's aspect with the `area` in pixels; from `sizes` by aspect ratio, the nearest to the first
+    source's on a logarithmic scale if none is given; or as `size` says."""
+    size = a.get("size") or a.get("resolution") or a.get("mode") or "auto"
+    if size in table.get("area", ()):
+        scale, multiple = math.sqrt(table["area"][size] / math.prod(sides(sources[-1]))), table["multiple_of"]
+        return [max(1, round(side * scale / multiple)) * multiple for side in sides(sources[-1])]
+    if size not in table.get("sizes", ()):
+        return [int(side) for side in re.split("[x*:]", size)]
+    sizes, (width, height) = table["sizes"][size], sides(sources[0]) if sources else (1, 1)
+    return sizes[a.get("aspect_ratio") or min(sizes, key=lambda name: abs(math.log(sizes[name][0] * height / (sizes[name][1] * width))))]
+
+def speech_seconds(speech, args, words):
+    """Length of a spoken text: characters / rate / speed, and pauses at punctuation (all rates are assumptions)."""
+    language = args["language"]
+    if language == "en" and 2 * len(re.findall(r"[\u4e00-\u9fff]", words)) > len(words):
+        language = "zh"   # the service hears the language: the default must not make Chinese three times too fast
+    pauses = sum(seconds * len(re.findall(mark, words)) for mark, seconds in speech["pauses"].items())
+    return round(len(words) / speech["chars_per_second"][language] / args["speed"] + pauses + speech["tail_s"], 2)
+
+def check_intervals(intervals, clip, param, hint=""):
+    """Speech and subtitles lie in order and inside the video: MoviePy would lengthen the file, so it is refused."""
+    free_from = 0
+    for i, (start, end) in enumerate(intervals):
+        if not free_from - 1e-6 <= start < end <= clip["duration_s"] + 1e-5:
+            refuse(f"{param}[{i}]", f"{param}[{i}] spans {start:g} to {end:g} s; it must begin after the one ahead "
+                   f"({free_from:g} s) and end within the video ({clip['duration_s']} s){hint}")
+        free_from = end
+
+# ---------------------------------------------------------------------------- behaviours
+# Each takes (env, tool, a) and returns (new records, further fields of the reply). `a` has the call's parameters, None where one is left
+# out without a default, and media in place of their ids.
+
+def generate(env, tool, a):
+    """Images or clips: size and number follow from the parameters as at the service."""
+    table, sources = tool["output"], a.get("images") or ([a["image"]] if "image" in a else [])
+    width, height = frame_size(table, a, sources)
+    size = {"width": width, "height": height}
+    if tool["makes"] == "image":
+        made = record("image", **size, format=a.get("output_format", "png"), watermark=bool(a.get("watermark") or a.get("logo_add")))
+    else:
+        cropped = bool(sources) and "sizes" in table and sources[0]["width"] * height != sources[0]["height"] * width
+        made = video([int(a["duration"]) * table["fps"]], **size, fps=table["fps"], has_audio=a.get("generate_audio", False), cropped=cropped)
+    return [dict(made) for _ in range(int(a.get("n", 1)))], {}
+
+def pipeline(env, tool, a):
+    """Script or storyboard, silent clips, music, narration and the cut in one call; no references. Each shot is cut from the shortest
+    Veo clip that covers it, and the clips are what costs (`billed_s`)."""
+    table, n = tool["output"], int(a["n_shots"])
+    lengths = [shot["duration"] for shot in a["storyboard"]["shot_list"]] if a["storyboard"] else [a["duration"] / n] * n
+    billed = sum(min(seconds for seconds in table["clips_s"] if seconds >= length - 1e-6) for length in lengths)
+    shots = spread([whole(done, table["fps"]) for done in accumulate(lengths, initial=0)])
+    width, height = table["sizes"][a["aspect_ratio"]]
+    return [video(shots, width=width, height=height, fps=table["fps"], has_audio=a["with_music"] or a["with_narration"], billed_s=billed)], {}
+
+def music(env, tool, a):
+    """Two songs; nobody can set their length. Tempo and first beat are for tool_beat_detect to find."""
+    table, words = tool["output"], set(f"{a['prompt']} {a['style'] or ''}".lower().split())
+    (shortest, longest), pace = table["duration_s"], next((pace for pace in ("fast", "slow") if words & set(table[pace])), "other")
+    slow, fast = table["bpm"][pace]
+    return [record("audio", **table["file"], duration_s=round(shortest + (longest - shortest) * env.draw(f"length {i}"), 1),
+                   bpm=round(slow + (fast - slow) * env.draw(f"bpm {i}")), beat_offset_s=round(env.draw(f"offset {i}") / 2, 2))
+            for i in range(table["songs"])], {}
+
+def sound(env, tool, a):
+    """Speech lasts as long as its text; an effect as long as its video, as asked, or as its prompt is wordy."""
+    table = tool["output"]
+    if "text" in a:
+        return [record("audio", **table["file"], format=a["format"], duration_s=speech_seconds(table, a, a["text"]), n_chars=len(a["text"]))], {}
+    seconds = a["duration"] or min(30, table["seconds_per_word"] * len(a["prompt"].split()))
+    return [record("audio", **table["file"], duration_s=round(float(a["video"]["duration_s"] if a["video"] else seconds), 3))], {}
+
+def tts_composite(env, tool, a):
+    """Speech over a video that keeps its own duration; speech that does not fit is refused with both numbers."""
+    clip, segments = a["video"], a["segments"] or [{"start": 0, "text": a["text"]}]
+    spoken = [(s["start"], s["start"] + speech_seconds(tool["output"], a, s["text"])) for s in segments]
+    check_intervals(spoken, clip, "segments" if a["segments"] else "text", "; shorten the text or raise speed")
+    speech = {"speech_s": round(spoken[-1][1], 2)}
+    return [recut(clip, clip["shot_frames"], has_audio=True, spoken_chars=sum(len(s["text"]) for s in segments), **speech)], speech
+
+def composite(env, tool, a):
+    """Clips in order; a crossfade of c s shortens by c (n - 1); size and fps are the largest of the clips."""
+    clips, sound = a["videos"], a["audio"]
+    width, height, fps = (max(clip[name] for clip in clips) for name in ("width", "height", "fps"))
+    letterboxed, fps = any(sides(clip) != (width, height) for clip in clips), a["fps"] or fps
+    if short := load_defaults()["sizes"].get(a["resolution"]):   # H.264 wants even sides
+        width, height = (round(side * short / min(width, height) / 2) * 2 for side in (width, height))
+    cuts, clock, overlap = [], 0.0, a["transition_duration"] if a["transition"] == "crossfade" else 0   # seconds
+    for clip in clips:
+        while cuts and cuts[-1] > clock - 1e-9:
+            cuts.pop()   # a shot that is over before the crossfade ends is no cut of its own
+        cuts += [clock + done / clip["fps"] for done in accumulate(clip["shot_frames"][:-1], initial=0)]
+        clock += clip["n_frames"] / clip["fps"] - overlap
+    shots, sounds = spread([whole(cut, fps) for cut in [*cuts, clock + overlap]]), bool(sound) or any(clip["has_audio"] for clip in clips)
+    return [video(shots, width=width, height=height, fps=fps, has_audio=sounds, letterboxed=letterboxed)], {}
+
+def postprocess(env, tool, a):
+    """Operations in order: only resize, crop and rotate change the size, only loop the duration."""
+    clip, needs = a["video"], tool["output"]["needs"]
+    (width, height), shots = sides(clip), clip["shot_frames"]
+    for i, step in enumerate(a["operations"]):
+        op, where = step["op"], f"operations[{i}]"
+        for name in [name for name in needs.get(op, ()) if name not in step]:
+            refuse(f"{where}.{name}", f"{where}.{name} is required by {op}", "missing_parameter")
+        if op == "crop" and (step.get("x", 0) + step["width"] > width or step.get("y", 0) + step["height"] > height):
+            refuse(where, f"{where}: the crop lies outside the frame of {width}x{height}")
+        if op in ("resize", "crop"):
+            width, height = (int(step[side]) // 2 * 2 for side in ("width", "height"))   # H.264 wants even sides
+        elif op == "rotate" and step["angle"] != 180:
+            width, height = height, width
+        elif op == "reverse":
+            shots = shots[::-1]
+        elif op == "loop":
+            shots = shots * int(step["count"])
+            if sum(shots) > 10 ** 6:
+                refuse(where, f"{where}: the video would exceed 1000000 frames")
+    return [recut(clip, shots, width=width, height=height)], {}
+
+def trim(env, tool, a):
+    clip, fps = a["video"], a["video"]["fps"]
+    n_frames = whole(min(a["end"], clip["duration_s"]) - a["start"], fps)
+    if n_frames < 1:
+        refuse("end", f"start..end must span at least one frame ({1 / fps:.4f} s)")
+    first = min(whole(a["start"], fps), clip["n_frames"] - n_frames)
+    return [recut(clip, spread([min(max(done - first, 0), n_frames) for done in accumulate(clip["shot_frames"], initial=0)]))], {}
+
+def speed(env, tool, a):
+    """Duration / factor in whole frames; the sound is sped up too."""
+    clip = a["video"]
+    seconds = a["target_duration"] or clip["n_frames"] / clip["fps"] / a["factor"]
+    return [recut(clip, stretch(clip["shot_frames"], max(1, whole(seconds, clip["fps"]))))], {}
+
+def audio_cut(env, tool, a):
+    source = a["audio"]
+    end = source["duration_s"] if a["end"] is None else min(a["end"], source["duration_s"])
+    seconds, bpm = a["loop_to"] or end - a["start"], source.get("bpm")
+    if a["fade_in"] + a["fade_out"] > seconds + 1e-6:
+        refuse("fade_out", f"fade_in + fade_out is longer than the audio ({seconds:g} s)")
+    offset = round((source.get("beat_offset_s", 0.0) - a["start"]) % (60 / bpm), 3) if bpm else None
+    return [{**source, "format": "mp3", "duration_s": round(max(seconds, 0.001), 3), "beat_offset_s": offset}], {}
+
+def beats(env, tool, a):
+    """Beat i lies at offset + 60 i / bpm; speech, effects and audio under 2 s have none."""
+    source = a["audio"]
+    tempo, offset = float(source.get("bpm") or 0) * (source["duration_s"] >= 2), source.get("beat_offset_s") or 0.0
+    n_beats = min(int(a["max_beats"] or 10000), math.ceil((source["duration_s"] - offset) * tempo / 60 - 1e-9))
+    times = [round(offset + i * 60 / tempo, 3) for i in range(n_beats)]
+    return [record("data", tempo=tempo, beat_times=times)], {"tempo": tempo, "n_beats": n_beats, "first_beats": times[:4]}
+
+def subtitles(env, tool, a):
+    clip, cues = a["video"], a["subtitles"]
+    check_intervals([(cue["start"], cue["end"]) for cue in cues], clip, "subtitles")
+    return [recut(clip, clip["shot_frames"], n_cues=clip.get("n_cues", 0) + len(cues))], {}
+
+def write_text(env, tool, a, **more):
+    """A text from the tool's template, no longer than asked: a refined prompt, a script, a summary, search results."""
+    text = page(tool["output"]["template"], **a, **more, output=tool["output"])
+    text = " ".join(text.split()[:int(a["max_words"])]) if "max_words" in a else text[:int(a.get("max_chars", len(text)))]
+    return [record("text", text=text, n_chars=len(text), language=a.get("language"))], {}
+
+def script(env, tool, a):
+    """Scenes of one length; a script knows how long it lasts and how much speech fits it."""
+    n, fits = int(a["n_scenes"] or max(1, round(a["duration"] / 8))), tool["output"]["chars_per_second"][a["language"]] * a["duration"]
+    (made,), _ = write_text(env, tool, a, scenes=[a["duration"] / n] * n)
+    return [{**made, "lasts_s": a["duration"], "n_scenes": a["n_scenes"], "narration_chars": int(fits)}], {}
+
+def search(env, tool, a):
+    """Results of a query, or the text of pages, some of which fail: what is no address always, others by their name."""
+    urls, dead = a["urls"] or [], tool["output"]["dead_urls"] * env.scale
+    failed = [url for url in urls if not url.startswith(("http://", "https://")) or draw("", url, "dead") < dead]
+    (made,), _ = write_text(env, tool, a, failed=failed, results=range(int(a["max_results"]) if a["query"] else 0))
+    credits = (1 + (a["extract_depth" if urls else "search_depth"] == "advanced")) * math.ceil(len(urls or [0]) / 5)
+    return [{**made, "credits": credits}], {"failed_results": len(failed)} if failed else {}
+
+def storyboard(env, tool, a):
+    """Shots whose durations sum to the total, on a grid of 0.1 s. What the call leaves out follows from the script."""
+    script, views, timed = a["script"], tool["output"]["views"], a["shot_durations"] or []
+    total = a["total_duration"] or sum(timed) or script.get("lasts_s")
+    n = int(a["n_shots"] or len(timed) or script.get("n_scenes") or math.ceil((total or 32) / 8))
+    marks = [round((total or 8 * n) * i / n, 1) for i in range(n)] + [total or 8 * n]
+    lengths, subject = timed or [round(b - a, 6) for a, b in zip(marks, marks[1:])], " ".join(script["text"][:200].split()[:8])
+    return board([{"index": i + 1, "duration": length, "description": f"{views[i % 4]}, {subject}"[:80], "characters": a["characters"] or []}
+                  for i, length in enumerate(lengths)])
+
+def polish(env, tool, a):
+    """Better wording, the same shots and durations; with a script, its narration is dealt out to the shots."""
+    shots, words = a["storyboard"]["shot_list"], a["script"]["text"].split() if "script" in a else []
+    n = len(shots)
+    return board([{**shot, "description": shot["description"].removesuffix(", detailed") + ", detailed",
+                   "narration": " ".join(words[len(words) * i // n:len(words) * (i + 1) // n])} for i, shot in enumerate(shots)])
+
+def board(shots):
+    text = "; ".join(f"{shot['index']}) {shot['duration']:g} s {shot['description']}" for shot in shots)
+    return [record("text", text=text, n_chars=len(text), shot_list=shots)], {"n_shots": len(shots)}
+
+def analysis(env, tool, a):
+    """An answer from the records, with a few of the prompt's words: with the whole prompt the agent would verify itself
+    against its own words. A fixed share of the pictures and clips has a flaw to report."""
+    seen = []
+    for medium in a["media"][:4]:
+        words = re.findall(r"[^\W\d_]{4,}", str(medium["arguments"].get("prompt", ""))[:400])
+        some = {words[int(draw(env.seed, medium["id"], k) * len(words))] for k in range(3)} if words else ()
+        flawed = medium["kind"] != "audio" and draw(env.seed, medium["id"], "flaw") < load_defaults()["flaw_share"] * env.scale
+        seen.append({**medium, "words": ", ".join(sorted(some)), "flawed": flawed})
+    return [], {"answer": page("templates/analysis.jinja", seen=seen, more=max(0, len(a["media"]) - 4))}
+
+def inspire(env, tool, a):
+    sizes = [tool["output"]["sizes"][int(env.draw(i) * len(tool["output"]["sizes"]))] for i in range(int(a["n"]))]
+    return [record("image", width=width, height=height, tags=a["query"].split()[:3]) for width, height in sizes], {}
+
+def todo(env, tool, a):
+    """A to-do list that lives as long as the episode."""
+    known = {} if a["action"] == "clear" else dict(env.todo)
+    for i, task in enumerate(a["tasks"] if a["action"] in ("create", "update") else ()):
+        if a["action"] == "update" and task["id"] not in env.todo:
+            refuse(f"tasks[{i}].id", f"no task {task['id']}; known tasks: {', '.join(map(str, env.todo)) or 'none'}")
+        known[task["id"]] = {"title": "", "status": "todo", **known.get(task["id"], {}), **task}
+    env.todo = known
+    return [], {"tasks": [f"{number} {task['status']}: {task['title'][:40]}" for number, task in known.items()][:50]}
+
+def html(env, tool, a):
+    return [record("html", n_media=len(a["sections"]))], {"n_media": len(a["sections"])}   # find_media put the media there
+
+BEHAVIOURS = {function.__name__: function for function in (
+    generate, pipeline, music, sound, tts_composite, composite, postprocess, trim, speed, audio_cut, beats, subtitles, write_text, script,
+    search, storyboard, polish, analysis, inspire, todo, html)}
+
+# ---------------------------------------------------------------------------- price, time, fidelity, replies
+AMOUNTS = {   # what a rate of tools.yaml is multiplied by; other rates are per unit of the outputs' field of that name, such as duration_s
+    "call": lambda made, given: 1,
+    "item": lambda made, given: len(made),
+    "square_item": lambda made, given: sum(m["width"] == m["height"] for m in made),
+    "other_item": lambda made, given: sum(m["width"] != m["height"] for m in made),
+    "small_second": lambda made, given: sum(m["duration_s"] for m in made if min(sides(m)) <= 720),
+    "large_second": lambda made, given: sum(m["duration_s"] for m in made if min(sides(m)) > 720),
+    "input_item": lambda made, given: len(given),
+    "input_second": lambda made, given: sum(m["duration_s"] for m in given),
+}
+
+def bill(rates, a, made=(), given=(), draw=None):
+    """Rates times amounts: US dollars of `price_usd`, virtual seconds of `virtual_seconds`; `by` names the parameter that picks from a
+    table of rates. Of a service with a typical time, half the calls take less."""
+    if "by" in rates:
+        rates = {name: rate[a[rates["by"]]] if isinstance(rate, dict) else rate for name, rate in rates.items() if name != "by"}
+    if "typical" in rates:
+        chance = draw("latency")
+        low, high = (rates["min"], rates["typical"]) if chance < 0.5 else (rates["typical"], rates["max"])
+        return low + (high - low) * (2 * chance % 1)
+    return sum([rate * (AMOUNTS[name](made, given) if name in AMOUNTS else sum(m[name] for m in made)) for name, rate in rates.items()])
+
+def deviate(outputs, more):
+    """What an unfaithful simulator returns: a missing item (unannounced), a wrong size or duration, or else a failure. None of
+    it can be a faithful outcome of the same call, so that the total variation between the two is the share of deviations."""
+    if not outputs or outputs[0]["kind"] not in ("image", "video", "audio"):
+        refuse(None, "internal error, try again", "service_error", True)
+    if len(outputs) > 1:
+        return outputs[:-1], {}
+    one = outputs[0]
+    if one["kind"] == "video":
+        return [recut(one, stretch(one["shot_frames"], one["n_frames"] * 4 // 5 or 2))], more
+    return [{**one, **{name: one[name] * 2 for name in ("width", "height", "duration_s") if one[name]}}], more
+
 FORGED = re.compile(r"<(?=/?(?:think|plan|tool_call|tool_response|answer)\b)")
-PREFIX = {"image": "img", "video": "vid", "audio": "aud", "text": "txt", "html": "html", "data": "data"}
 
 def disarm(text):
     """Text from outside cannot open or close a chat turn."""
@@ -199,21 +620,20 @@ def reply_text(reply):
     body = to_json(reply)
     return FORGED.sub(r"\\u003c", disarm(body)) if "<" in body else body
 
-def describe(outputs, more, limit):
-    """The reply's fields: ids, then attributes; one value if all outputs share it, else a list. Outputs are of one kind."""
+SHOWN = {
+    "size": lambda m: f"{m['width']}x{m['height']}", "duration_s": lambda m: m["duration_s"], "sound": lambda m: m["has_audio"],
+    "text": lambda m: m["text"][:197] + "..." * (len(m["text"]) > 197),   # the artifact keeps all of it
+}
+
+def describe(outputs, more):
+    """The reply's fields: ids, then what a kind of artifact shows; one value if all outputs share it, else a list."""
     if not outputs:
         return more
-    kind, columns = outputs[0]["kind"], {}
-    if kind in ("image", "video"):
-        columns["size"] = [f"{output['width']}x{output['height']}" for output in outputs]
-    if kind in ("video", "audio"):
-        columns["duration_s"] = [output["duration_s"] for output in outputs]
-    if kind == "video":
-        columns["sound"] = [output["has_audio"] for output in outputs]
-    if kind == "text":
-        columns["text"] = [output["text"][:limit] + "..." * (len(output["text"]) > limit) for output in outputs]
-    shown = {name: values[0] if values.count(values[0]) == len(values) else values for name, values in columns.items()}
-    return {"ids": [output["id"] for output in outputs], **shown, **more}
+    shown = {"ids": [output["id"] for output in outputs]}
+    for name in load_defaults()["kinds"][outputs[0]["kind"]]["shows"]:
+        values = [SHOWN[name](output) for output in outputs]
+        shown[name] = values[0] if values.count(values[0]) == len(values) else values
+    return {**shown, **more}
 
 # ---------------------------------------------------------------------------- the environment
 class VisGenEnv:
@@ -238,15 +658,13 @@ class VisGenEnv:
 
     def attach(self, media_id, given):
         """A medium that the user attached becomes an artifact; returns the line that tells the agent about it."""
-        kind, made = given["kind"], record(**{**given, "has_audio": given["kind"] == "audio"})
+        kind, fps = given["kind"], given.get("fps") or 24
+        made = record(**{**given, "has_audio": kind == "audio"})
         if kind == "video":
-            frames = whole(micro(given["duration_s"]), given.get("fps") or 24)
-            made = video(*sides(given), stretch([1] * (given.get("shots") or 1), frames), given.get("fps") or 24,
-                         bool(given.get("has_audio")), format=given.get("format", "mp4"))
+            shots = stretch([1] * (given.get("shots") or 1), whole(given["duration_s"], fps))
+            made = video(shots, **{**given, "fps": fps, "has_audio": bool(given.get("has_audio"))})
         self.artifacts[media_id] = {**made, "id": media_id, "tool": "user", "media": self.stand_ins(kind, media_id)[0]}
-        size = f" {made['width']}x{made['height']}" if kind in ("image", "video") else ""
-        seconds = f" {made['duration_s']:.1f} s" if kind in ("audio", "video") else ""
-        return f"[{media_id}: {kind}{size}{seconds}]" + (f" {made['text']}" if kind == "text" else "")
+        return load_defaults()["kinds"][kind]["attached"].format_map(self.artifacts[media_id])
 
     def draw(self, purpose):
         """A number in [0, 1) from the episode's seed and the number of the current call."""
@@ -254,11 +672,9 @@ class VisGenEnv:
 
     def stand_ins(self, kind, key, n=1):
         """Files of the media database for n media: neighbours, so that they differ; the same key shows the same ones."""
-        files = media_files().get(kind)
-        if not files:
-            return [None] * n
-        first = int(draw(self.seed, key, "media") * len(files))
-        return [files[(first + i) % len(files)] for i in range(n)]
+        files = media_files(kind)
+        first = int(draw(self.seed, key, "media") * len(files)) if files else 0
+        return [files[(first + i) % len(files)] if files else None for i in range(n)]
 
     def step(self, text):
         """One turn of the agent -> (tool messages, one per call in order, 0.0, terminated, truncated, info). The reward is
@@ -296,7 +712,7 @@ class VisGenEnv:
             if self.errors >= load_defaults()["max_errors"]:
                 refuse(None, f"{self.errors} calls of this episode failed; it ends here", "too_many_errors")
             if call["error"]:
-                refuse(None, call["error"][:160], "bad_call")
+                refuse(None, call["error"], "bad_call")
             if call["name"] not in self.pool:
                 names = ", ".join(self.pool[:10]) + f" and {len(self.pool) - 10} more" * (len(self.pool) > 10)
                 refuse("name", f"no tool {show(call['name'])} here; the tools are {names}", "unknown_tool")
@@ -304,7 +720,7 @@ class VisGenEnv:
         except ToolError as error:
             self.errors += 1
             code, param, message, retryable = ("service_error", None, "internal error, try again", True) if deviates else error.args
-            if code in INVALID:     # in the service's manner
+            if code in load_defaults()["invalid"]:     # in the service's manner
                 message = load_tools()[call["name"]]["provider"]["invalid"] + message
             record["status"], record["virtual_s"] = "error", record["virtual_s"] or load_defaults()["refused_s"]
             record["error"] = {"code": code, "param": param, "message": message, "retryable": retryable}
@@ -315,105 +731,96 @@ class VisGenEnv:
 
     def run(self, tool, written, record, deviates):
         """Validate, fail as services fail, make the outputs, file them. Raises ToolError."""
-        args = {**tool["defaults"], **written}
-        check(written, tool["parameters"], "")
-        media, parents = find_media(self.artifacts, tool, args)
+        check(written, tool["name"])
+        a = {**tool["blank"], **written}
+        parents = find_media(self.artifacts, tool, a)
         for rule in tool["rules"]:
-            if not RULES[rule["rule"]](tool, args, media):
-                refuse(rule["param"], rule["message"].format(**{**args, **media}), rule.get("code", "invalid_parameter"))
+            if broken(rule, a):
+                refuse(rule["param"], rule["message"].format_map(a), rule.get("code", "invalid_parameter"))
         if self.scale:
-            self.screen(tool, args)
-        outputs, more = BEHAVIOURS[tool["behaviour"]](self, tool, args, media)
-        parents = outputs[0]["parents"] if outputs and outputs[0]["parents"] else parents   # a page finds its own
+            self.screen(tool, a)
+        outputs, more = BEHAVIOURS[tool["behaviour"]](self, tool, a)
+        for note in tool["notes"]:
+            if broken(note, {**a, "made": outputs}):
+                more = {"warning": note["message"].format_map({**a, "made": outputs}), **more}
         given = [self.artifacts[parent["id"]] for parent in parents]
-        start = max(self.turn_began, *[artifact["made_s"] for artifact in given]) if given else self.turn_began   # it waits for them
+        start = max([self.turn_began, *[medium["made_s"] for medium in given]])   # it waits for them
         if self.scale:
-            self.meter(tool, args, start)
-        self.fail(tool, record)
-        if self.scale and tool["no_output"]:
-            outputs, more = self.lose(tool, args, outputs, more)
+            self.meter(tool, a, start)
+        self.fail(tool, a, record)
+        outputs, more = self.lose(tool, a, outputs, more)
         if deviates:
             outputs, more = deviate(outputs, more)
-        times = row(tool["virtual_seconds"], args)
-        seconds = latency(times, self.draw("latency")) if "typical" in times else tally(times, args, outputs, given)
-        record["virtual_s"], record["price_usd"] = round(seconds, 3), round(tally(tool["price_usd"], args, outputs, given), 6)
-        end = round(start + seconds, 3)
+        record["virtual_s"] = round(bill(tool["virtual_seconds"], a, outputs, given, self.draw), 3)
+        record["price_usd"] = round(bill(tool["price_usd"], a, outputs, given), 6)
+        end = round(start + record["virtual_s"], 3)
         for limit in tool["limits"][:1]:
             self.used.setdefault(limit["of"], []).append((start, end, len(outputs)))
-        if outputs:
-            kind, count = outputs[0]["kind"], self.counts.get(outputs[0]["kind"], 0)
-            self.counts[kind] = count + len(outputs)
-            key = f"{args['seed']} {args['prompt']}" if "seed" in args else f"{kind} {count}"
-            for i, (output, file) in enumerate(zip(outputs, self.stand_ins(kind, key, len(outputs))), count + 1):
-                output.update(id=f"{PREFIX[kind]}_{i}", tool=tool["name"], arguments=written, media=file, made_s=end, parents=parents)
-                self.artifacts[output["id"]] = output
-            record["outputs"] = [output["id"] for output in outputs]
+        kind, count, prefix = tool["makes"], self.counts.get(tool["makes"], 0), load_defaults()["kinds"][tool["makes"]].get("prefix")
+        self.counts[kind] = count + len(outputs)
+        key = f"{written['seed']} {written['prompt']}" if "seed" in written else f"{kind} {count}"
+        files = self.stand_ins(kind, key, len(outputs)) if outputs else []
+        for i, (output, file) in enumerate(zip(outputs, files), count + 1):
+            output.update(id=f"{prefix}_{i}", tool=tool["name"], arguments=written, media=file, made_s=end, parents=parents)
+            self.artifacts[output["id"]] = output
+            record["outputs"].append(output["id"])
         self.virtual_s, self.price_usd = max(self.virtual_s, end), round(self.price_usd + record["price_usd"], 6)
-        return describe(outputs, more, load_defaults()["reply_chars"])
+        return describe(outputs, more)
 
-    def screen(self, tool, args):
+    def screen(self, tool, a):
         """Moderation of the prompt: the same prompt always gets the same verdict, right or wrong."""
         provider, words = tool["provider"], load_defaults()["blocked_words"]
-        more = [category for param, table in tool["also_screened"].items() for category in table.get(args[param], ())]
+        categories = provider["screens"] + [more for param, table in tool["also_screened"].items() for more in table.get(a[param], ())]
         for param in tool["screened"]:
-            text, blocked = args.get(param) or "", None
-            for category in provider["screens"] + more:
-                if hit := words[category].search(text):
-                    blocked = {"category": category, "word": hit[0]}
-            if text and draw("", provider["blocked"], text) < load_defaults()["false_block"] * self.scale:
-                blocked = blocked or {"category": "other", "word": max(re.findall(r"\w+", text), key=len, default="")[:20]}
-            if blocked:
-                code = provider.get("codes", {}).get(blocked["category"])
-                refuse(param, provider["blocked"].format(code=code, **blocked), "content_blocked")
+            text = a[param] or ""
+            hits = [(category, hit[0]) for category in categories if (hit := words[category].search(text))]
+            if text and not hits and draw("", provider["blocked"], text) < load_defaults()["false_block"] * self.scale:
+                hits = [("other", max(re.findall(r"\w+", text), key=len, default="")[:20])]
+            for category, word in hits[-1:]:
+                code = provider.get("codes", {}).get(category)
+                refuse(param, provider["blocked"].format(code=code, category=category, word=word), "content_blocked")
 
-    def meter(self, tool, args, start):
+    def meter(self, tool, a, start):
         """Rate limits, jobs at a time, and used-up packs, by the virtual clock. Only the last does not end by waiting."""
         for limit in tool["limits"]:
             used = self.used.get(limit["of"], ())
             amount = sum(end > start if "jobs" in limit else (n if "items" in limit else 1) * (began > start - limit["window_s"])
                          for began, end, n in used)
             most = limit.get("jobs") or limit.get("calls") or limit["items"]
-            if amount + (int(args["n"]) if "items" in limit else 1) > most:
+            if amount + (int(a["n"]) if "items" in limit else 1) > most:
                 refuse(None, limit["message"], limit["code"], limit["code"] != "quota_exhausted")
 
-    def fail(self, tool, record):
+    def fail(self, tool, a, record):
         """Failures that a retry mends, from the episode's seed and the number of the call; of several steps, any may fail."""
-        if not self.scale:
-            return
-        steps = tool["steps"] or [""]
-        timeout, transient = (load_defaults()[kind][tool["call"]] * self.scale * len(steps) for kind in ("timeout", "transient"))
-        chance = self.draw("failure") if transient else 1.0
-        if chance < timeout + transient:
-            step = "step " * bool(tool["steps"]) + steps[int(chance / (timeout + transient) * len(steps))] + ": " * bool(tool["steps"])
-            if chance < timeout:
-                record["virtual_s"] = row(tool["virtual_seconds"], {**tool["defaults"], **record["arguments"]}).get("max", 60)
-                refuse(None, step + tool["provider"]["timeout"], "timeout", True)
-            refuse(None, step + tool["provider"]["transient"], "service_error", True)
+        timeout, both = (self.scale * len(tool["steps"]) * share for share in load_defaults()["failures"][tool["call"]])
+        chance = self.draw("failure") if both else 1.0
+        if chance < both:
+            step, code = tool["steps"][int(chance / both * len(tool["steps"]))], "timeout" if chance < timeout else "service_error"
+            if code == "timeout":
+                record["virtual_s"] = round(bill(tool["virtual_seconds"], a, draw=lambda _: 1 - 1e-9), 3)   # the longest wait
+            refuse(None, (f"step {step}: " if step else "") + tool["provider"][code], code, True)
 
-    def lose(self, tool, args, outputs, more):
+    def lose(self, tool, a, outputs, more):
         """Items that were filtered or not made: the rest comes with a warning; if none is left, the call has failed."""
         loss, n = tool["no_output"], len(outputs)
-        talks = "asks_text" in loss and re.search(load_defaults()["asks_text"], args["prompt"], re.IGNORECASE)
+        if not loss or not self.scale:
+            return outputs, more
+        talks = "asks_text" in loss and re.search(load_defaults()["asks_text"], a["prompt"], re.IGNORECASE)
         chance = loss["asks_text" if talks else "per_item"] * self.scale
         kept = [output for i, output in enumerate(outputs) if self.draw(f"item {i}") >= chance]
-        if len(kept) == n:
-            return outputs, more
         message = loss["message"].format(k=len(kept), n=n, lost=n - len(kept))
         if not kept:
             refuse(None, message, "no_output", True)
-        return kept, {**more, "warning": message}
+        return kept, {**more, "warning": message} if len(kept) < n else more
 
     def trajectory(self):
         """The Trajectory record; `reward` is filled by rewards.py."""
         names = ("task", "messages", "calls", "plan", "plans", "answer", "ended", "seed", "turns", "virtual_s", "price_usd")
-        state = {name: copy.copy(getattr(self, name)) for name in names}
-        return {**state, "artifacts": list(self.artifacts.values()), "reward": {}}
+        return {**{name: copy.copy(getattr(self, name)) for name in names}, "artifacts": list(self.artifacts.values()), "reward": {}}
 
-
-# ---------------------------------------------------------------------------- console, table, audit, speed
+# ---------------------------------------------------------------------------- console, tables, speed
 def studio(**rollout):
-    """An episode in which the media of `defaults.studio` are attached as in_1, in_2, ... With its seed, the first call meets no
-    transient failure at scale 1, so that a case of moderation shows moderation."""
+    """An episode with the media of `defaults.studio`. With its seed, the first call meets no transient failure at scale 1."""
     env = VisGenEnv(RolloutConfig(**{"failure_scale": 0, "max_turns": 10 ** 9, **rollout}))
     env.reset({"id": "studio", "request": "Make what you like.", "inputs": load_defaults()["studio"]}, seed=1)
     return env
@@ -421,52 +828,42 @@ def studio(**rollout):
 def read_cases():
     return [json.loads(line) for line in (ROOT / "data/fidelity.jsonl").read_text(encoding="utf-8").splitlines()]
 
-def outcome(env, name, arguments):
-    """What one call did, in the terms of data/fidelity.jsonl: the error's code and param, or the first output and the bill."""
-    reply = env.call({"name": name, "arguments": arguments, "error": None})
-    if "error" in reply:
-        return {"error": reply["error"]["code"], "param": reply["error"]["param"]}
-    made = [env.artifacts[i] for i in reply.get("ids", [])] or [{}]
-    size = f"{made[0]['width']}x{made[0]['height']}" if made[0].get("width") else None
-    return {**made[0], "count": len(reply.get("ids", [])), "size": size, "price_usd": env.calls[-1]["price_usd"],
-            "virtual_s": env.calls[-1]["virtual_s"], "warning": "warning" in reply, **{k: v for k, v in reply.items() if k != "warning"}}
-
 def audit():
-    """C_tool by data/fidelity.jsonl: ({tool: [documented right, documented, assumed right, assumed]}, deviations in words)."""
+    """C_tool by data/fidelity.jsonl: ({tool: [documented right, documented, assumed right, assumed]}, deviations in words).
+    Documented are marks D, S and T of facts, assumed are M and A."""
     table, deviations = {name: [0, 0, 0, 0] for name in load_tools()}, []
     for case in read_cases():
-        got = outcome(studio(failure_scale=case["failure_scale"]), case["tool"], case["arguments"])
-        wrong = {name: got.get(name) for name, value in case["expect"].items() if got.get(name) != value}
-        column = 2 * (case["mark"] not in "DST")
-        table[case["tool"]][column] += not wrong
-        table[case["tool"]][column + 1] += 1
+        env, name = studio(failure_scale=case["failure_scale"]), case["tool"]
+        reply = env.call({"name": name, "arguments": case["arguments"], "error": None})
+        ids, error = reply.get("ids", ()), reply.get("error", {})
+        first = env.artifacts[ids[0]] if ids else BLANK
+        got = {**first, **env.calls[-1], **reply, **error, "error": error.get("code"), "count": len(ids), "warning": "warning" in reply,
+               "size": f"{first['width']}x{first['height']}", "duration_s": first["duration_s"]}
+        wrong = {field: got.get(field) for field, right in case["expect"].items() if got.get(field) != right}
+        column = 0 if case["mark"] in "DST" else 2
+        table[name][column] += not wrong
+        table[name][column + 1] += 1
         if wrong:
-            deviations.append(f"{case['tool']} {to_json(case['arguments']):.90} ({case['source']}, {case['mark']}): {case['expect']}, got {wrong}")
+            deviations.append(f"{name} {to_json(case['arguments']):.90} ({case['source']}): {case['expect']}, got {wrong}")
     return table, deviations
 
 def print_audit():
-    """Print C_tool per tool and over all; documented are marks D, S and T of facts, assumed are M and A."""
     table, deviations = audit()
     table["all"] = [sum(column) for column in zip(*table.values())]
-    print(f"{'C_tool':31} documented        assumed")
-    for name, (good, n, good_a, n_a) in table.items():
-        print(f"{name:31}", *(f"{a / b:6.3f} of {b:<4}" if b else f"{'-':14}" for a, b in ((good, n), (good_a, n_a))))
-    print("\n".join(deviations))
+    shares = {name: [(right / max(n, 1), n) for right, n in (row[:2], row[2:])] for name, row in table.items()}
+    print(page("templates/audit.jinja", table=shares, deviations=deviations))
 
 def print_tools():
-    for name, tool in load_tools().items():
-        print(f"{name:29} {tool['category']:26} {tool['makes']:8} {tool['call']:6} {tool['stands_for']}\n    {tool_signature(name)}")
+    print(page("templates/tools.jinja", tools=load_tools(), signature=tool_signature))
 
-def print_speed(seconds=3.0, calls_a_turn=6):
-    """Tool calls per second of CPU time on this core, parsing and reply text included: the best round, as other processes slow
-    a shared machine's cores down, and the mean. The mix: the cases of data/fidelity.jsonl in order, without those that need
-    failures or whose arguments exceed 300 characters, six calls a turn."""
-    for words, refused in (("valid", False), ("refused", True)):
-        cases = [case for case in read_cases() if ("error" in case["expect"]) == refused and not case["failure_scale"]
-                 and len(to_json(case["arguments"])) <= 300]
-        blocks = [f"<tool_call>{to_json({'name': case['tool'], 'arguments': case['arguments']})}</tool_call>" for case in cases]
-        turns = ["<think>Go.</think>" + "".join(blocks[i:i + calls_a_turn]) for i in range(0, len(blocks), calls_a_turn)]
-        rounds = []
+def print_speed(seconds=3.0):
+    """Tool calls per second of CPU time on this core, parsing and reply text included, in the best round, as other processes slow a
+    shared core down, and in the mean. The mix: cases of data/fidelity.jsonl that need no failures, of at most 300 characters."""
+    cases = [case for case in read_cases() if not case["failure_scale"] and len(to_json(case["arguments"])) <= 300]
+    for words in ("valid", "refused"):
+        blocks = [f"<tool_call>{to_json({'name': case['tool'], 'arguments': case['arguments']})}</tool_call>"
+                  for case in cases if ("error" in case["expect"]) == (words == "refused")]
+        turns, rounds = ["<think>Go.</think>" + "".join(blocks[i:i + 6]) for i in range(0, len(blocks), 6)], []
         while sum(rounds) < seconds:
             env = studio()
             env.errors = -10 ** 9     # this is no episode: ten refusals must not end it
@@ -474,25 +871,16 @@ def print_speed(seconds=3.0, calls_a_turn=6):
             for text in turns:
                 env.step(text)
             rounds.append(time.process_time() - began)
-        print(f"{len(cases) / min(rounds):8.0f} {words} calls/s in the best of {len(rounds)} rounds, {len(cases) * len(rounds) / sum(rounds):.0f} "
-              f"in the mean; mix: {len(cases)} cases of {len({case['tool'] for case in cases})} tools, {calls_a_turn} calls a turn")
-
-def typed_lines():
-    """What is typed at the prompt, until `quit` or the end of the input."""
-    line = ""
-    while line != "quit":
-        try:
-            line = input("> ").strip()
-        except EOFError:
-            return
-        if line and line != "quit":
-            yield line
+        best, mean = len(blocks) / min(rounds), len(blocks) * len(rounds) / sum(rounds)
+        print(f"{best:8.0f} {words} calls/s in the best of {len(rounds)} rounds, {mean:.0f} in the mean ({len(blocks)} cases)")
 
 def console():
     """Read `tool {"argument": ...}` from the keyboard; show the reply, the new media, the clock and the bill."""
     env = studio(failure_scale=1.0)
     print(env.messages[1]["content"], '\nType a call such as  tool_text2image_gpt {"prompt": "a fox"}  or  quit.')
-    for line in typed_lines():
+    for line in map(str.strip, sys.stdin):
+        if line == "quit" or env.ended:
+            return
         name, _, arguments = line.partition(" ")
         n_before = len(env.artifacts)
         replies, *_ = env.step(f'<think>.</think><tool_call>{{"name": {to_json(name)}, "arguments": {arguments or "{}"}}}</tool_call>')
@@ -501,15 +889,12 @@ def console():
         for artifact in islice(env.artifacts.values(), n_before, None):
             print("   ", {k: v for k, v in artifact.items() if v not in (None, [], {}) and k not in ("arguments", "tool")})
         print(f"    clock {env.virtual_s:.1f} s, bill ${env.price_usd:.3f}, failed calls {env.errors}")
-        if env.ended:
-            print("The episode is over:", env.ended)
-            return
 
 def main():
     parser = argparse.ArgumentParser(description="A console on one episode of VisGenEnv; with a switch, a table instead.")
-    switches = {"--tools": print_tools, "--audit": print_audit, "--speed": print_speed}
-    for switch, doc in zip(switches, ("the 36 tools", "C_tool by data/fidelity.jsonl", "tool calls per second on this core")):
-        parser.add_argument(switch, dest="show", action="store_const", const=switches[switch], default=console, help=doc)
+    for switch, function, doc in (("--tools", print_tools, "the 36 tools"), ("--audit", print_audit, "C_tool by data/fidelity.jsonl"),
+                                  ("--speed", print_speed, "tool calls per second on this core")):
+        parser.add_argument(switch, dest="show", action="store_const", const=function, default=console, help=doc)
     parser.parse_args().show()
 
 if __name__ == "__main__":
