@@ -122,7 +122,7 @@ def show(value):
     if isinstance(value, (list, dict)):
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
     text = to_json(value)
-    return text if len(text) <= 36 else f"{text[:24]}... of {len(text)} characters"
+    return text if len(text) <= 36 else f"{text[:24]}... of {len(str(value))} characters"
 
 @lru_cache(maxsize=64)
 def validator(name):
@@ -206,7 +206,7 @@ RULES = {   # checks across fields, of a rule's entry in tools.yaml and the call
     "sides_fit": lambda r, a: all(r["least"] <= int(side) <= r["most"] for side in re.findall("[0-9]{2,}", a["size"] or "")),
     "mask_fits": lambda r, a: a["mask"] is None or [sides(a["mask"])] == [sides(image) for image in a["images"]],
     "few_images": lambda r, a: len(a["images"]) <= 3,
-    "hardly_cropped": lambda r, a: abs(math.log(math.prod(sides(a["image"])) / math.prod(sides(a["made"][0])))) <= 0.05,
+    "hardly_cropped": lambda r, a: abs(math.log(a["image"]["width"] / a["image"]["height"] * a["made"][0]["height"] / a["made"][0]["width"])) <= 0.05,
     "audio_lasts": lambda r, a: a["audio"] is None or a["audio"]["duration_s"] >= a["made"][0]["duration_s"] - 0.05,
     "one_size": lambda r, a: not a["made"][0]["letterboxed"],
     "has_beats": lambda r, a: a["made"][0]["beat_times"],
@@ -486,7 +486,7 @@ def audio_cut(env, tool, a):
     if a["fade_in"] + a["fade_out"] > seconds + 1e-6:
         refuse("fade_out", f"fade_in + fade_out is longer than the audio ({seconds:g} s)")
     offset = round((source.get("beat_offset_s", 0.0) - a["start"]) % (60 / bpm), 3) if bpm else None
-    return [{**source, "format": "mp3", "duration_s": round(max(seconds, 0.001), 3), "beat_offset_s": offset}], {}
+    return [{**source, "format": "mp3", "duration_s": round(max(float(seconds), 0.001), 3), "beat_offset_s": offset}], {}
 
 def beats(env, tool, a):
     """Beat i lies at offset + 60 i / bpm; speech, effects and audio under 2 s have none."""
@@ -742,7 +742,7 @@ class VisGenEnv:
         outputs, more = BEHAVIOURS[tool["behaviour"]](self, tool, a)
         for note in tool["notes"]:
             if broken(note, {**a, "made": outputs}):
-                more = {"warning": note["message"].format_map({**a, "made": outputs}), **more}
+                more.setdefault("warning", note["message"].format_map({**a, "made": outputs}))
         given = [self.artifacts[parent["id"]] for parent in parents]
         start = max([self.turn_began, *[medium["made_s"] for medium in given]])   # it waits for them
         if self.scale:
