@@ -45,8 +45,7 @@ class RolloutConfig:
         fine = {"tools": self.tools in ("schema", "signature", "names"), "tool_pool": self.tool_pool in ("task", "all"),
                 "max_turns": self.max_turns >= 1, "fidelity": 0 <= self.fidelity <= 1, "failure_scale": self.failure_scale >= 0}
         for name in [name for name in fine if not fine[name]]:
-            doc = self.__dataclass_fields__[name].metadata["doc"]
-            raise ValueError(f"rollout.{name} cannot be {getattr(self, name)!r}: {doc}")
+            raise ValueError(f"rollout.{name} cannot be {getattr(self, name)!r}: {self.__dataclass_fields__[name].metadata['doc']}")
 
 # ---------------------------------------------------------------------------- the tools as data
 ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False)   # what is written here holds no cycles
@@ -67,9 +66,7 @@ def read_sheet():
     words, providers = sheet["defaults"]["blocked_words"], sheet["defaults"]["providers"]
     for name, tool in sheet["tools"].items():
         tool = sheet["tools"][name] = {"name": name, **sheet["defaults"]["entry"], **tool, "provider": providers[tool["provider"]]}
-        properties = tool["parameters"]["properties"]
-        tool["defaults"] = {p: s["default"] for p, s in properties.items() if "default" in s}
-        tool["blank"] = {**dict.fromkeys(properties), **tool["defaults"]}
+        tool["blank"] = {param: schema.get("default") for param, schema in tool["parameters"]["properties"].items()}
     for category in words:   # a word ends where its letters end, so that "gored" passes; Chinese has no such ends
         words[category] = re.compile(f"(?<![a-z])(?:{'|'.join(map(re.escape, words[category]))})(?![a-z])", re.IGNORECASE)
     return sheet
@@ -88,9 +85,9 @@ def tool_schemas(names):
 
 def tool_signature(name):
     """One line such as `tool_text2image_gemini(prompt, aspect_ratio="1:1", n=1)`; a `?` marks an optional one."""
-    required, defaults = load_tools()[name]["parameters"]["required"], load_tools()[name]["defaults"]
-    optional = [p for p in load_tools()[name]["parameters"]["properties"] if p not in required]
-    return f"{name}({', '.join(required + [f'{p}={to_json(defaults[p])}' if p in defaults else p + '?' for p in optional])})"
+    required, blank = load_tools()[name]["parameters"]["required"], load_tools()[name]["blank"]
+    optional = [p + "?" if value is None else f"{p}={to_json(value)}" for p, value in blank.items() if p not in required]
+    return f"{name}({', '.join(required + optional)})"
 
 @lru_cache(maxsize=256)
 def system_text(style, pool):
@@ -119,10 +116,8 @@ def refuse(param, message, code="invalid_parameter", retryable=False):
 
 def show(value):
     """A short form of a refused value for a message."""
-    if isinstance(value, (list, dict)):
-        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
     text = to_json(value)
-    return text if len(text) <= 36 else f"{text[:24]}... of {len(str(value))} characters"
+    return text if len(text) <= 36 else f"{text[:24]}... of {len(value)}"
 
 @lru_cache(maxsize=64)
 def validator(name):
@@ -185,19 +180,19 @@ def find_media(artifacts, tool, a):
         parents += [{"id": artifact["id"], "role": limits["role"]} for artifact in found]
     return parents
 
-WIDE = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
 RULES = {   # checks across fields, of a rule's entry in tools.yaml and the call's parameters, true where all is well; the last six give warnings
     "given": lambda r, a: None not in [a[name] for name in r["of"]],
     "exactly_one": lambda r, a: [a[name] is None for name in r["of"]].count(False) == 1,
     "not_both": lambda r, a: None in [a[name] for name in r["of"]],
     "one_of": lambda r, a: a[r["of"]] in r["values"],
     "lengths": lambda r, a: all(len(a[name] or "") <= most for name, most in r["most"].items()),
-    "prompt_tokens": lambda r, a: a["prompt"].isascii() or len(a["prompt"]) + 3 * len(WIDE.findall(a["prompt"])) <= 4096,
-    "shots_sum": lambda r, a: a["shot_durations"] is None or (
-        len(a["shot_durations"]) == (a["n_shots"] or len(a["shot_durations"]))
-        and abs(sum(a["shot_durations"]) - (a["total_duration"] or sum(a["shot_durations"]))) <= 0.1 + 1e-9),
+    "prompt_tokens": lambda r, a: a["prompt"].isascii() or len(a["prompt"]) + 3 * len(re.findall(r["wide"], a["prompt"])) <= 4096,
+    "shots_count": lambda r, a: None in (a["shot_durations"], a["n_shots"]) or len(a["shot_durations"]) == a["n_shots"],
+    "shots_sum": lambda r, a: None in (a["shot_durations"], a["total_duration"]) or abs(sum(a["shot_durations"]) - a["total_duration"]) <= 0.1 + 1e-9,
     "start_before_end": lambda r, a: a["start"] < (a[r["of"]]["duration_s"] if a["end"] is None else a["end"]),
     "end_inside": lambda r, a: (a["end"] or 0) <= a[r["of"]]["duration_s"] + 1e-5,
+    "spans_a_frame": lambda r, a: whole(min(a["end"], a["video"]["duration_s"]) - a["start"], a["video"]["fps"]) >= 1,
+    "loops_fit": lambda r, a: a["video"]["n_frames"] * math.prod(step.get("count", 1) for step in a["operations"]) <= 10 ** 6,
     "transition_fits": lambda r, a: a["transition_duration"] * 2 < min(clip["duration_s"] for clip in a["videos"]),
     "references_plus_outputs": lambda r, a: len(a["images"] or ()) + a["n"] <= 15,
     "shots_fit": lambda r, a: a["storyboard"] or 1 <= a["duration"] / a["n_shots"] <= 8,
@@ -219,8 +214,8 @@ def broken(rule, a):
 
 # ---------------------------------------------------------------------------- UTPC
 TAGS = ("think", "plan", "tool_call", "answer")
-LOOKALIKES = r"think(?:ing)?|thought|plan(?:ning)?|(?:tool|function)[_ -]?calls?|(?:final[_ -]?)?answer|tool[_ -]?response"
-TAG = re.compile(f"<(/?)({'|'.join(TAGS)}|(?i:{LOOKALIKES}))>")
+BLOCK = re.compile(r"<(NAME)>((?:[^<]++|<(?!/\1>|(?:NAME)>))*+)(</\1>)?".replace("NAME", "|".join(TAGS)))   # up to its end, or to what opens next
+ODD = re.compile(r"</?(think(?:ing)?|thought|plan(?:ning)?|(?:tool|function)[_ -]?calls?|(?:final[_ -]?)?answer|tool[_ -]?response)>", re.IGNORECASE)
 MAX_TAGS = 2000     # of a turn; a megabyte of tags would otherwise give as many faults and replies
 MAX_DEPTH = 32      # no tool's arguments nest deeper, and copying much deeper ones would exhaust Python's stack
 
@@ -241,40 +236,29 @@ def read_json(text):
 def split_tags(text, fault):
     """[(tag, body, pos)] of a turn, in one pass. A tag that opens inside another one ends it, so that a lost closing tag
     costs one block and not the rest of the turn."""
-    blocks, opened, start, opened_at, outside, cut = [], None, 0, 0, 0, set()
-    for match in islice(TAG.finditer(text), MAX_TAGS):
-        (pos, end), (closing, name) = match.span(), match.groups()
-        if opened and name not in TAGS:
-            continue
-        if not opened and text[outside:pos].strip():
-            fault("text_outside_tags", outside, "text outside the four tags")
-        outside = end
-        if opened and (name == opened or not closing):
-            blocks.append((opened, text[start:pos], opened_at))
-        if name not in TAGS:
-            fault("unknown_tag", pos, f"<{name}> is none of <think>, <plan>, <tool_call>, <answer>")
-        elif closing and name != opened:
-            fault("nested_tag" if name in cut else "stray_close", pos, f"</{name}> closes nothing, or what another tag has ended")
-        elif closing:
-            opened = None
-        else:
-            if opened:
-                cut.add(opened)
-                fault("unclosed_tag", opened_at, f"<{name}> opens inside <{opened}>")
-            opened, start, opened_at = name, end, pos
-    if opened:
-        blocks.append((opened, text[start:], opened_at))
-        fault("unclosed_tag", opened_at, f"<{opened}> is not closed")
-    elif text[outside:].strip():
-        fault("text_outside_tags", outside, "text outside the four tags")
+    blocks, end, cut = [], 0, set()
+    for match in [*islice(BLOCK.finditer(text), MAX_TAGS), None]:
+        start = match.start() if match else len(text)
+        between = text[end:start]
+        for odd in islice(ODD.finditer(between), MAX_TAGS):
+            code = "unknown_tag" if odd[1] not in TAGS else "nested_tag" if odd[1] in cut else "stray_close"
+            fault(code, end + odd.start(), f"{odd[0]} is none of the four tags, or closes nothing")
+        if ODD.sub("", between).strip():
+            fault("text_outside_tags", end, "text outside the four tags")
+        if match:
+            tag, body, closed = match.groups()
+            blocks.append((tag, body, start))
+            end = match.end()
+            if not closed:
+                cut.add(tag)
+                fault("unclosed_tag", start, f"<{tag}> is not closed, or not before another tag opens")
     return blocks
 
 def parse_utpc(text):
-    """What a turn says, and what is wrong with it (Sec. 3.1). Never raises; linear in len(text). Tags beyond MAX_TAGS are text.
+    """What a turn says, and what is wrong with it (Sec. 3.1). Never raises; linear in len(text). Blocks beyond MAX_TAGS are text.
 
     Returns {think [str], plan list|None, calls [{name, arguments, error, pos}], answer dict|None, order [tag], faults [{code, pos, message}]}.
-    A call that cannot be read stays in `calls` with its error, because every call gets one reply. That a first turn lacks its plan is
-    for the reader to see: the parser does not know the turn.
+    Each call gets a reply, so what cannot be read stays in `calls` with its error. That a first turn lacks its plan is for the reader to see.
     """
     text = clean(text)
     found = {"think": [], "plan": None, "calls": [], "answer": None, "order": [], "faults": []}
@@ -384,12 +368,13 @@ def generate(env, tool, a):
     """Images or clips: size and number follow from the parameters as at the service."""
     table, sources = tool["output"], a.get("images") or ([a["image"]] if "image" in a else [])
     width, height = frame_size(table, a, sources)
-    size = {"width": width, "height": height}
     if tool["makes"] == "image":
-        made = record("image", **size, format=a.get("output_format", "png"), watermark=bool(a.get("watermark") or a.get("logo_add")))
+        marked = bool(a.get("watermark") or a.get("logo_add"))
+        made = record("image", width=width, height=height, format=a.get("output_format", "png"), watermark=marked)
     else:
         cropped = bool(sources) and "sizes" in table and sources[0]["width"] * height != sources[0]["height"] * width
-        made = video([int(a["duration"]) * table["fps"]], **size, fps=table["fps"], has_audio=a.get("generate_audio", False), cropped=cropped)
+        sounds, fps = a.get("generate_audio", False), table["fps"]
+        made = video([int(a["duration"]) * fps], width=width, height=height, fps=fps, has_audio=sounds, cropped=cropped)
     return [dict(made) for _ in range(int(a.get("n", 1)))], {}
 
 def pipeline(env, tool, a):
@@ -461,15 +446,11 @@ def postprocess(env, tool, a):
             shots = shots[::-1]
         elif op == "loop":
             shots = shots * int(step["count"])
-            if sum(shots) > 10 ** 6:
-                refuse(where, f"{where}: the video would exceed 1000000 frames")
     return [recut(clip, shots, width=width, height=height)], {}
 
 def trim(env, tool, a):
     clip, fps = a["video"], a["video"]["fps"]
     n_frames = whole(min(a["end"], clip["duration_s"]) - a["start"], fps)
-    if n_frames < 1:
-        refuse("end", f"start..end must span at least one frame ({1 / fps:.4f} s)")
     first = min(whole(a["start"], fps), clip["n_frames"] - n_frames)
     return [recut(clip, spread([min(max(done - first, 0), n_frames) for done in accumulate(clip["shot_frames"], initial=0)]))], {}
 
@@ -609,16 +590,11 @@ def deviate(outputs, more):
         return [recut(one, stretch(one["shot_frames"], one["n_frames"] * 4 // 5 or 2))], more
     return [{**one, **{name: one[name] * 2 for name in ("width", "height", "duration_s") if one[name]}}], more
 
-FORGED = re.compile(r"<(?=/?(?:think|plan|tool_call|tool_response|answer)\b)")
+FORGED = re.compile(r"<(?=/?(?:think|plan|tool_call|tool_response|answer)\b)")   # neither these tags nor control tokens survive in a reply
 
 def disarm(text):
     """Text from outside cannot open or close a chat turn."""
     return text.replace("<|", "< |") if "<|" in text else text
-
-def reply_text(reply):
-    """A reply as JSON in which neither control tokens nor the four tags survive."""
-    body = to_json(reply)
-    return FORGED.sub(r"\\u003c", disarm(body)) if "<" in body else body
 
 SHOWN = {
     "size": lambda m: f"{m['width']}x{m['height']}", "duration_s": lambda m: m["duration_s"], "sound": lambda m: m["has_audio"],
@@ -688,7 +664,7 @@ class VisGenEnv:
         if turn["plan"] is not None:
             self.plans.append({"turn": len(self.turns), "plan": turn["plan"]})
             self.plan = turn["plan"] if len(self.turns) == 1 else self.plan
-        replies = [{"role": "tool", "content": reply_text(self.call(call))} for call in turn["calls"]]
+        replies = [{"role": "tool", "content": FORGED.sub(r"\\u003c", disarm(to_json(self.call(call))))} for call in turn["calls"]]
         self.messages += replies
         if turn["answer"] is not None:
             self.ended, self.answer = "answer", turn["answer"]
@@ -858,12 +834,12 @@ def print_tools():
 
 def print_speed(seconds=3.0):
     """Tool calls per second of CPU time on this core, parsing and reply text included, in the best round, as other processes slow a
-    shared core down, and in the mean. The mix: cases of data/fidelity.jsonl that need no failures, of at most 300 characters."""
+    shared core down. The mix: the cases of data/fidelity.jsonl that need no failures, of at most 300 characters, six a turn."""
     cases = [case for case in read_cases() if not case["failure_scale"] and len(to_json(case["arguments"])) <= 300]
     for words in ("valid", "refused"):
-        blocks = [f"<tool_call>{to_json({'name': case['tool'], 'arguments': case['arguments']})}</tool_call>"
-                  for case in cases if ("error" in case["expect"]) == (words == "refused")]
-        turns, rounds = ["<think>Go.</think>" + "".join(blocks[i:i + 6]) for i in range(0, len(blocks), 6)], []
+        calls = [{"name": case["tool"], "arguments": case["arguments"]} for case in cases if ("error" in case["expect"]) == (words == "refused")]
+        blocks, rounds = [f"<tool_call>{to_json(call)}</tool_call>" for call in calls], []
+        turns = ["<think>Go.</think>" + "".join(blocks[i:i + 6]) for i in range(0, len(blocks), 6)]
         while sum(rounds) < seconds:
             env = studio()
             env.errors = -10 ** 9     # this is no episode: ten refusals must not end it
@@ -871,8 +847,7 @@ def print_speed(seconds=3.0):
             for text in turns:
                 env.step(text)
             rounds.append(time.process_time() - began)
-        best, mean = len(blocks) / min(rounds), len(blocks) * len(rounds) / sum(rounds)
-        print(f"{best:8.0f} {words} calls/s in the best of {len(rounds)} rounds, {mean:.0f} in the mean ({len(blocks)} cases)")
+        print(f"{len(blocks) / min(rounds):8.0f} {words} calls/s in the best of {len(rounds)} rounds of {len(blocks)} cases")
 
 def console():
     """Read `tool {"argument": ...}` from the keyboard; show the reply, the new media, the clock and the bill."""
@@ -882,12 +857,10 @@ def console():
         if line == "quit" or env.ended:
             return
         name, _, arguments = line.partition(" ")
-        n_before = len(env.artifacts)
         replies, *_ = env.step(f'<think>.</think><tool_call>{{"name": {to_json(name)}, "arguments": {arguments or "{}"}}}</tool_call>')
-        for reply in replies:
-            print(reply["content"])
-        for artifact in islice(env.artifacts.values(), n_before, None):
-            print("   ", {k: v for k, v in artifact.items() if v not in (None, [], {}) and k not in ("arguments", "tool")})
+        print(*[reply["content"] for reply in replies], sep="\n")
+        for media_id in env.calls[-1]["outputs"]:
+            print("   ", {k: v for k, v in env.artifacts[media_id].items() if v not in (None, [], {}) and k not in ("arguments", "tool")})
         print(f"    clock {env.virtual_s:.1f} s, bill ${env.price_usd:.3f}, failed calls {env.errors}")
 
 def main():
