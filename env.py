@@ -114,11 +114,6 @@ class ToolError(Exception):
 def refuse(param, message, code="invalid_parameter", retryable=False):
     raise ToolError(code, param, message, retryable)
 
-def show(value):
-    """A short form of a refused value for a message."""
-    text = to_json(value)
-    return text if len(text) <= 36 else f"{text[:24]}... of {len(value)}"
-
 @lru_cache(maxsize=64)
 def validator(name):
     """The compiled JSON Schema of a tool's arguments, or of a part of UTPC."""
@@ -135,11 +130,11 @@ def check(value, name, root=""):
         if wrong.rule in ("required", "additionalProperties"):
             inside, known = where + "." if where else "", schema["properties"]
             for unknown in [name for name in found if name not in known]:
-                refuse(f"{inside}{unknown:.40}", f"unknown parameter {show(unknown)}; known: {', '.join(known)}", "unknown_parameter")
+                refuse(f"{inside}{unknown:.40}", f"unknown parameter {to_json(unknown):.40}; known: {', '.join(known)}", "unknown_parameter")
             missing = next(name for name in schema["required"] if name not in found)
             refuse(inside + missing, f"{inside}{missing} is required", "missing_parameter")
         fine = f"be {schema.get('description', 'text')}" if wrong.rule == "pattern" else wrong.message.partition(" must ")[2]
-        refuse(where, f"{where} must {fine}, got {show(found)}")
+        refuse(where, f"{where} must {fine}, got {to_json(found):.40}")
 
 LIMITS = {   # of a medium, true where it is within the service's limit; tools.yaml holds the codes and messages
     "kinds": lambda m, kinds: m["kind"] in kinds,
@@ -156,7 +151,7 @@ def find_medium(artifacts, media_id, limits, where):
     found = artifacts.get(media_id)
     if found is None:
         known = ", ".join([i for i, artifact in artifacts.items() if artifact["kind"] in limits["kinds"]][-12:]) or "none"
-        refuse(where, f"{where}: no media {show(media_id)} in this session; known {limits['kinds'][0]} ids: {known}", "file_not_found")
+        refuse(where, f"{where}: no media {to_json(media_id):.40} in this session; known {limits['kinds'][0]} ids: {known}", "file_not_found")
     for name, rule in load_defaults()["limits"].items():
         if name in limits and not LIMITS[name](found, limits[name]):
             refuse(where, rule["message"].format(where=where, m=found, limit=limits[name]), rule["code"])
@@ -233,34 +228,14 @@ def read_json(text):
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
     return value
 
-def split_tags(text, fault):
-    """[(tag, body, pos)] of a turn, in one pass. A tag that opens inside another one ends it, so that a lost closing tag
-    costs one block and not the rest of the turn."""
-    blocks, end, cut = [], 0, set()
-    for match in [*islice(BLOCK.finditer(text), MAX_TAGS), None]:
-        start = match.start() if match else len(text)
-        between = text[end:start]
-        for odd in islice(ODD.finditer(between), MAX_TAGS):
-            code = "unknown_tag" if odd[1] not in TAGS else "nested_tag" if odd[1] in cut else "stray_close"
-            fault(code, end + odd.start(), f"{odd[0]} is none of the four tags, or closes nothing")
-        if ODD.sub("", between).strip():
-            fault("text_outside_tags", end, "text outside the four tags")
-        if match:
-            tag, body, closed = match.groups()
-            blocks.append((tag, body, start))
-            end = match.end()
-            if not closed:
-                cut.add(tag)
-                fault("unclosed_tag", start, f"<{tag}> is not closed, or not before another tag opens")
-    return blocks
-
 def parse_utpc(text):
     """What a turn says, and what is wrong with it (Sec. 3.1). Never raises; linear in len(text). Blocks beyond MAX_TAGS are text.
 
     Returns {think [str], plan list|None, calls [{name, arguments, error, pos}], answer dict|None, order [tag], faults [{code, pos, message}]}.
-    Each call gets a reply, so what cannot be read stays in `calls` with its error. That a first turn lacks its plan is for the reader to see.
+    A tag that opens inside another one ends it, so that a lost closing tag costs one block and not the rest of the turn. Each call gets a
+    reply, so what cannot be read stays in `calls` with its error. That a first turn lacks its plan is for the reader to see.
     """
-    text = clean(text)
+    text, end, cut = clean(text), 0, set()
     found = {"think": [], "plan": None, "calls": [], "answer": None, "order": [], "faults": []}
     order = found["order"]
 
@@ -268,14 +243,27 @@ def parse_utpc(text):
         found["faults"].append({"code": code, "pos": pos, "message": f"{message:.160}"})
         return f"{message:.160}"
 
-    for tag, body, pos in split_tags(text, fault):
+    for match in [*islice(BLOCK.finditer(text), MAX_TAGS), None]:
+        pos = match.start() if match else len(text)
+        between = text[end:pos]
+        for odd in islice(ODD.finditer(between), MAX_TAGS):
+            code = "unknown_tag" if odd[1] not in TAGS else "nested_tag" if odd[1] in cut else "stray_close"
+            fault(code, end + odd.start(), f"{odd[0]} is none of the four tags, or closes nothing")
+        if ODD.sub("", between).strip():
+            fault("text_outside_tags", end, "text outside the four tags")
+        if not match:
+            break
+        tag, body, closed = match.groups()
+        end, value, error = match.end(), body.strip(), None
+        if not closed:
+            cut.add(tag)
+            fault("unclosed_tag", pos, f"<{tag}> is not closed, or not before another tag opens")
         if (tag == "think") == bool(order) and "think" not in order:
             fault("wrong_order", pos, "a turn begins with <think>")
         elif (tag in ("plan", "answer") and found["calls"]) or (tag == "tool_call" and "answer" in order):
             fault("wrong_order", pos, "the plan comes before the calls, and an answer without any")
         if tag in order and tag != "tool_call":
             fault("duplicate_tag", pos, f"a second <{tag}> in one turn")
-        value, error = body.strip(), None
         if not value:
             error = fault("empty_tag", pos, f"<{tag}> is empty")
         elif tag != "think":
@@ -302,21 +290,19 @@ BLANK = {"id": None, "kind": None, "width": None, "height": None, "duration_s": 
          "has_audio": False, "shots": None, "format": None, "made_s": 0.0, "parents": [], "tool": None, "arguments": {}, "media": None}
 
 def record(kind, **fields):
-    """A new artifact; every field of the Artifact record exists in every artifact."""
-    return {**BLANK, "kind": kind, "has_audio": kind == "audio", "format": load_defaults()["kinds"][kind]["format"], **fields}
-
-def sides(artifact):
-    return artifact["width"], artifact["height"]
-
-def video(shot_frames, **fields):
-    """A video is the list of its shots' lengths in frames; everything about time follows from it."""
-    n_frames = sum(shot_frames)
-    times = {"shot_frames": shot_frames, "shots": len(shot_frames), "n_frames": n_frames, "duration_s": round(n_frames / fields["fps"], 6)}
-    return {**record("video"), **fields, **times}
+    """A new artifact with every field of the Artifact record. A video is the list of its shots' lengths in frames; all about its time follows."""
+    made = {**BLANK, "kind": kind, "has_audio": kind == "audio", "format": load_defaults()["kinds"][kind]["format"], **fields}
+    if kind == "video":
+        n_frames = sum(made["shot_frames"])
+        made.update(shots=len(made["shot_frames"]), n_frames=n_frames, duration_s=round(n_frames / made["fps"], 6))
+    return made
 
 def recut(clip, shot_frames, **changes):
     """A video like `clip` with other shots."""
-    return video(**{**clip, "format": "mp4", **changes, "shot_frames": shot_frames})
+    return record(**{**clip, "format": "mp4", **changes, "shot_frames": shot_frames})
+
+def sides(artifact):
+    return artifact["width"], artifact["height"]
 
 def whole(seconds, fps):
     """Whole frames of a time, exact for up to six decimals; a margin of 1/2000 frame absorbs that durations are shown rounded."""
@@ -332,8 +318,7 @@ def stretch(shot_frames, n_frames):
     return spread([done * n_frames // total for done in accumulate(shot_frames, initial=0)])
 
 def frame_size(table, a, sources):
-    """Sides in pixels: in the last source's aspect with the `area` in pixels; from `sizes` by aspect ratio, the nearest to the first
-    source's on a logarithmic scale if none is given; or as `size` says."""
+    """Sides in pixels: in the last source's aspect (`area`); from `sizes` by aspect ratio, if need be the nearest to the first source; or as told."""
     size = a.get("size") or a.get("resolution") or a.get("mode") or "auto"
     if size in table.get("area", ()):
         scale, multiple = math.sqrt(table["area"][size] / math.prod(sides(sources[-1]))), table["multiple_of"]
@@ -373,19 +358,18 @@ def generate(env, tool, a):
         made = record("image", width=width, height=height, format=a.get("output_format", "png"), watermark=marked)
     else:
         cropped = bool(sources) and "sizes" in table and sources[0]["width"] * height != sources[0]["height"] * width
-        sounds, fps = a.get("generate_audio", False), table["fps"]
-        made = video([int(a["duration"]) * fps], width=width, height=height, fps=fps, has_audio=sounds, cropped=cropped)
+        shots, sounds = [int(a["duration"]) * table["fps"]], a.get("generate_audio", False)
+        made = record("video", width=width, height=height, fps=table["fps"], shot_frames=shots, has_audio=sounds, cropped=cropped)
     return [dict(made) for _ in range(int(a.get("n", 1)))], {}
 
 def pipeline(env, tool, a):
-    """Script or storyboard, silent clips, music, narration and the cut in one call; no references. Each shot is cut from the shortest
-    Veo clip that covers it, and the clips are what costs (`billed_s`)."""
+    """A storyboard's shots, or equal ones, each cut from the shortest Veo clip that covers it; these clips are what costs (`billed_s`)."""
     table, n = tool["output"], int(a["n_shots"])
     lengths = [shot["duration"] for shot in a["storyboard"]["shot_list"]] if a["storyboard"] else [a["duration"] / n] * n
     billed = sum(min(seconds for seconds in table["clips_s"] if seconds >= length - 1e-6) for length in lengths)
     shots = spread([whole(done, table["fps"]) for done in accumulate(lengths, initial=0)])
-    width, height = table["sizes"][a["aspect_ratio"]]
-    return [video(shots, width=width, height=height, fps=table["fps"], has_audio=a["with_music"] or a["with_narration"], billed_s=billed)], {}
+    (width, height), sounds = table["sizes"][a["aspect_ratio"]], a["with_music"] or a["with_narration"]
+    return [record("video", width=width, height=height, fps=table["fps"], shot_frames=shots, has_audio=sounds, billed_s=billed)], {}
 
 def music(env, tool, a):
     """Two songs; nobody can set their length. Tempo and first beat are for tool_beat_detect to find."""
@@ -426,7 +410,7 @@ def composite(env, tool, a):
         cuts += [clock + done / clip["fps"] for done in accumulate(clip["shot_frames"][:-1], initial=0)]
         clock += clip["n_frames"] / clip["fps"] - overlap
     shots, sounds = spread([whole(cut, fps) for cut in [*cuts, clock + overlap]]), bool(sound) or any(clip["has_audio"] for clip in clips)
-    return [video(shots, width=width, height=height, fps=fps, has_audio=sounds, letterboxed=letterboxed)], {}
+    return [record("video", width=width, height=height, fps=fps, shot_frames=shots, has_audio=sounds, letterboxed=letterboxed)], {}
 
 def postprocess(env, tool, a):
     """Operations in order: only resize, crop and rotate change the size, only loop the duration."""
@@ -483,24 +467,19 @@ def subtitles(env, tool, a):
     return [recut(clip, clip["shot_frames"], n_cues=clip.get("n_cues", 0) + len(cues))], {}
 
 def write_text(env, tool, a, **more):
-    """A text from the tool's template, no longer than asked: a refined prompt, a script, a summary, search results."""
-    text = page(tool["output"]["template"], **a, **more, output=tool["output"])
+    """A text from the tool's template, no longer than asked: a refined prompt, a script in scenes of one length, a summary, ..."""
+    n = int(a.get("n_scenes") or max(1, round((a.get("duration") or 0) / 8)))
+    text = page(tool["output"]["template"], **a, **more, output=tool["output"], scenes=[(a.get("duration") or 0) / n] * n)
     text = " ".join(text.split()[:int(a["max_words"])]) if "max_words" in a else text[:int(a.get("max_chars", len(text)))]
-    return [record("text", text=text, n_chars=len(text), language=a.get("language"))], {}
-
-def script(env, tool, a):
-    """Scenes of one length; a script knows how long it lasts and how much speech fits it."""
-    n, fits = int(a["n_scenes"] or max(1, round(a["duration"] / 8))), tool["output"]["chars_per_second"][a["language"]] * a["duration"]
-    (made,), _ = write_text(env, tool, a, scenes=[a["duration"] / n] * n)
-    return [{**made, "lasts_s": a["duration"], "n_scenes": a["n_scenes"], "narration_chars": int(fits)}], {}
+    return [record("text", text=text, n_chars=len(text), language=a.get("language"), lasts_s=a.get("duration"), n_scenes=a.get("n_scenes"), **more)], {}
 
 def search(env, tool, a):
     """Results of a query, or the text of pages, some of which fail: what is no address always, others by their name."""
     urls, dead = a["urls"] or [], tool["output"]["dead_urls"] * env.scale
     failed = [url for url in urls if not url.startswith(("http://", "https://")) or draw("", url, "dead") < dead]
-    (made,), _ = write_text(env, tool, a, failed=failed, results=range(int(a["max_results"]) if a["query"] else 0))
     credits = (1 + (a["extract_depth" if urls else "search_depth"] == "advanced")) * math.ceil(len(urls or [0]) / 5)
-    return [{**made, "credits": credits}], {"failed_results": len(failed)} if failed else {}
+    results = list(range(int(a["max_results"]) if a["query"] else 0))
+    return write_text(env, tool, a, failed=failed, results=results, credits=credits)[0], {"failed_results": len(failed)} if failed else {}
 
 def storyboard(env, tool, a):
     """Shots whose durations sum to the total, on a grid of 0.1 s. What the call leaves out follows from the script."""
@@ -509,23 +488,20 @@ def storyboard(env, tool, a):
     n = int(a["n_shots"] or len(timed) or script.get("n_scenes") or math.ceil((total or 32) / 8))
     marks = [round((total or 8 * n) * i / n, 1) for i in range(n)] + [total or 8 * n]
     lengths, subject = timed or [round(b - a, 6) for a, b in zip(marks, marks[1:])], " ".join(script["text"][:200].split()[:8])
-    return board([{"index": i + 1, "duration": length, "description": f"{views[i % 4]}, {subject}"[:80], "characters": a["characters"] or []}
-                  for i, length in enumerate(lengths)])
+    shots = [{"index": i + 1, "duration": length, "description": f"{views[i % 4]}, {subject}"[:80], "characters": a["characters"] or []}
+             for i, length in enumerate(lengths)]
+    return write_text(env, tool, a, shot_list=shots)[0], {"n_shots": n}
 
 def polish(env, tool, a):
     """Better wording, the same shots and durations; with a script, its narration is dealt out to the shots."""
-    shots, words = a["storyboard"]["shot_list"], a["script"]["text"].split() if "script" in a else []
-    n = len(shots)
-    return board([{**shot, "description": shot["description"].removesuffix(", detailed") + ", detailed",
-                   "narration": " ".join(words[len(words) * i // n:len(words) * (i + 1) // n])} for i, shot in enumerate(shots)])
-
-def board(shots):
-    text = "; ".join(f"{shot['index']}) {shot['duration']:g} s {shot['description']}" for shot in shots)
-    return [record("text", text=text, n_chars=len(text), shot_list=shots)], {"n_shots": len(shots)}
+    given, words = a["storyboard"]["shot_list"], a["script"]["text"].split() if "script" in a else []
+    marks = [len(words) * i // len(given) for i in range(len(given) + 1)]
+    shots = [{**shot, "description": shot["description"].removesuffix(", detailed") + ", detailed", "narration": " ".join(words[start:end])}
+             for shot, start, end in zip(given, marks, marks[1:])]
+    return write_text(env, tool, a, shot_list=shots)[0], {"n_shots": len(shots)}
 
 def analysis(env, tool, a):
-    """An answer from the records, with a few of the prompt's words: with the whole prompt the agent would verify itself
-    against its own words. A fixed share of the pictures and clips has a flaw to report."""
+    """An answer from the records: a few of the prompt's words, lest the agent verify itself against its own, and flaws of a fixed share of media."""
     seen = []
     for medium in a["media"][:4]:
         words = re.findall(r"[^\W\d_]{4,}", str(medium["arguments"].get("prompt", ""))[:400])
@@ -552,8 +528,8 @@ def html(env, tool, a):
     return [record("html", n_media=len(a["sections"]))], {"n_media": len(a["sections"])}   # find_media put the media there
 
 BEHAVIOURS = {function.__name__: function for function in (
-    generate, pipeline, music, sound, tts_composite, composite, postprocess, trim, speed, audio_cut, beats, subtitles, write_text, script,
-    search, storyboard, polish, analysis, inspire, todo, html)}
+    generate, pipeline, music, sound, tts_composite, composite, postprocess, trim, speed, audio_cut, beats, subtitles, write_text, search,
+    storyboard, polish, analysis, inspire, todo, html)}
 
 # ---------------------------------------------------------------------------- price, time, fidelity, replies
 AMOUNTS = {   # what a rate of tools.yaml is multiplied by; other rates are per unit of the outputs' field of that name, such as duration_s
@@ -568,8 +544,7 @@ AMOUNTS = {   # what a rate of tools.yaml is multiplied by; other rates are per 
 }
 
 def bill(rates, a, made=(), given=(), draw=None):
-    """Rates times amounts: US dollars of `price_usd`, virtual seconds of `virtual_seconds`; `by` names the parameter that picks from a
-    table of rates. Of a service with a typical time, half the calls take less."""
+    """US dollars or virtual seconds: rates times amounts, or a draw around the typical time. `by`: a parameter that picks from tables of rates."""
     if "by" in rates:
         rates = {name: rate[a[rates["by"]]] if isinstance(rate, dict) else rate for name, rate in rates.items() if name != "by"}
     if "typical" in rates:
@@ -634,12 +609,11 @@ class VisGenEnv:
 
     def attach(self, media_id, given):
         """A medium that the user attached becomes an artifact; returns the line that tells the agent about it."""
-        kind, fps = given["kind"], given.get("fps") or 24
-        made = record(**{**given, "has_audio": kind == "audio"})
+        kind, fps, sounds = given["kind"], given.get("fps") or 24, bool(given.get("has_audio"))
+        more = {"has_audio": kind == "audio"}
         if kind == "video":
-            shots = stretch([1] * (given.get("shots") or 1), whole(given["duration_s"], fps))
-            made = video(shots, **{**given, "fps": fps, "has_audio": bool(given.get("has_audio"))})
-        self.artifacts[media_id] = {**made, "id": media_id, "tool": "user", "media": self.stand_ins(kind, media_id)[0]}
+            more = {"fps": fps, "has_audio": sounds, "shot_frames": stretch([1] * (given.get("shots") or 1), whole(given["duration_s"], fps))}
+        self.artifacts[media_id] = record(**{**given, **more, "id": media_id, "tool": "user", "media": self.stand_ins(kind, media_id)[0]})
         return load_defaults()["kinds"][kind]["attached"].format_map(self.artifacts[media_id])
 
     def draw(self, purpose):
@@ -691,7 +665,7 @@ class VisGenEnv:
                 refuse(None, call["error"], "bad_call")
             if call["name"] not in self.pool:
                 names = ", ".join(self.pool[:10]) + f" and {len(self.pool) - 10} more" * (len(self.pool) > 10)
-                refuse("name", f"no tool {show(call['name'])} here; the tools are {names}", "unknown_tool")
+                refuse("name", f"no tool {to_json(call['name']):.40} here; the tools are {names}", "unknown_tool")
             reply = self.run(load_tools()[call["name"]], call["arguments"], record, deviates)
         except ToolError as error:
             self.errors += 1
@@ -809,18 +783,15 @@ def audit():
     Documented are marks D, S and T of facts, assumed are M and A."""
     table, deviations = {name: [0, 0, 0, 0] for name in load_tools()}, []
     for case in read_cases():
-        env, name = studio(failure_scale=case["failure_scale"]), case["tool"]
-        reply = env.call({"name": name, "arguments": case["arguments"], "error": None})
-        ids, error = reply.get("ids", ()), reply.get("error", {})
-        first = env.artifacts[ids[0]] if ids else BLANK
-        got = {**first, **env.calls[-1], **reply, **error, "error": error.get("code"), "count": len(ids), "warning": "warning" in reply,
-               "size": f"{first['width']}x{first['height']}", "duration_s": first["duration_s"]}
+        env, row = studio(failure_scale=case["failure_scale"]), table[case["tool"]]
+        reply = env.call({"name": case["tool"], "arguments": case["arguments"], "error": None})
+        first, error = env.artifacts.get(reply.get("ids", [None])[0], BLANK), reply.get("error", {})
+        got = {**first, **env.calls[-1], **reply, **error, "error": error.get("code"), "count": len(reply.get("ids", ())), "warning": "warning" in reply}
         wrong = {field: got.get(field) for field, right in case["expect"].items() if got.get(field) != right}
         column = 0 if case["mark"] in "DST" else 2
-        table[name][column] += not wrong
-        table[name][column + 1] += 1
+        row[column], row[column + 1] = row[column] + (not wrong), row[column + 1] + 1
         if wrong:
-            deviations.append(f"{name} {to_json(case['arguments']):.90} ({case['source']}): {case['expect']}, got {wrong}")
+            deviations.append(f"{case['tool']} {to_json(case['arguments']):.90} ({case['source']}): {case['expect']}, got {wrong}")
     return table, deviations
 
 def print_audit():
@@ -828,9 +799,6 @@ def print_audit():
     table["all"] = [sum(column) for column in zip(*table.values())]
     shares = {name: [(right / max(n, 1), n) for right, n in (row[:2], row[2:])] for name, row in table.items()}
     print(page("templates/audit.jinja", table=shares, deviations=deviations))
-
-def print_tools():
-    print(page("templates/tools.jinja", tools=load_tools(), signature=tool_signature))
 
 def print_speed(seconds=3.0):
     """Tool calls per second of CPU time on this core, parsing and reply text included, in the best round, as other processes slow a
@@ -865,9 +833,10 @@ def console():
 
 def main():
     parser = argparse.ArgumentParser(description="A console on one episode of VisGenEnv; with a switch, a table instead.")
-    for switch, function, doc in (("--tools", print_tools, "the 36 tools"), ("--audit", print_audit, "C_tool by data/fidelity.jsonl"),
-                                  ("--speed", print_speed, "tool calls per second on this core")):
-        parser.add_argument(switch, dest="show", action="store_const", const=function, default=console, help=doc)
+    for switch, show, doc in (
+            ("--tools", lambda: print(page("templates/tools.jinja", tools=load_tools(), signature=tool_signature)), "the 36 tools"),
+            ("--audit", print_audit, "C_tool by data/fidelity.jsonl"), ("--speed", print_speed, "tool calls per second on this core")):
+        parser.add_argument(switch, dest="show", action="store_const", const=show, default=console, help=doc)
     parser.parse_args().show()
 
 if __name__ == "__main__":
