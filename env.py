@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate, islice
+from operator import itemgetter
 from pathlib import Path
 
 import fastjsonschema
@@ -146,19 +147,8 @@ LIMITS = {   # of a medium, true where it is within the service's limit; tools.y
     "duration_s": lambda m, span: span[0] <= m["duration_s"] <= span[1],
 }
 
-def find_medium(artifacts, media_id, limits, where):
-    """The artifact of that id, if it is of the right kind and within the service's limits for a medium."""
-    found = artifacts.get(media_id)
-    if found is None:
-        known = ", ".join([i for i, artifact in artifacts.items() if artifact["kind"] in limits["kinds"]][-12:]) or "none"
-        refuse(where, f"{where}: no media {to_json(media_id):.40} in this session; known {limits['kinds'][0]} ids: {known}", "file_not_found")
-    for name, rule in load_defaults()["limits"].items():
-        if name in limits and not LIMITS[name](found, limits[name]):
-            refuse(where, rule["message"].format(where=where, m=found, limit=limits[name]), rule["code"])
-    return found
-
 def find_media(artifacts, tool, a):
-    """Put artifacts in place of ids; returns the call's parents [{id, role}]."""
+    """Put artifacts in place of ids, if they are of the right kind and within the service's limits; returns the call's parents [{id, role}]."""
     parents = []
     for param, limits in tool["media"].items():
         given = a[param]
@@ -170,9 +160,17 @@ def find_media(artifacts, tool, a):
         ids = [(f"{param}[{i}]", media_id) for i, media_id in enumerate(given)] if many else [(param, given)]
         if inside:   # ids lie one level deeper
             ids = [(f"{where}.{inside}[{i}]", media_id) for where, item in ids for i, media_id in enumerate(item.get(inside, ()))]
-        found = [find_medium(artifacts, media_id, limits, where) for where, media_id in ids]
+        for where, media_id in ids:
+            if media_id not in artifacts:
+                known = ", ".join([i for i, m in artifacts.items() if m["kind"] in limits["kinds"]][-12:]) or "none"
+                message = f"{where}: no media {to_json(media_id):.40} in this session; known {limits['kinds'][0]} ids: {known}"
+                refuse(where, message, "file_not_found")
+            for name, rule in load_defaults()["limits"].items():
+                if name in limits and not LIMITS[name](artifacts[media_id], limits[name]):
+                    refuse(where, rule["message"].format(where=where, m=artifacts[media_id], limit=limits[name]), rule["code"])
+            parents.append({"id": media_id, "role": limits["role"]})
+        found = [artifacts[media_id] for _, media_id in ids]
         a[param] = found if many else found[0]
-        parents += [{"id": artifact["id"], "role": limits["role"]} for artifact in found]
     return parents
 
 RULES = {   # checks across fields, of a rule's entry in tools.yaml and the call's parameters, true where all is well; the last six give warnings
@@ -203,9 +201,10 @@ RULES = {   # checks across fields, of a rule's entry in tools.yaml and the call
     "short_shots": lambda r, a: max(shot["duration"] for shot in a["made"][0]["shot_list"]) <= 10,
 }
 
-def broken(rule, a):
-    """Whether a rule applies (`when` its parameters have these values) and does not hold."""
-    return all(a[param] in values for param, values in rule.get("when", {}).items()) and not RULES[rule["rule"]](rule, a)
+def broken(rules, a):
+    """The rules that apply (`when` parameters have these values) and do not hold, one after the other."""
+    return (rule for rule in rules
+            if all(a[param] in values for param, values in rule.get("when", {}).items()) and not RULES[rule["rule"]](rule, a))
 
 # ---------------------------------------------------------------------------- UTPC
 TAGS = ("think", "plan", "tool_call", "answer")
@@ -258,10 +257,9 @@ def parse_utpc(text):
         if not closed:
             cut.add(tag)
             fault("unclosed_tag", pos, f"<{tag}> is not closed, or not before another tag opens")
-        if (tag == "think") == bool(order) and "think" not in order:
-            fault("wrong_order", pos, "a turn begins with <think>")
-        elif (tag in ("plan", "answer") and found["calls"]) or (tag == "tool_call" and "answer" in order):
-            fault("wrong_order", pos, "the plan comes before the calls, and an answer without any")
+        if ((tag == "think") == bool(order) and "think" not in order) or (tag in ("plan", "answer") and found["calls"]) or (
+                tag == "tool_call" and "answer" in order):
+            fault("wrong_order", pos, "a turn is <think>, then maybe <plan>, then calls or an <answer>")
         if tag in order and tag != "tool_call":
             fault("duplicate_tag", pos, f"a second <{tag}> in one turn")
         if not value:
@@ -301,8 +299,7 @@ def recut(clip, shot_frames, **changes):
     """A video like `clip` with other shots."""
     return record(**{**clip, "format": "mp4", **changes, "shot_frames": shot_frames})
 
-def sides(artifact):
-    return artifact["width"], artifact["height"]
+sides = itemgetter("width", "height")
 
 def whole(seconds, fps):
     """Whole frames of a time, exact for up to six decimals; a margin of 1/2000 frame absorbs that durations are shown rounded."""
@@ -554,34 +551,25 @@ def bill(rates, a, made=(), given=(), draw=None):
     return sum([rate * (AMOUNTS[name](made, given) if name in AMOUNTS else sum(m[name] for m in made)) for name, rate in rates.items()])
 
 def deviate(outputs, more):
-    """What an unfaithful simulator returns: a missing item (unannounced), a wrong size or duration, or else a failure. None of
-    it can be a faithful outcome of the same call, so that the total variation between the two is the share of deviations."""
+    """What an unfaithful simulator returns, never a faithful outcome: an item less (unannounced), a wrong size or duration, or else a failure."""
     if not outputs or outputs[0]["kind"] not in ("image", "video", "audio"):
         refuse(None, "internal error, try again", "service_error", True)
     if len(outputs) > 1:
         return outputs[:-1], {}
-    one = outputs[0]
-    if one["kind"] == "video":
-        return [recut(one, stretch(one["shot_frames"], one["n_frames"] * 4 // 5 or 2))], more
-    return [{**one, **{name: one[name] * 2 for name in ("width", "height", "duration_s") if one[name]}}], more
+    if "shot_frames" in outputs[0]:
+        return [recut(outputs[0], stretch(outputs[0]["shot_frames"], outputs[0]["n_frames"] * 4 // 5 or 2))], more
+    return [{**outputs[0], **{name: outputs[0][name] * 2 for name in ("width", "height", "duration_s") if outputs[0][name]}}], more
 
-FORGED = re.compile(r"<(?=/?(?:think|plan|tool_call|tool_response|answer)\b)")   # neither these tags nor control tokens survive in a reply
-
-def disarm(text):
-    """Text from outside cannot open or close a chat turn."""
-    return text.replace("<|", "< |") if "<|" in text else text
-
+FORGED = re.compile(r"<(?=/?(?:think|plan|tool_call|tool_response|answer)\b)")   # what could open or close a turn, beside control tokens
 SHOWN = {
     "size": lambda m: f"{m['width']}x{m['height']}", "duration_s": lambda m: m["duration_s"], "sound": lambda m: m["has_audio"],
     "text": lambda m: m["text"][:197] + "..." * (len(m["text"]) > 197),   # the artifact keeps all of it
 }
 
-def describe(outputs, more):
+def describe(kind, outputs, more):
     """The reply's fields: ids, then what a kind of artifact shows; one value if all outputs share it, else a list."""
-    if not outputs:
-        return more
-    shown = {"ids": [output["id"] for output in outputs]}
-    for name in load_defaults()["kinds"][outputs[0]["kind"]]["shows"]:
+    shown = {"ids": [output["id"] for output in outputs]} if outputs else {}
+    for name in load_defaults()["kinds"][kind]["shows"]:
         values = [SHOWN[name](output) for output in outputs]
         shown[name] = values[0] if values.count(values[0]) == len(values) else values
     return {**shown, **more}
@@ -603,7 +591,7 @@ class VisGenEnv:
         self.virtual_s, self.turn_began, self.price_usd, self.errors = 0.0, 0.0, 0.0, 0
         lines = [task["request"]] + [self.attach(f"in_{i + 1}", given) for i, given in enumerate(task.get("inputs") or [])]
         self.messages = [{"role": "system", "content": system_text(self.rollout.tools, tuple(self.pool))},
-                         {"role": "user", "content": disarm(clean("\n".join(lines)))}]
+                         {"role": "user", "content": clean("\n".join(lines)).replace("<|", "< |")}]
         self.info = {"pool": self.pool, "tools": tool_schemas(self.pool) if self.rollout.tools == "schema" else None}
         return list(self.messages), self.info
 
@@ -627,8 +615,7 @@ class VisGenEnv:
         return [files[(first + i) % len(files)] if files else None for i in range(n)]
 
     def step(self, text):
-        """One turn of the agent -> (tool messages, one per call in order, 0.0, terminated, truncated, info). The reward is
-        LtrReward's business, on the finished record. RuntimeError after the episode's end."""
+        """One turn -> (a tool message per call, 0.0: rewards.py gives it, terminated, truncated, info). RuntimeError after the episode's end."""
         if self.ended:
             raise RuntimeError(f"the episode is over ({self.ended}); call reset first")
         turn = parse_utpc(text)
@@ -638,7 +625,7 @@ class VisGenEnv:
         if turn["plan"] is not None:
             self.plans.append({"turn": len(self.turns), "plan": turn["plan"]})
             self.plan = turn["plan"] if len(self.turns) == 1 else self.plan
-        replies = [{"role": "tool", "content": FORGED.sub(r"\\u003c", disarm(to_json(self.call(call))))} for call in turn["calls"]]
+        replies = [{"role": "tool", "content": FORGED.sub(r"\\u003c", to_json(self.call(call)).replace("<|", "< |"))} for call in turn["calls"]]
         self.messages += replies
         if turn["answer"] is not None:
             self.ended, self.answer = "answer", turn["answer"]
@@ -684,15 +671,14 @@ class VisGenEnv:
         check(written, tool["name"])
         a = {**tool["blank"], **written}
         parents = find_media(self.artifacts, tool, a)
-        for rule in tool["rules"]:
-            if broken(rule, a):
-                refuse(rule["param"], rule["message"].format_map(a), rule.get("code", "invalid_parameter"))
+        for rule in broken(tool["rules"], a):
+            refuse(rule["param"], rule["message"].format_map(a), rule.get("code", "invalid_parameter"))
         if self.scale:
             self.screen(tool, a)
         outputs, more = BEHAVIOURS[tool["behaviour"]](self, tool, a)
-        for note in tool["notes"]:
-            if broken(note, {**a, "made": outputs}):
-                more.setdefault("warning", note["message"].format_map({**a, "made": outputs}))
+        a["made"] = outputs
+        for note in broken(tool["notes"], a):
+            more.setdefault("warning", note["message"].format_map(a))
         given = [self.artifacts[parent["id"]] for parent in parents]
         start = max([self.turn_began, *[medium["made_s"] for medium in given]])   # it waits for them
         if self.scale:
@@ -715,7 +701,7 @@ class VisGenEnv:
             self.artifacts[output["id"]] = output
             record["outputs"].append(output["id"])
         self.virtual_s, self.price_usd = max(self.virtual_s, end), round(self.price_usd + record["price_usd"], 6)
-        return describe(outputs, more)
+        return describe(kind, outputs, more)
 
     def screen(self, tool, a):
         """Moderation of the prompt: the same prompt always gets the same verdict, right or wrong."""
@@ -742,10 +728,10 @@ class VisGenEnv:
 
     def fail(self, tool, a, record):
         """Failures that a retry mends, from the episode's seed and the number of the call; of several steps, any may fail."""
-        timeout, both = (self.scale * len(tool["steps"]) * share for share in load_defaults()["failures"][tool["call"]])
-        chance = self.draw("failure") if both else 1.0
-        if chance < both:
-            step, code = tool["steps"][int(chance / both * len(tool["steps"]))], "timeout" if chance < timeout else "service_error"
+        steps = tool["steps"]
+        timeout, both = (self.scale * len(steps) * share for share in load_defaults()["failures"][tool["call"]])
+        if both and (chance := self.draw("failure")) < both:
+            step, code = steps[int(chance / both * len(steps))], "timeout" if chance < timeout else "service_error"
             if code == "timeout":
                 record["virtual_s"] = round(bill(tool["virtual_seconds"], a, draw=lambda _: 1 - 1e-9), 3)   # the longest wait
             refuse(None, (f"step {step}: " if step else "") + tool["provider"][code], code, True)
