@@ -118,9 +118,9 @@ def refuse(param, message, code="invalid_parameter", retryable=False):
 @lru_cache(maxsize=64)
 def validator(name):
     """The compiled JSON Schema of a tool's arguments, or of a part of UTPC."""
-    schema = load_defaults()["utpc"].get(name) or load_tools()[name]["parameters"]
-    strict = json.loads(to_json(schema), object_hook=lambda part: {"pattern": r"\S", **part} if part.get("minLength") else part)   # not only spaces
-    return fastjsonschema.compile(strict, use_default=False)
+    schema = load_defaults()["utpc"].get(name) or load_tools()[name]["parameters"]   # a text that must not be empty holds more than spaces
+    return fastjsonschema.compile(json.loads(to_json(schema), object_hook=lambda s: {"pattern": r"\S", **s} if s.get("minLength") else s),
+                                  use_default=False)
 
 def check(value, name, root=""):
     """Raise ToolError when a value does not fit the schema of that name; its param is a path such as subtitles[0].end."""
@@ -231,8 +231,7 @@ def parse_utpc(text):
     """What a turn says, and what is wrong with it (Sec. 3.1). Never raises; linear in len(text). Blocks beyond MAX_TAGS are text.
 
     Returns {think [str], plan list|None, calls [{name, arguments, error, pos}], answer dict|None, order [tag], faults [{code, pos, message}]}.
-    A tag that opens inside another one ends it, so that a lost closing tag costs one block and not the rest of the turn. Each call gets a
-    reply, so what cannot be read stays in `calls` with its error. That a first turn lacks its plan is for the reader to see.
+    A tag that opens inside another one ends it: a lost closing tag costs one block. Each call gets a reply, so `calls` has unreadable ones too.
     """
     text, end, cut = clean(text), 0, set()
     found = {"think": [], "plan": None, "calls": [], "answer": None, "order": [], "faults": []}
@@ -284,12 +283,9 @@ def parse_utpc(text):
     return found
 
 # ---------------------------------------------------------------------------- media records and their arithmetic
-BLANK = {"id": None, "kind": None, "width": None, "height": None, "duration_s": None, "fps": None, "n_frames": None,
-         "has_audio": False, "shots": None, "format": None, "made_s": 0.0, "parents": [], "tool": None, "arguments": {}, "media": None}
-
 def record(kind, **fields):
     """A new artifact with every field of the Artifact record. A video is the list of its shots' lengths in frames; all about its time follows."""
-    made = {**BLANK, "kind": kind, "has_audio": kind == "audio", "format": load_defaults()["kinds"][kind]["format"], **fields}
+    made = {**load_defaults()["record"], "kind": kind, "has_audio": kind == "audio", "format": load_defaults()["kinds"][kind]["format"], **fields}
     if kind == "video":
         n_frames = sum(made["shot_frames"])
         made.update(shots=len(made["shot_frames"]), n_frames=n_frames, duration_s=round(n_frames / made["fps"], 6))
@@ -338,13 +334,12 @@ def check_intervals(intervals, clip, param, hint=""):
     free_from = 0
     for i, (start, end) in enumerate(intervals):
         if not free_from - 1e-6 <= start < end <= clip["duration_s"] + 1e-5:
-            refuse(f"{param}[{i}]", f"{param}[{i}] spans {start:g} to {end:g} s; it must begin after the one ahead "
-                   f"({free_from:g} s) and end within the video ({clip['duration_s']} s){hint}")
+            fine = f"begin after the one ahead ({free_from:g} s) and end within the video ({clip['duration_s']} s){hint}"
+            refuse(f"{param}[{i}]", f"{param}[{i}] spans {start:g} to {end:g} s; it must {fine}")
         free_from = end
 
 # ---------------------------------------------------------------------------- behaviours
-# Each takes (env, tool, a) and returns (new records, further fields of the reply). `a` has the call's parameters, None where one is left
-# out without a default, and media in place of their ids.
+# Each: (env, tool, a) -> (new records, further fields of the reply). `a` has the call's parameters, None where one is left out, and media for ids.
 
 def generate(env, tool, a):
     """Images or clips: size and number follow from the parameters as at the service."""
@@ -534,7 +529,6 @@ AMOUNTS = {   # what a rate of tools.yaml is multiplied by; other rates are per 
     "item": lambda made, given: len(made),
     "square_item": lambda made, given: sum(m["width"] == m["height"] for m in made),
     "other_item": lambda made, given: sum(m["width"] != m["height"] for m in made),
-    "small_second": lambda made, given: sum(m["duration_s"] for m in made if min(sides(m)) <= 720),
     "large_second": lambda made, given: sum(m["duration_s"] for m in made if min(sides(m)) > 720),
     "input_item": lambda made, given: len(given),
     "input_second": lambda made, given: sum(m["duration_s"] for m in given),
@@ -561,16 +555,13 @@ def deviate(outputs, more):
     return [{**outputs[0], **{name: outputs[0][name] * 2 for name in ("width", "height", "duration_s") if outputs[0][name]}}], more
 
 FORGED = re.compile(r"<(?=/?(?:think|plan|tool_call|tool_response|answer)\b)")   # what could open or close a turn, beside control tokens
-SHOWN = {
-    "size": lambda m: f"{m['width']}x{m['height']}", "duration_s": lambda m: m["duration_s"], "sound": lambda m: m["has_audio"],
-    "text": lambda m: m["text"][:197] + "..." * (len(m["text"]) > 197),   # the artifact keeps all of it
-}
-
 def describe(kind, outputs, more):
-    """The reply's fields: ids, then what a kind of artifact shows; one value if all outputs share it, else a list."""
-    shown = {"ids": [output["id"] for output in outputs]} if outputs else {}
+    """The reply's fields: ids, then what a kind of artifact shows (of long texts the beginning); one value if all outputs share it, else a list."""
+    shown = {"ids": [m["id"] for m in outputs]} if outputs else {}
+    seen = [{**m, "size": f"{m['width']}x{m['height']}", "sound": m["has_audio"],
+             "text": m.get("text", "")[:197] + "..." * (m.get("n_chars", 0) > 197)} for m in outputs]
     for name in load_defaults()["kinds"][kind]["shows"]:
-        values = [SHOWN[name](output) for output in outputs]
+        values = [m[name] for m in seen]
         shown[name] = values[0] if values.count(values[0]) == len(values) else values
     return {**shown, **more}
 
@@ -739,15 +730,15 @@ class VisGenEnv:
     def lose(self, tool, a, outputs, more):
         """Items that were filtered or not made: the rest comes with a warning; if none is left, the call has failed."""
         loss, n = tool["no_output"], len(outputs)
-        if not loss or not self.scale:
-            return outputs, more
         talks = "asks_text" in loss and re.search(load_defaults()["asks_text"], a["prompt"], re.IGNORECASE)
         chance = loss["asks_text" if talks else "per_item"] * self.scale
-        kept = [output for i, output in enumerate(outputs) if self.draw(f"item {i}") >= chance]
+        kept = [output for i, output in enumerate(outputs) if not chance or self.draw(f"item {i}") >= chance]
+        if len(kept) == n:
+            return outputs, more
         message = loss["message"].format(k=len(kept), n=n, lost=n - len(kept))
         if not kept:
             refuse(None, message, "no_output", True)
-        return kept, {**more, "warning": message} if len(kept) < n else more
+        return kept, {**more, "warning": message}
 
     def trajectory(self):
         """The Trajectory record; `reward` is filled by rewards.py."""
@@ -765,14 +756,14 @@ def read_cases():
     return [json.loads(line) for line in (ROOT / "data/fidelity.jsonl").read_text(encoding="utf-8").splitlines()]
 
 def audit():
-    """C_tool by data/fidelity.jsonl: ({tool: [documented right, documented, assumed right, assumed]}, deviations in words).
-    Documented are marks D, S and T of facts, assumed are M and A."""
+    """C_tool of the documented (D, S, T) and of the assumed (A, M) cases: ({tool: [right, all, right, all]}, deviations in words)."""
     table, deviations = {name: [0, 0, 0, 0] for name in load_tools()}, []
     for case in read_cases():
         env, row = studio(failure_scale=case["failure_scale"]), table[case["tool"]]
         reply = env.call({"name": case["tool"], "arguments": case["arguments"], "error": None})
-        first, error = env.artifacts.get(reply.get("ids", [None])[0], BLANK), reply.get("error", {})
-        got = {**first, **env.calls[-1], **reply, **error, "error": error.get("code"), "count": len(reply.get("ids", ())), "warning": "warning" in reply}
+        ids, error = reply.get("ids", ()), reply.get("error", {})
+        got = {**(env.artifacts[ids[0]] if ids else {}), **env.calls[-1], **reply, **error,
+               "error": error.get("code"), "count": len(ids), "warning": "warning" in reply}
         wrong = {field: got.get(field) for field, right in case["expect"].items() if got.get(field) != right}
         column = 0 if case["mark"] in "DST" else 2
         row[column], row[column + 1] = row[column] + (not wrong), row[column + 1] + 1
