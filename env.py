@@ -105,8 +105,7 @@ def media_files(kind):
 
 def draw(seed, index, purpose):
     """A number in [0, 1) that depends on nothing but its arguments, in any process."""
-    digest = hashlib.blake2b(f"{seed}|{index}|{purpose}".encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 11) / 2 ** 53
+    return (int.from_bytes(hashlib.blake2b(f"{seed}|{index}|{purpose}".encode(), digest_size=8).digest(), "big") >> 11) / 2 ** 53
 
 # ---------------------------------------------------------------------------- validation
 class ToolError(Exception):
@@ -163,8 +162,7 @@ def find_media(artifacts, tool, a):
         for where, media_id in ids:
             if media_id not in artifacts:
                 known = ", ".join([i for i, m in artifacts.items() if m["kind"] in limits["kinds"]][-12:]) or "none"
-                message = f"{where}: no media {to_json(media_id):.40} in this session; known {limits['kinds'][0]} ids: {known}"
-                refuse(where, message, "file_not_found")
+                refuse(where, f"{where}: no media {to_json(media_id):.40} here; known {limits['kinds'][0]} ids: {known}", "file_not_found")
             for name, rule in load_defaults()["limits"].items():
                 if name in limits and not LIMITS[name](artifacts[media_id], limits[name]):
                     refuse(where, rule["message"].format(where=where, m=artifacts[media_id], limit=limits[name]), rule["code"])
@@ -173,7 +171,7 @@ def find_media(artifacts, tool, a):
         a[param] = found if many else found[0]
     return parents
 
-RULES = {   # checks across fields, of a rule's entry in tools.yaml and the call's parameters, true where all is well; the last six give warnings
+RULES = {   # checks across fields, of a rule's entry in tools.yaml and the call's parameters, true where all is well; the last five give warnings
     "given": lambda r, a: None not in [a[name] for name in r["of"]],
     "exactly_one": lambda r, a: [a[name] is None for name in r["of"]].count(False) == 1,
     "not_both": lambda r, a: None in [a[name] for name in r["of"]],
@@ -187,13 +185,12 @@ RULES = {   # checks across fields, of a rule's entry in tools.yaml and the call
     "spans_a_frame": lambda r, a: whole(min(a["end"], a["video"]["duration_s"]) - a["start"], a["video"]["fps"]) >= 1,
     "loops_fit": lambda r, a: a["video"]["n_frames"] * math.prod(step.get("count", 1) for step in a["operations"]) <= 10 ** 6,
     "transition_fits": lambda r, a: a["transition_duration"] * 2 < min(clip["duration_s"] for clip in a["videos"]),
-    "references_plus_outputs": lambda r, a: len(a["images"] or ()) + a["n"] <= 15,
+    "few_images": lambda r, a: len(a["images"] or ()) + (a["n"] if r["param"] == "n" else 0) <= r["most"],
     "shots_fit": lambda r, a: a["storyboard"] or 1 <= a["duration"] / a["n_shots"] <= 8,
     "storyboard_fits": lambda r, a: not a["storyboard"] or max(shot["duration"] for shot in a["storyboard"]["shot_list"]) <= 8,
     "factor_in_range": lambda r, a: a["target_duration"] is None or 0.25 <= a["video"]["duration_s"] / a["target_duration"] <= 4,
     "sides_fit": lambda r, a: all(r["least"] <= int(side) <= r["most"] for side in re.findall("[0-9]{2,}", a["size"] or "")),
     "mask_fits": lambda r, a: a["mask"] is None or [sides(a["mask"])] == [sides(image) for image in a["images"]],
-    "few_images": lambda r, a: len(a["images"]) <= 3,
     "hardly_cropped": lambda r, a: abs(math.log(a["image"]["width"] / a["image"]["height"] * a["made"][0]["height"] / a["made"][0]["width"])) <= 0.05,
     "audio_lasts": lambda r, a: a["audio"] is None or a["audio"]["duration_s"] >= a["made"][0]["duration_s"] - 0.05,
     "one_size": lambda r, a: not a["made"][0]["letterboxed"],
@@ -256,8 +253,7 @@ def parse_utpc(text):
         if not closed:
             cut.add(tag)
             fault("unclosed_tag", pos, f"<{tag}> is not closed, or not before another tag opens")
-        if ((tag == "think") == bool(order) and "think" not in order) or (tag in ("plan", "answer") and found["calls"]) or (
-                tag == "tool_call" and "answer" in order):
+        if (tag in ("plan", "answer") and found["calls"]) or (tag == "tool_call" and "answer" in order) or (tag != "think" and not order):
             fault("wrong_order", pos, "a turn is <think>, then maybe <plan>, then calls or an <answer>")
         if tag in order and tag != "tool_call":
             fault("duplicate_tag", pos, f"a second <{tag}> in one turn")
@@ -346,7 +342,7 @@ def generate(env, tool, a):
     table, sources = tool["output"], a.get("images") or ([a["image"]] if "image" in a else [])
     width, height = frame_size(table, a, sources)
     if tool["makes"] == "image":
-        marked = bool(a.get("watermark") or a.get("logo_add"))
+        marked = a.get("watermark") or a.get("logo_add") or False
         made = record("image", width=width, height=height, format=a.get("output_format", "png"), watermark=marked)
     else:
         cropped = bool(sources) and "sizes" in table and sources[0]["width"] * height != sources[0]["height"] * width
@@ -463,7 +459,7 @@ def write_text(env, tool, a, **more):
     n = int(a.get("n_scenes") or max(1, round((a.get("duration") or 0) / 8)))
     text = page(tool["output"]["template"], **a, **more, output=tool["output"], scenes=[(a.get("duration") or 0) / n] * n)
     text = " ".join(text.split()[:int(a["max_words"])]) if "max_words" in a else text[:int(a.get("max_chars", len(text)))]
-    return [record("text", text=text, n_chars=len(text), language=a.get("language"), lasts_s=a.get("duration"), n_scenes=a.get("n_scenes"), **more)], {}
+    return [record("text", text=text, n_chars=len(text), lasts_s=a.get("duration"), n_scenes=a.get("n_scenes"), **more)], {}
 
 def search(env, tool, a):
     """Results of a query, or the text of pages, some of which fail: what is no address always, others by their name."""
@@ -539,9 +535,8 @@ def bill(rates, a, made=(), given=(), draw=None):
     if "by" in rates:
         rates = {name: rate[a[rates["by"]]] if isinstance(rate, dict) else rate for name, rate in rates.items() if name != "by"}
     if "typical" in rates:
-        chance = draw("latency")
-        low, high = (rates["min"], rates["typical"]) if chance < 0.5 else (rates["typical"], rates["max"])
-        return low + (high - low) * (2 * chance % 1)
+        chance, low, usual, high = draw("latency"), rates["min"], rates["typical"], rates["max"]
+        return low + (usual - low) * min(1, 2 * chance) + (high - usual) * max(0, 2 * chance - 1)
     return sum([rate * (AMOUNTS[name](made, given) if name in AMOUNTS else sum(m[name] for m in made)) for name, rate in rates.items()])
 
 def deviate(outputs, more):
@@ -588,10 +583,9 @@ class VisGenEnv:
 
     def attach(self, media_id, given):
         """A medium that the user attached becomes an artifact; returns the line that tells the agent about it."""
-        kind, fps, sounds = given["kind"], given.get("fps") or 24, bool(given.get("has_audio"))
-        more = {"has_audio": kind == "audio"}
-        if kind == "video":
-            more = {"fps": fps, "has_audio": sounds, "shot_frames": stretch([1] * (given.get("shots") or 1), whole(given["duration_s"], fps))}
+        kind, fps = given["kind"], given.get("fps") or 24
+        more = {"fps": fps, "shot_frames": stretch([1] * (given.get("shots") or 1), whole(given["duration_s"], fps))} if kind == "video" else {}
+        more["has_audio"] = kind == "audio" or (kind == "video" and bool(given.get("has_audio")))
         self.artifacts[media_id] = record(**{**given, **more, "id": media_id, "tool": "user", "media": self.stand_ins(kind, media_id)[0]})
         return load_defaults()["kinds"][kind]["attached"].format_map(self.artifacts[media_id])
 
@@ -642,8 +636,7 @@ class VisGenEnv:
             if call["error"]:
                 refuse(None, call["error"], "bad_call")
             if call["name"] not in self.pool:
-                names = ", ".join(self.pool[:10]) + f" and {len(self.pool) - 10} more" * (len(self.pool) > 10)
-                refuse("name", f"no tool {to_json(call['name']):.40} here; the tools are {names}", "unknown_tool")
+                refuse("name", f"no tool {to_json(call['name']):.40} here; the tools are {', '.join(self.pool):.300}", "unknown_tool")
             reply = self.run(load_tools()[call["name"]], call["arguments"], record, deviates)
         except ToolError as error:
             self.errors += 1
@@ -686,8 +679,7 @@ class VisGenEnv:
         kind, count, prefix = tool["makes"], self.counts.get(tool["makes"], 0), load_defaults()["kinds"][tool["makes"]].get("prefix")
         self.counts[kind] = count + len(outputs)
         key = f"{written['seed']} {written['prompt']}" if "seed" in written else f"{kind} {count}"
-        files = self.stand_ins(kind, key, len(outputs)) if outputs else []
-        for i, (output, file) in enumerate(zip(outputs, files), count + 1):
+        for i, (output, file) in enumerate(zip(outputs, self.stand_ins(kind, key, len(outputs))), count + 1):
             output.update(id=f"{prefix}_{i}", tool=tool["name"], arguments=written, media=file, made_s=end, parents=parents)
             self.artifacts[output["id"]] = output
             record["outputs"].append(output["id"])
@@ -778,8 +770,7 @@ def print_audit():
     print(page("templates/audit.jinja", table=shares, deviations=deviations))
 
 def print_speed(seconds=3.0):
-    """Tool calls per second of CPU time on this core, parsing and reply text included, in the best round, as other processes slow a
-    shared core down. The mix: the cases of data/fidelity.jsonl that need no failures, of at most 300 characters, six a turn."""
+    """Calls per second of CPU time, parsing and replies included, in the best round; the short cases of data/fidelity.jsonl, six a turn."""
     cases = [case for case in read_cases() if not case["failure_scale"] and len(to_json(case["arguments"])) <= 300]
     for words in ("valid", "refused"):
         calls = [{"name": case["tool"], "arguments": case["arguments"]} for case in cases if ("error" in case["expect"]) == (words == "refused")]
