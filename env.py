@@ -1,8 +1,7 @@
 """VisGenEnv: 36 simulated tools of visual creation (Sec. 4.3.1, Table 9); no model, no network, no torch.
 
-tools.yaml says what each tool takes, refuses and costs, and how it fails; here are what it makes, the agent's text (UTPC), the
-episode, and a console to play with it. Nothing the agent writes can raise: each call gets one reply, and a refused call's reply
-says which parameter is wrong and what would be right.
+tools.yaml says what each tool takes, refuses and costs, and how it fails; here are what it makes, the agent's text (UTPC), the episode, and
+a console. Nothing the agent writes can raise: each call gets a reply, and a refused call's reply says which parameter is wrong and why.
 """
 import argparse
 import copy
@@ -50,6 +49,7 @@ class RolloutConfig:
 
 # ---------------------------------------------------------------------------- the tools as data
 ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False)   # what is written here holds no cycles
+sides = itemgetter("width", "height")
 PAGES = jinja2.Environment(loader=jinja2.FileSystemLoader(ROOT / "data"), auto_reload=False)
 
 def to_json(obj):
@@ -172,9 +172,7 @@ def find_media(artifacts, tool, a):
     return parents
 
 RULES = {   # checks across fields, of a rule's entry in tools.yaml and the call's parameters, true where all is well; the last five give warnings
-    "given": lambda r, a: None not in [a[name] for name in r["of"]],
-    "exactly_one": lambda r, a: [a[name] is None for name in r["of"]].count(False) == 1,
-    "not_both": lambda r, a: None in [a[name] for name in r["of"]],
+    "how_many_given": lambda r, a: r["least"] <= sum(a[name] is not None for name in r["of"]) <= r["most"],
     "one_of": lambda r, a: a[r["of"]] in r["values"],
     "lengths": lambda r, a: all(len(a[name] or "") <= most for name, most in r["most"].items()),
     "prompt_tokens": lambda r, a: a["prompt"].isascii() or len(a["prompt"]) + 3 * len(re.findall(r["wide"], a["prompt"])) <= 4096,
@@ -207,6 +205,7 @@ def broken(rules, a):
 TAGS = ("think", "plan", "tool_call", "answer")
 BLOCK = re.compile(r"<(NAME)>((?:[^<]++|<(?!/\1>|(?:NAME)>))*+)(</\1>)?".replace("NAME", "|".join(TAGS)))   # up to its end, or to what opens next
 ODD = re.compile(r"</?(think(?:ing)?|thought|plan(?:ning)?|(?:tool|function)[_ -]?calls?|(?:final[_ -]?)?answer|tool[_ -]?response)>", re.IGNORECASE)
+FORGED = re.compile(r"<(?=/?(?:think|plan|tool_call|tool_response|answer)\b)")   # what could open or close a turn, beside control tokens
 MAX_TAGS = 2000     # of a turn; a megabyte of tags would otherwise give as many faults and replies
 MAX_DEPTH = 32      # no tool's arguments nest deeper, and copying much deeper ones would exhaust Python's stack
 
@@ -290,8 +289,6 @@ def record(kind, **fields):
 def recut(clip, shot_frames, **changes):
     """A video like `clip` with other shots."""
     return record(**{**clip, "format": "mp4", **changes, "shot_frames": shot_frames})
-
-sides = itemgetter("width", "height")
 
 def whole(seconds, fps):
     """Whole frames of a time, exact for up to six decimals; a margin of 1/2000 frame absorbs that durations are shown rounded."""
@@ -476,8 +473,7 @@ def storyboard(env, tool, a):
     n = int(a["n_shots"] or len(timed) or script.get("n_scenes") or math.ceil((total or 32) / 8))
     marks = [round((total or 8 * n) * i / n, 1) for i in range(n)] + [total or 8 * n]
     lengths, subject = timed or [round(b - a, 6) for a, b in zip(marks, marks[1:])], " ".join(script["text"][:200].split()[:8])
-    shots = [{"index": i + 1, "duration": length, "description": f"{views[i % 4]}, {subject}"[:80], "characters": a["characters"] or []}
-             for i, length in enumerate(lengths)]
+    shots = [{"index": i + 1, "duration": length, "description": f"{views[i % 4]}, {subject}"[:80]} for i, length in enumerate(lengths)]
     return write_text(env, tool, a, shot_list=shots)[0], {"n_shots": n}
 
 def polish(env, tool, a):
@@ -532,8 +528,7 @@ AMOUNTS = {   # what a rate of tools.yaml is multiplied by; other rates are per 
 
 def bill(rates, a, made=(), given=(), draw=None):
     """US dollars or virtual seconds: rates times amounts, or a draw around the typical time. `by`: a parameter that picks from tables of rates."""
-    if "by" in rates:
-        rates = {name: rate[a[rates["by"]]] if isinstance(rate, dict) else rate for name, rate in rates.items() if name != "by"}
+    rates = {name: rate[a[rates["by"]]] if isinstance(rate, dict) else rate for name, rate in rates.items() if name != "by"}
     if "typical" in rates:
         chance, low, usual, high = draw("latency"), rates["min"], rates["typical"], rates["max"]
         return low + (usual - low) * min(1, 2 * chance) + (high - usual) * max(0, 2 * chance - 1)
@@ -549,7 +544,6 @@ def deviate(outputs, more):
         return [recut(outputs[0], stretch(outputs[0]["shot_frames"], outputs[0]["n_frames"] * 4 // 5 or 2))], more
     return [{**outputs[0], **{name: outputs[0][name] * 2 for name in ("width", "height", "duration_s") if outputs[0][name]}}], more
 
-FORGED = re.compile(r"<(?=/?(?:think|plan|tool_call|tool_response|answer)\b)")   # what could open or close a turn, beside control tokens
 def describe(kind, outputs, more):
     """The reply's fields: ids, then what a kind of artifact shows (of long texts the beginning); one value if all outputs share it, else a list."""
     shown = {"ids": [m["id"] for m in outputs]} if outputs else {}
@@ -696,25 +690,23 @@ class VisGenEnv:
             if text and not hits and draw("", provider["blocked"], text) < load_defaults()["false_block"] * self.scale:
                 hits = [("other", max(re.findall(r"\w+", text), key=len, default="")[:20])]
             for category, word in hits[-1:]:
-                code = provider.get("codes", {}).get(category)
-                refuse(param, provider["blocked"].format(code=code, category=category, word=word), "content_blocked")
+                message = provider["blocked"].format(code=provider.get("codes", {}).get(category), category=category, word=word)
+                refuse(param, message, "content_blocked")
 
     def meter(self, tool, a, start):
         """Rate limits, jobs at a time, and used-up packs, by the virtual clock. Only the last does not end by waiting."""
         for limit in tool["limits"]:
-            used = self.used.get(limit["of"], ())
             amount = sum(end > start if "jobs" in limit else (n if "items" in limit else 1) * (began > start - limit["window_s"])
-                         for began, end, n in used)
+                         for began, end, n in self.used.get(limit["of"], ()))
             most = limit.get("jobs") or limit.get("calls") or limit["items"]
             if amount + (int(a["n"]) if "items" in limit else 1) > most:
                 refuse(None, limit["message"], limit["code"], limit["code"] != "quota_exhausted")
 
     def fail(self, tool, a, record):
         """Failures that a retry mends, from the episode's seed and the number of the call; of several steps, any may fail."""
-        steps = tool["steps"]
-        timeout, both = (self.scale * len(steps) * share for share in load_defaults()["failures"][tool["call"]])
+        timeout, both = (self.scale * len(tool["steps"]) * share for share in load_defaults()["failures"][tool["call"]])
         if both and (chance := self.draw("failure")) < both:
-            step, code = steps[int(chance / both * len(steps))], "timeout" if chance < timeout else "service_error"
+            step, code = tool["steps"][int(chance / both * len(tool["steps"]))], "timeout" if chance < timeout else "service_error"
             if code == "timeout":
                 record["virtual_s"] = round(bill(tool["virtual_seconds"], a, draw=lambda _: 1 - 1e-9), 3)   # the longest wait
             refuse(None, (f"step {step}: " if step else "") + tool["provider"][code], code, True)
