@@ -49,7 +49,6 @@ class RolloutConfig:
 
 # ---------------------------------------------------------------------------- the tools as data
 ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False)   # what is written here holds no cycles
-sides = itemgetter("width", "height")
 PAGES = jinja2.Environment(loader=jinja2.FileSystemLoader(ROOT / "data"), auto_reload=False)
 
 def to_json(obj):
@@ -117,9 +116,9 @@ def refuse(param, message, code="invalid_parameter", retryable=False):
 @lru_cache(maxsize=64)
 def validator(name):
     """The compiled JSON Schema of a tool's arguments, or of a part of UTPC."""
-    schema = load_defaults()["utpc"].get(name) or load_tools()[name]["parameters"]   # a text that must not be empty holds more than spaces
-    return fastjsonschema.compile(json.loads(to_json(schema), object_hook=lambda s: {"pattern": r"\S", **s} if s.get("minLength") else s),
-                                  use_default=False)
+    schema = load_defaults()["utpc"].get(name) or load_tools()[name]["parameters"]
+    strict = json.loads(to_json(schema), object_hook=lambda s: {"pattern": r"\S", **s} if s.get("minLength") else s)   # spaces are no text
+    return fastjsonschema.compile(strict, use_default=False)
 
 def check(value, name, root=""):
     """Raise ToolError when a value does not fit the schema of that name; its param is a path such as subtitles[0].end."""
@@ -136,6 +135,7 @@ def check(value, name, root=""):
         fine = f"be {schema.get('description', 'text')}" if wrong.rule == "pattern" else wrong.message.partition(" must ")[2]
         refuse(where, f"{where} must {fine}, got {to_json(found):.40}")
 
+sides = itemgetter("width", "height")
 LIMITS = {   # of a medium, true where it is within the service's limit; tools.yaml holds the codes and messages
     "kinds": lambda m, kinds: m["kind"] in kinds,
     "has": lambda m, name: name in m,
@@ -183,7 +183,7 @@ RULES = {   # checks across fields, of a rule's entry in tools.yaml and the call
     "spans_a_frame": lambda r, a: whole(min(a["end"], a["video"]["duration_s"]) - a["start"], a["video"]["fps"]) >= 1,
     "loops_fit": lambda r, a: a["video"]["n_frames"] * math.prod(step.get("count", 1) for step in a["operations"]) <= 10 ** 6,
     "transition_fits": lambda r, a: a["transition_duration"] * 2 < min(clip["duration_s"] for clip in a["videos"]),
-    "few_images": lambda r, a: len(a["images"] or ()) + (a["n"] if r["param"] == "n" else 0) <= r["most"],
+    "few_images": lambda r, a: len(a["images"] or ()) + a["n"] * r["outputs"] <= r["most"],
     "shots_fit": lambda r, a: a["storyboard"] or 1 <= a["duration"] / a["n_shots"] <= 8,
     "storyboard_fits": lambda r, a: not a["storyboard"] or max(shot["duration"] for shot in a["storyboard"]["shot_list"]) <= 8,
     "factor_in_range": lambda r, a: a["target_duration"] is None or 0.25 <= a["video"]["duration_s"] / a["target_duration"] <= 4,
@@ -430,9 +430,8 @@ def speed(env, tool, a):
     return [recut(clip, stretch(clip["shot_frames"], max(1, whole(seconds, clip["fps"]))))], {}
 
 def audio_cut(env, tool, a):
-    source = a["audio"]
-    end = source["duration_s"] if a["end"] is None else min(a["end"], source["duration_s"])
-    seconds, bpm = a["loop_to"] or end - a["start"], source.get("bpm")
+    source, bpm = a["audio"], a["audio"].get("bpm")
+    seconds = a["loop_to"] or min(math.inf if a["end"] is None else a["end"], source["duration_s"]) - a["start"]
     if a["fade_in"] + a["fade_out"] > seconds + 1e-6:
         refuse("fade_out", f"fade_in + fade_out is longer than the audio ({seconds:g} s)")
     offset = round((source.get("beat_offset_s", 0.0) - a["start"]) % (60 / bpm), 3) if bpm else None
@@ -698,8 +697,7 @@ class VisGenEnv:
         for limit in tool["limits"]:
             amount = sum(end > start if "jobs" in limit else (n if "items" in limit else 1) * (began > start - limit["window_s"])
                          for began, end, n in self.used.get(limit["of"], ()))
-            most = limit.get("jobs") or limit.get("calls") or limit["items"]
-            if amount + (int(a["n"]) if "items" in limit else 1) > most:
+            if amount + (int(a["n"]) if "items" in limit else 1) > (limit.get("jobs") or limit.get("calls") or limit["items"]):
                 refuse(None, limit["message"], limit["code"], limit["code"] != "quota_exhausted")
 
     def fail(self, tool, a, record):
@@ -717,12 +715,10 @@ class VisGenEnv:
         talks = "asks_text" in loss and re.search(load_defaults()["asks_text"], a["prompt"], re.IGNORECASE)
         chance = loss["asks_text" if talks else "per_item"] * self.scale
         kept = [output for i, output in enumerate(outputs) if not chance or self.draw(f"item {i}") >= chance]
-        if len(kept) == n:
-            return outputs, more
         message = loss["message"].format(k=len(kept), n=n, lost=n - len(kept))
-        if not kept:
+        if n and not kept:
             refuse(None, message, "no_output", True)
-        return kept, {**more, "warning": message}
+        return kept, {**more, "warning": message} if len(kept) < n else more
 
     def trajectory(self):
         """The Trajectory record; `reward` is filled by rewards.py."""
@@ -789,7 +785,7 @@ def console():
         print(*[reply["content"] for reply in replies], sep="\n")
         for media_id in env.calls[-1]["outputs"]:
             print("   ", {k: v for k, v in env.artifacts[media_id].items() if v not in (None, [], {}) and k not in ("arguments", "tool")})
-        print(f"    clock {env.virtual_s:.1f} s, bill ${env.price_usd:.3f}, failed calls {env.errors}")
+        print(f"    clock {env.virtual_s:.1f} s, bill ${env.price_usd:.3f}, failed calls {env.errors}", "(the episode is over)" * bool(env.ended))
 
 def main():
     parser = argparse.ArgumentParser(description="A console on one episode of VisGenEnv; with a switch, a table instead.")

@@ -365,7 +365,7 @@ def takes(tool):
     """Kinds of media that a tool cannot do without, a set for each required media parameter."""
     entry = load_tools().get(tool, {})
     required = entry.get("parameters", {}).get("required", [])
-    return [set(m["kinds"]) for name, m in entry.get("media", {}).items() if name in required and not m.get("or_text")]
+    return [set(m["kinds"]) for name, m in entry.get("media", {}).items() if name in required and not {"or_text", "inside"} & set(m)]
 
 
 def generates_clip(tool):

@@ -153,6 +153,8 @@ def test_schemas_are_valid_for_openai_and_match_the_entries():
         params = tool["parameters"]["properties"]
         assert set(tool["media"]) | set(tool["screened"]) <= set(params), name
         assert all(rule["rule"] in RULES and rule["param"] in params for rule in tool["rules"]), name
+        assert all(note["rule"] in RULES and note["message"] for note in tool["notes"]), name
+        assert all(set(rule.get("when", ())) <= set(params) for rule in tool["rules"]), name
         assert tool["call"] in ("job", "sync", "local") and tool["stands_for"] and "2025" in tool["stands_for"], name
 
 
@@ -216,7 +218,7 @@ def test_wrong_arguments_are_refused_by_name(name):
             filler = HAPPY[name].get(param, ["in_1"])[0]
             assert error(env, name, **{**HAPPY[name], param: [filler] * (spec["maxItems"] + 1)})["param"] == param
     for param, limits in load_tools()[name]["media"].items():
-        if limits.get("or_text"):
+        if limits.get("or_text") or "inside" in limits:      # a text is fine too; a page's ids are tested below
             continue
         many = schema["properties"][param]["type"] == "array"
         path = f"{param}[0]" if many else param
@@ -235,7 +237,7 @@ def test_messages_stay_short():
     for name, args in [("tool_text2video_veo", {"prompt": "x", "duration": 5}), ("tool_text2image_gpt", {"prompt": "x", "size": "1920x1080"}),
                        ("tool_image2video_keling", {"image": "in_1", "prompt": "x", "duration": 8})]:
         assert len(error(env, name, **args)["message"]) <= 160
-    assert error(env, "tool_text2video_veo", prompt="x", duration=5)["message"].endswith("duration must be one of 4, 6, 8, got 5")
+    assert error(env, "tool_text2video_veo", prompt="x", duration=5)["message"].endswith("duration must be one of [4, 6, 8], got 5")
 
 
 # ---------------------------------------------------------------------------- golden values (facts/tools.md, section 5)
