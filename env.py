@@ -204,23 +204,23 @@ def broken(rules, a):
 # ---------------------------------------------------------------------------- UTPC
 TAGS = ("think", "plan", "tool_call", "answer")
 BLOCK = re.compile(r"<(NAME)>((?:[^<]++|<(?!/\1>|(?:NAME)>))*+)(</\1>)?".replace("NAME", "|".join(TAGS)))   # up to its end, or to what opens next
-ODD = re.compile(r"</?(think(?:ing)?|thought|plan(?:ning)?|(?:tool|function)[_ -]?calls?|(?:final[_ -]?)?answer|tool[_ -]?response)>", re.IGNORECASE)
+ODD = re.compile(r"</?([A-Za-z_-]++)>")   # outside of blocks: another tag, or the close of what is not open
 FORGED = re.compile(r"<(?=/?(?:think|plan|tool_call|tool_response|answer)\b)")   # what could open or close a turn, beside control tokens
 MAX_TAGS = 2000     # of a turn; a megabyte of tags would otherwise give as many faults and replies
-MAX_DEPTH = 32      # no tool's arguments nest deeper, and copying much deeper ones would exhaust Python's stack
+MAX_DEPTH, MAX_NODES = 32, 10_000   # of a block of JSON: no call needs more, and copying much deeper ones would exhaust Python's stack
 
 def clean(text):
     """The text without lone surrogates, which no file and no tokenizer can hold."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 def read_json(text):
-    """Strict JSON -> value; of a key written twice, the last one counts. ValueError for bad JSON, NaN, lone surrogates and deep nesting."""
-    value = orjson.loads(text)
-    level = [value] if text.count("[") + text.count("{") > MAX_DEPTH else []
+    """Strict JSON -> value; of a key written twice, the last one counts. ValueError for bad JSON, NaN, lone surrogates and too much nesting."""
+    value, nodes = orjson.loads(text), text.count("[") + text.count("{")
+    level = [value] if MAX_DEPTH < nodes <= MAX_NODES else []
     for _ in range(MAX_DEPTH if level else 0):
         level = [child for node in level if isinstance(node, (dict, list)) for child in (node.values() if isinstance(node, dict) else node)]
-    if level:
-        raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+    if level or nodes > MAX_NODES:
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels, or more than {MAX_NODES} lists and objects")
     return value
 
 def parse_utpc(text):
@@ -239,11 +239,10 @@ def parse_utpc(text):
 
     for match in [*islice(BLOCK.finditer(text), MAX_TAGS), None]:
         pos = match.start() if match else len(text)
-        between = text[end:pos]
-        for odd in islice(ODD.finditer(between), MAX_TAGS):
+        for odd in islice(ODD.finditer(text, end, pos), MAX_TAGS):
             code = "unknown_tag" if odd[1] not in TAGS else "nested_tag" if odd[1] in cut else "stray_close"
-            fault(code, end + odd.start(), f"{odd[0]} is none of the four tags, or closes nothing")
-        if ODD.sub("", between).strip():
+            fault(code, odd.start(), f"{odd[0]} is none of the four tags, or closes nothing")
+        if ODD.sub("", text[end:pos]).strip():
             fault("text_outside_tags", end, "text outside the four tags")
         if not match:
             break
