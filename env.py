@@ -163,7 +163,7 @@ def find_media(artifacts, tool, a):
             if media_id not in artifacts:
                 known = ", ".join([i for i, m in artifacts.items() if m["kind"] in limits["kinds"]][-12:]) or "none"
                 refuse(where, f"{where}: no media {to_json(media_id):.40} here; known {limits['kinds'][0]} ids: {known}", "file_not_found")
-            for name, rule in load_defaults()["limits"].items():
+            for name, rule in load_defaults()["media_limits"].items():
                 if name in limits and not LIMITS[name](artifacts[media_id], limits[name]):
                     refuse(where, rule["message"].format(where=where, m=artifacts[media_id], limit=limits[name]), rule["code"])
             parents.append({"id": media_id, "role": limits["role"]})
