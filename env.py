@@ -215,12 +215,15 @@ def clean(text):
 
 def read_json(text):
     """Strict JSON -> value; of a key written twice, the last one counts. ValueError for bad JSON, NaN, lone surrogates and too much nesting."""
-    value, nodes = orjson.loads(text), text.count("[") + text.count("{")
-    level = [value] if MAX_DEPTH < nodes <= MAX_NODES else []
+    nodes = text.count("[") + text.count("{")
+    if nodes > MAX_NODES:
+        raise ValueError(f"more than {MAX_NODES} lists and objects")
+    value = orjson.loads(text)
+    level = [value] if nodes > MAX_DEPTH else []
     for _ in range(MAX_DEPTH if level else 0):
         level = [child for node in level if isinstance(node, (dict, list)) for child in (node.values() if isinstance(node, dict) else node)]
-    if level or nodes > MAX_NODES:
-        raise ValueError(f"nested deeper than {MAX_DEPTH} levels, or more than {MAX_NODES} lists and objects")
+    if level:
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
     return value
 
 def parse_utpc(text):
@@ -280,9 +283,8 @@ def parse_utpc(text):
 def record(kind, **fields):
     """A new artifact with every field of the Artifact record. A video is the list of its shots' lengths in frames; all about its time follows."""
     made = {**load_defaults()["record"], "kind": kind, "has_audio": kind == "audio", "format": load_defaults()["kinds"][kind]["format"], **fields}
-    if kind == "video":
-        n_frames = sum(made["shot_frames"])
-        made.update(shots=len(made["shot_frames"]), n_frames=n_frames, duration_s=round(n_frames / made["fps"], 6))
+    if shots := made.get("shot_frames"):
+        made.update(shots=len(shots), n_frames=sum(shots), duration_s=round(sum(shots) / made["fps"], 6))
     return made
 
 def recut(clip, shot_frames, **changes):
