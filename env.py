@@ -778,7 +778,7 @@ def console():
     """Read `tool {"argument": ...}` from the keyboard; show the reply, the new media, the clock and the bill."""
     env = studio(failure_scale=1.0)
     print(env.messages[1]["content"], '\nType a call such as  tool_text2image_gpt {"prompt": "a fox"}  or  quit.')
-    for line in map(str.strip, sys.stdin):
+    for line in filter(None, map(str.strip, sys.stdin)):
         if line == "quit" or env.ended:
             return
         name, _, arguments = line.partition(" ")
