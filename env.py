@@ -242,10 +242,10 @@ def parse_utpc(text):
 
     for match in [*islice(BLOCK.finditer(text), MAX_TAGS), None]:
         pos = match.start() if match else len(text)
-        for odd in islice(ODD.finditer(text, end, pos), MAX_TAGS):
+        for odd in islice(ODD.finditer(text, end, pos), MAX_TAGS) if end < pos else ():
             code = "unknown_tag" if odd[1] not in TAGS else "nested_tag" if odd[1] in cut else "stray_close"
             fault(code, odd.start(), f"{odd[0]} is none of the four tags, or closes nothing")
-        if ODD.sub("", text[end:pos]).strip():
+        if end < pos and ODD.sub("", text[end:pos]).strip():
             fault("text_outside_tags", end, "text outside the four tags")
         if not match:
             break
@@ -456,7 +456,8 @@ def write_text(env, tool, a, **more):
     n = int(a.get("n_scenes") or max(1, round((a.get("duration") or 0) / 8)))
     text = page(tool["output"]["template"], **a, **more, output=tool["output"], scenes=[(a.get("duration") or 0) / n] * n)
     text = " ".join(text.split()[:int(a["max_words"])]) if "max_words" in a else text[:int(a.get("max_chars", len(text)))]
-    return [record("text", text=text, n_chars=len(text), lasts_s=a.get("duration"), n_scenes=a.get("n_scenes"), **more)], {}
+    seen = {"n_chars": len(text), "brief": text[:197] + "..." * (len(text) > 197)}   # the reply shows the beginning
+    return [record("text", text=text, **seen, lasts_s=a.get("duration"), n_scenes=a.get("n_scenes"), **more)], {}
 
 def search(env, tool, a):
     """Results of a query, or the text of pages, some of which fail: what is no address always, others by their name."""
@@ -528,7 +529,8 @@ AMOUNTS = {   # what a rate of tools.yaml is multiplied by; other rates are per 
 
 def bill(rates, a, made=(), given=(), draw=None):
     """US dollars or virtual seconds: rates times amounts, or a draw around the typical time. `by`: a parameter that picks from tables of rates."""
-    rates = {name: rate[a[rates["by"]]] if isinstance(rate, dict) else rate for name, rate in rates.items() if name != "by"}
+    if "by" in rates:
+        rates = {name: rate[a[rates["by"]]] if isinstance(rate, dict) else rate for name, rate in rates.items() if name != "by"}
     if "typical" in rates:
         chance, low, usual, high = draw("latency"), rates["min"], rates["typical"], rates["max"]
         return low + (usual - low) * min(1, 2 * chance) + (high - usual) * max(0, 2 * chance - 1)
@@ -545,12 +547,10 @@ def deviate(outputs, more):
     return [{**outputs[0], **{name: outputs[0][name] * 2 for name in ("width", "height", "duration_s") if outputs[0][name]}}], more
 
 def describe(kind, outputs, more):
-    """The reply's fields: ids, then what a kind of artifact shows (of long texts the beginning); one value if all outputs share it, else a list."""
-    shown = {"ids": [m["id"] for m in outputs]} if outputs else {}
-    seen = [{**m, "size": f"{m['width']}x{m['height']}", "sound": m["has_audio"],
-             "text": m.get("text", "")[:197] + "..." * (m.get("n_chars", 0) > 197)} for m in outputs]
-    for name in load_defaults()["kinds"][kind]["shows"]:
-        values = [m[name] for m in seen]
+    """The reply's fields: ids, then what a kind of artifact shows; one value if all outputs share it, else a list."""
+    shown = {"ids": [output["id"] for output in outputs]} if outputs else {}
+    for name, field in load_defaults()["kinds"][kind]["shows"].items():
+        values = [output[field] if field else f"{output['width']}x{output['height']}" for output in outputs]
         shown[name] = values[0] if values.count(values[0]) == len(values) else values
     return {**shown, **more}
 
@@ -661,8 +661,8 @@ class VisGenEnv:
         start = max([self.turn_began, *[medium["made_s"] for medium in given]])   # it waits for them
         if self.scale:
             self.meter(tool, a, start)
-        self.fail(tool, a, record)
-        outputs, more = self.lose(tool, a, outputs, more)
+            self.fail(tool, record)
+            outputs, more = self.lose(tool, a, outputs, more)
         if deviates:
             outputs, more = deviate(outputs, more)
         record["virtual_s"] = round(bill(tool["virtual_seconds"], a, outputs, given, self.draw), 3)
@@ -701,13 +701,13 @@ class VisGenEnv:
             if amount + (int(a["n"]) if "items" in limit else 1) > (limit.get("jobs") or limit.get("calls") or limit["items"]):
                 refuse(None, limit["message"], limit["code"], limit["code"] != "quota_exhausted")
 
-    def fail(self, tool, a, record):
-        """Failures that a retry mends, from the episode's seed and the number of the call; of several steps, any may fail."""
+    def fail(self, tool, record):
+        """Failures that a retry mends, from the episode's seed and the number of the call; of several steps any may fail. A timeout takes longest."""
         timeout, both = (self.scale * len(tool["steps"]) * share for share in load_defaults()["failures"][tool["call"]])
         if both and (chance := self.draw("failure")) < both:
             step, code = tool["steps"][int(chance / both * len(tool["steps"]))], "timeout" if chance < timeout else "service_error"
             if code == "timeout":
-                record["virtual_s"] = round(bill(tool["virtual_seconds"], a, draw=lambda _: 1 - 1e-9), 3)   # the longest wait
+                record["virtual_s"] = round(bill(tool["virtual_seconds"], {**tool["blank"], **record["arguments"]}, draw=lambda _: 1 - 1e-9), 3)
             refuse(None, (f"step {step}: " if step else "") + tool["provider"][code], code, True)
 
     def lose(self, tool, a, outputs, more):
