@@ -13,16 +13,17 @@ import sys
 import time
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import accumulate, islice
-from operator import itemgetter
+from itertools import accumulate, filterfalse, islice
+from operator import contains, ge, itemgetter, le
 from pathlib import Path
 
-import fastjsonschema
 import jinja2
 import orjson
 import yaml
 
 ROOT = Path(__file__).resolve().parent
+ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False)   # what is written here holds no cycles
+PAGES = jinja2.Environment(loader=jinja2.FileSystemLoader(ROOT / "data"), auto_reload=False)
 
 # ---------------------------------------------------------------------------- configuration
 def key(default, doc):
@@ -48,9 +49,6 @@ class RolloutConfig:
             raise ValueError(f"rollout.{name} cannot be {getattr(self, name)!r}: {self.__dataclass_fields__[name].metadata['doc']}")
 
 # ---------------------------------------------------------------------------- the tools as data
-ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False)   # what is written here holds no cycles
-PAGES = jinja2.Environment(loader=jinja2.FileSystemLoader(ROOT / "data"), auto_reload=False)
-
 def to_json(obj):
     """The one JSON style of this project, for what the agent writes and what it reads."""
     return ENCODER.encode(obj)
@@ -113,27 +111,34 @@ class ToolError(Exception):
 def refuse(param, message, code="invalid_parameter", retryable=False):
     raise ToolError(code, param, message, retryable)
 
-@lru_cache(maxsize=64)
-def validator(name):
-    """The compiled JSON Schema of a tool's arguments, or of a part of UTPC."""
-    schema = load_defaults()["utpc"].get(name) or load_tools()[name]["parameters"]
-    strict = json.loads(to_json(schema), object_hook=lambda s: {"pattern": r"\S", **s} if s.get("minLength") else s)   # spaces are no text
-    return fastjsonschema.compile(strict, use_default=False)
+TYPES = {"string": (str,), "boolean": (bool,), "array": (list,), "object": (dict,), "number": (int, float), "integer": (int, float)}
+KEYWORDS = {   # of JSON Schema: what must hold of its bound and a value, and the words for it
+    "type": (lambda kind, value: type(value) in TYPES[kind] and (kind != "integer" or value % 1 == 0), "be of type {}"),   # 8.0 is the integer 8
+    "enum": (contains, "be one of {}"),
+    "minimum": (le, "be at least {}"),
+    "maximum": (ge, "be at most {}"),
+    "minLength": (lambda least, value: len(value) >= least and not value.isspace(), "have at least {} characters, not only spaces"),
+    "maxLength": (lambda most, value: len(value) <= most, "have at most {} characters"),
+    "minItems": (lambda least, value: len(value) >= least, "have at least {} items"),
+    "maxItems": (lambda most, value: len(value) <= most, "have at most {} items"),
+    "pattern": (re.search, "match {}"),
+}
 
-def check(value, name, root=""):
-    """Raise ToolError when a value does not fit the schema of that name; its param is a path such as subtitles[0].end."""
-    try:
-        validator(name)(value, name_prefix=root or "data")
-    except fastjsonschema.JsonSchemaValueException as wrong:
-        where, found, schema = wrong.name if root else wrong.name[5:], wrong.value, wrong.definition
-        if wrong.rule in ("required", "additionalProperties"):
-            inside, known = where + "." if where else "", schema["properties"]
-            for unknown in [name for name in found if name not in known]:
-                refuse(f"{inside}{unknown:.40}", f"unknown parameter {to_json(unknown):.40}; known: {', '.join(known)}", "unknown_parameter")
-            missing = next(name for name in schema["required"] if name not in found)
-            refuse(inside + missing, f"{inside}{missing} is required", "missing_parameter")
-        fine = f"be {schema.get('description', 'text')}" if wrong.rule == "pattern" else wrong.message.partition(" must ")[2]
-        refuse(where, f"{where} must {fine}, got {to_json(found):.40}")
+def check(value, schema, where):
+    """Raise ToolError when a value does not fit its JSON Schema; `where` is its path, such as subtitles[0].end."""
+    for keyword, bound in schema.items():
+        if keyword in KEYWORDS and not KEYWORDS[keyword][0](bound, value):
+            refuse(where, f"{where} must {KEYWORDS[keyword][1].format(bound)}, got {to_json(value):.40}")
+    if "properties" in schema:   # names first, then required ones, then values: the order in which a reader would mend it
+        properties, inside = schema["properties"], where + "." if where else ""
+        for name in filterfalse(properties.__contains__, value):
+            refuse(f"{inside}{name:.40}", f"unknown parameter {to_json(name):.40}; known: {', '.join(properties)}", "unknown_parameter")
+        for name in filterfalse(value.__contains__, schema["required"]):
+            refuse(inside + name, f"{inside}{name} is required", "missing_parameter")
+        for name, item in value.items():
+            check(item, properties[name], inside + name)
+    for i, item in enumerate(value) if "items" in schema else ():
+        check(item, schema["items"], f"{where}[{i}]")
 
 sides = itemgetter("width", "height")
 LIMITS = {   # of a medium, true where it is within the service's limit; tools.yaml holds the codes and messages
@@ -167,8 +172,7 @@ def find_media(artifacts, tool, a):
                 if name in limits and not LIMITS[name](artifacts[media_id], limits[name]):
                     refuse(where, rule["message"].format(where=where, m=artifacts[media_id], limit=limits[name]), rule["code"])
             parents.append({"id": media_id, "role": limits["role"]})
-        found = [artifacts[media_id] for _, media_id in ids]
-        a[param] = found if many else found[0]
+        a[param] = [artifacts[media_id] for _, media_id in ids] if many else artifacts[given]
     return parents
 
 RULES = {   # checks across fields, of a rule's entry in tools.yaml and the call's parameters, true where all is well; the last five give warnings
@@ -197,9 +201,8 @@ RULES = {   # checks across fields, of a rule's entry in tools.yaml and the call
 }
 
 def broken(rules, a):
-    """The rules that apply (`when` parameters have these values) and do not hold, one after the other."""
-    return (rule for rule in rules
-            if all(a[param] in values for param, values in rule.get("when", {}).items()) and not RULES[rule["rule"]](rule, a))
+    """The rules that do not hold and apply (`when` parameters have these values), one after the other."""
+    return (rule for rule in rules if not RULES[rule["rule"]](rule, a) and all(a[p] in values for p, values in rule.get("when", {}).items()))
 
 # ---------------------------------------------------------------------------- UTPC
 TAGS = ("think", "plan", "tool_call", "answer")
@@ -216,14 +219,12 @@ def clean(text):
 def read_json(text):
     """Strict JSON -> value; of a key written twice, the last one counts. ValueError for bad JSON, NaN, lone surrogates and too much nesting."""
     nodes = text.count("[") + text.count("{")
-    if nodes > MAX_NODES:
-        raise ValueError(f"more than {MAX_NODES} lists and objects")
-    value = orjson.loads(text)
+    value = orjson.loads(text) if nodes <= MAX_NODES else None
     level = [value] if nodes > MAX_DEPTH else []
     for _ in range(MAX_DEPTH if level else 0):
         level = [child for node in level if isinstance(node, (dict, list)) for child in (node.values() if isinstance(node, dict) else node)]
-    if level:
-        raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+    if level or nodes > MAX_NODES:
+        raise ValueError(f"more than {MAX_DEPTH} levels or {MAX_NODES} lists and objects")
     return value
 
 def parse_utpc(text):
@@ -263,7 +264,7 @@ def parse_utpc(text):
         elif tag != "think":
             try:
                 value = read_json(body)
-                check(value, tag, root=tag)
+                check(value, load_defaults()["utpc"][tag], tag)
             except ValueError as wrong:
                 error = fault("bad_json", pos, f"the {tag} is not valid JSON: {wrong}")
             except ToolError as wrong:
@@ -338,14 +339,13 @@ def check_intervals(intervals, clip, param, hint=""):
 def generate(env, tool, a):
     """Images or clips: size and number follow from the parameters as at the service."""
     table, sources = tool["output"], a.get("images") or ([a["image"]] if "image" in a else [])
-    width, height = frame_size(table, a, sources)
+    size = dict(zip(("width", "height"), frame_size(table, a, sources)))
     if tool["makes"] == "image":
-        marked = a.get("watermark") or a.get("logo_add") or False
-        made = record("image", width=width, height=height, format=a.get("output_format", "png"), watermark=marked)
+        made = record("image", **size, format=a.get("output_format", "png"), watermark=bool(a.get("watermark") or a.get("logo_add")))
     else:
-        cropped = bool(sources) and "sizes" in table and sources[0]["width"] * height != sources[0]["height"] * width
+        cropped = bool(sources) and "sizes" in table and sources[0]["width"] * size["height"] != sources[0]["height"] * size["width"]
         shots, sounds = [int(a["duration"]) * table["fps"]], a.get("generate_audio", False)
-        made = record("video", width=width, height=height, fps=table["fps"], shot_frames=shots, has_audio=sounds, cropped=cropped)
+        made = record("video", **size, fps=table["fps"], shot_frames=shots, has_audio=sounds, cropped=cropped)
     return [dict(made) for _ in range(int(a.get("n", 1)))], {}
 
 def pipeline(env, tool, a):
@@ -464,8 +464,8 @@ def search(env, tool, a):
     urls, dead = a["urls"] or [], tool["output"]["dead_urls"] * env.scale
     failed = [url for url in urls if not url.startswith(("http://", "https://")) or draw("", url, "dead") < dead]
     credits = (1 + (a["extract_depth" if urls else "search_depth"] == "advanced")) * math.ceil(len(urls or [0]) / 5)
-    results = list(range(int(a["max_results"]) if a["query"] else 0))
-    return write_text(env, tool, a, failed=failed, results=results, credits=credits)[0], {"failed_results": len(failed)} if failed else {}
+    more, results = {"failed_results": len(failed)} if failed else {}, [*range(int(a["max_results"]))]
+    return write_text(env, tool, a, failed=failed, results=results, credits=credits)[0], more
 
 def storyboard(env, tool, a):
     """Shots whose durations sum to the total, on a grid of 0.1 s. What the call leaves out follows from the script."""
@@ -512,9 +512,8 @@ def todo(env, tool, a):
 def html(env, tool, a):
     return [record("html", n_media=len(a["sections"]))], {"n_media": len(a["sections"])}   # find_media put the media there
 
-BEHAVIOURS = {function.__name__: function for function in (
-    generate, pipeline, music, sound, tts_composite, composite, postprocess, trim, speed, audio_cut, beats, subtitles, write_text, search,
-    storyboard, polish, analysis, inspire, todo, html)}
+BEHAVIOURS = {make.__name__: make for make in (generate, pipeline, music, sound, tts_composite, composite, postprocess, trim, speed, audio_cut, beats,
+                                               subtitles, write_text, search, storyboard, polish, analysis, inspire, todo, html)}
 
 # ---------------------------------------------------------------------------- price, time, fidelity, replies
 AMOUNTS = {   # what a rate of tools.yaml is multiplied by; other rates are per unit of the outputs' field of that name, such as duration_s
@@ -646,7 +645,7 @@ class VisGenEnv:
 
     def run(self, tool, written, record, deviates):
         """Validate, fail as services fail, make the outputs, file them. Raises ToolError."""
-        check(written, tool["name"])
+        check(written, tool["parameters"], "")
         a = {**tool["blank"], **written}
         parents = find_media(self.artifacts, tool, a)
         for rule in broken(tool["rules"], a):
