@@ -464,7 +464,7 @@ def search(env, tool, a):
     urls, dead = a["urls"] or [], tool["output"]["dead_urls"] * env.scale
     failed = [url for url in urls if not url.startswith(("http://", "https://")) or draw("", url, "dead") < dead]
     credits = (1 + (a["extract_depth" if urls else "search_depth"] == "advanced")) * math.ceil(len(urls or [0]) / 5)
-    more, results = {"failed_results": len(failed)} if failed else {}, [*range(int(a["max_results"]))]
+    more, results = {"failed_results": len(failed)} if failed else {}, [*range(int(a["max_results"]) if a["query"] else 0)]
     return write_text(env, tool, a, failed=failed, results=results, credits=credits)[0], more
 
 def storyboard(env, tool, a):
