@@ -52,7 +52,7 @@ def measure(config, run):
         model = (base_policy(config, run, tokenizer, device) if started else load_policy(final, config, tokenizer, device)).float()
         if name == "vrl":
             policy = add_lora(config, load_policy(final, config, tokenizer, device) if config.vrl.start == "pst" else
-                              base_policy(config, run, tokenizer, device)) if config.vrl.tune == "lora" else model
+                              base_policy(config, run, tokenizer, device), norm=config.vrl.norm_lr > 0) if config.vrl.tune == "lora" else model
             restore(policy, [], *read_checkpoint(config, saved[-1]))
             if policy is not model:
                 sync_sampler(model, policy)

@@ -115,6 +115,7 @@ class VrlConfig:
     tasks_per_step: int = key(24, "paper: 24 tasks")
     group_size: int = key(4, "paper: 4 rollouts a task")
     lr: float = key(1e-3, "AdamW on the LoRA adapter")
+    norm_lr: float = key(0.0, "AdamW on the final norm beside the adapter; 0: it is not trained (vLLM takes no adapter with a norm)")
     warmup: int = key(5, "steps of rising learning rate, at the start")
     cooldown: int = key(0, "steps of falling learning rate, at the end; between the two it stays at its peak")
     weight_decay: float = key(0.0, "AdamW")

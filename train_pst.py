@@ -295,13 +295,13 @@ def finish_policy(model, config, tokenizer, device):
     return model.to(device)
 
 
-def add_lora(config, model):
-    """A LoRA adapter on every linear layer but the LM head, without dropout; the base is frozen."""
+def add_lora(config, model, norm=False):
+    """A LoRA adapter on every linear layer but the LM head, without dropout; the base is frozen, `norm`: but for its final norm."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(config.seed)  # the adapter's start must not depend on what ran before in this process
     return get_peft_model(model, LoraConfig(r=config.model.lora_rank, lora_alpha=config.model.lora_alpha, lora_dropout=0.0,
-                                            target_modules="all-linear", task_type="CAUSAL_LM"))
+                                            target_modules="all-linear", task_type="CAUSAL_LM", modules_to_save=["model.norm"] if norm else None))
 
 
 def merge_lora(model):

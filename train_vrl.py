@@ -376,8 +376,8 @@ def sync_sampler(sampler, policy):
             if hasattr(module, "get_delta_weight"):
                 target[name + ".weight"].copy_(module.base_layer.weight + module.get_delta_weight("default"))
         for name, p in plain.named_parameters():
-            if ".base_layer." not in name and "lora_" not in name:
-                target[name].copy_(p)
+            if not any(part in name for part in (".base_layer.", "lora_", ".original_module.")):
+                target[name.replace(".modules_to_save.default", "")].copy_(p)
 
 
 def check_engine(sampler, policy, tokenizer, task, config, threshold=1e-4):
@@ -469,13 +469,22 @@ def part_spread(rollouts):
 
 
 def learning_rate(v, step):
-    """Learning rate of step `step` (from 0): a linear rise over `warmup` steps, the peak, a linear fall over the last `cooldown` steps.
+    """Share of the peak learning rate at step `step` (from 0): a linear rise over `warmup` steps, 1, a linear fall over the last `cooldown`.
 
     >>> from make_data import VrlConfig
-    >>> [learning_rate(VrlConfig(steps=6, lr=1.0, warmup=2, cooldown=4), step) for step in range(6)]
+    >>> [learning_rate(VrlConfig(steps=6, warmup=2, cooldown=4), step) for step in range(6)]
     [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
     """
-    return v.lr * min(1.0, (step + 1) / max(1, v.warmup), (v.steps - step) / max(1, v.cooldown))
+    return min(1.0, (step + 1) / max(1, v.warmup), (v.steps - step) / max(1, v.cooldown))
+
+
+def make_optimizer(policy, v):
+    """AdamW on the adapter (or all weights) at `lr` and, where it is trained beside the adapter, on the final norm at `norm_lr`."""
+    named = trained_parameters(policy)
+    norm = {n for n in named if ".modules_to_save." in n}
+    groups = [{"names": names, "params": [named[n] for n in names], "peak": peak}
+              for names, peak in (([n for n in named if n not in norm], v.lr), (sorted(norm), v.norm_lr)) if names]
+    return torch.optim.AdamW(groups, lr=v.lr, betas=(0.9, v.beta2), weight_decay=v.weight_decay)
 
 
 def train(config, run, policy, sampler, tokenizer, tasks, stop=None):
@@ -484,9 +493,7 @@ def train(config, run, policy, sampler, tokenizer, tasks, stop=None):
     stop: a StopSwitch; once it is on (Ctrl-C), the step is finished and saved, then the script exits with 130.
     """
     v = config.vrl
-    named = trained_parameters(policy)
-    optimizer = torch.optim.AdamW([{"params": list(named.values()), "names": list(named)}], lr=v.lr, betas=(0.9, v.beta2),
-                                  weight_decay=v.weight_decay)
+    optimizer = make_optimizer(policy, v)
     saved, first = list_checkpoints(run / "vrl"), 0
     if saved:
         checkpoint = read_checkpoint(config, saved[-1])
@@ -507,7 +514,7 @@ def train(config, run, policy, sampler, tokenizer, tasks, stop=None):
             r.advantage = a
         scored = time.time()
         for g in optimizer.param_groups:
-            g["lr"] = learning_rate(v, step)
+            g["lr"] = g["peak"] * learning_rate(v, step)
         figures = update(policy, optimizer, rollouts, config)
         sync_sampler(sampler, policy)
         updated = time.time()
@@ -654,6 +661,8 @@ def main():
     config, switches = command_line(__doc__, [("--speed", "measure our sampler against transformers' generate, then stop")])
     if config.vrl.tune == "full" and config.vrl.kl_coef:
         raise SystemExit("error: vrl.kl_coef needs the adapter (pi_pst is the policy with the adapter off); set vrl.tune=lora or vrl.kl_coef=0")
+    if config.vrl.tune == "full" and config.vrl.norm_lr:
+        raise SystemExit("error: vrl.norm_lr is of the norm beside an adapter; with vrl.tune=full it is trained at vrl.lr: set vrl.norm_lr=0")
     if config.rollout.temperature <= 0:
         raise SystemExit(f"error: rollout.temperature is {config.rollout.temperature}; training samples, so it must be above 0")
     began, run = time.time(), open_run(config)
@@ -665,7 +674,7 @@ def main():
     sampler = load().float().eval().requires_grad_(False)
     if "--speed" in switches:
         return compare_speed(sampler, tokenizer, read_jsonl(run / "data" / "train.jsonl"), config)
-    policy = add_lora(config, load()) if config.vrl.tune == "lora" else load()
+    policy = add_lora(config, load(), norm=config.vrl.norm_lr > 0) if config.vrl.tune == "lora" else load()
     heldout = read_jsonl(run / "data" / "heldout.jsonl")[: config.bench.tasks]
     gap = check_engine(sampler, policy, tokenizer, heldout[0], config)
     if config.vrl.tune == "lora":

@@ -615,8 +615,8 @@ def loop(model, tokenizer, tasks, chatty, monkeypatch, tmp_path):
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(len(list(folder.iterdir())))      # a second process starts from another adapter: the checkpoint's must win
-        policy, sampler = add_lora(settings(), copy.deepcopy(model)), copy.deepcopy(model)
-        train_vrl.train(settings(**sections), folder, policy, sampler, tokenizer, tasks[:5])
+        policy, sampler = add_lora(settings(), copy.deepcopy(model), norm=True), copy.deepcopy(model)
+        train_vrl.train(settings(**{**sections, "vrl": {"norm_lr": 0.02, **sections.get("vrl", {})}}), folder, policy, sampler, tokenizer, tasks[:5])
         return folder, policy, sampler
 
     return run
@@ -655,8 +655,13 @@ def test_stopped_and_resumed_equals_never_stopped(loop, monkeypatch):
     assert len(read_jsonl(straight / "vrl/rollouts/step-1.jsonl")) == 4
 
 
-def test_the_sampler_follows_the_policy_through_the_loop(loop, tokenizer, tasks):
+def test_the_sampler_follows_the_policy_through_the_loop(loop, model, tokenizer, tasks):
     _, policy, sampler = loop("sync", vrl={"steps": 2, "lr": 0.1})
+    moved, at_first = sampler.model.norm.weight, model.model.norm.weight
+    assert float((moved - at_first).abs().max()) > 1e-3      # the norm is trained beside the adapter, and pi_pst keeps its own
+    ids = torch.tensor([[3, 5, 7]])
+    with torch.no_grad(), policy.disable_adapter():
+        assert torch.equal(policy(input_ids=ids).logits, model(input_ids=ids).logits)
     assert max(float(p.detach().abs().max()) for n, p in trained_parameters(policy).items() if "lora_B" in n) > 1e-3
     assert train_vrl.check_engine(sampler, policy, tokenizer, tasks[0], settings()) < 1e-4
 
@@ -680,6 +685,14 @@ def test_steps_without_any_signal_can_be_resumed(loop, monkeypatch):
     assert figures(folder)[2]["trained"] == 0 and figures(folder)[2]["groups"]["flat"] == 2
     loop("flat", vrl={"steps": 3})
     assert list(figures(folder)) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("override", ["vrl.norm_lr=0.01", "vrl.kl_coef=0.1"])
+def test_what_needs_the_adapter_is_refused_without_one(monkeypatch, override):
+    monkeypatch.setattr(sys, "argv", ["train_vrl.py", "--config", str(ROOT / "configs/smoke.yaml"), "vrl.tune=full", "vrl.norm_lr=0", "vrl.kl_coef=0", override])
+    monkeypatch.setattr(train_vrl, "open_run", lambda config: pytest.fail("the run began"))
+    with pytest.raises(SystemExit, match="error: " + override.split("=")[0]):
+        train_vrl.main()
 
 
 def test_a_judge_that_fails_often_stops_the_run(loop, monkeypatch):
