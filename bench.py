@@ -135,7 +135,7 @@ def frames(artifact):
 
 def sound(artifact, first, end, rate, channels):
     """Samples `first` to `end` of an artifact's sound, channels x samples between -1 and 1: a plucked note a beat, at the record's
-    tempo where it has one."""
+    tempo where it has one. A video is silent outside its `sound_frames`, where the record lists them."""
     import numpy
 
     rng = random.Random(f"{artifact['id']} {to_json(artifact['arguments'])}")
@@ -144,6 +144,8 @@ def sound(artifact, first, end, rate, channels):
     clock = numpy.arange(first, end) / rate
     number, since = numpy.divmod(clock - (artifact.get("beat_offset_s") or 0.0), beat)
     wave = 0.3 * numpy.sin(2 * numpy.pi * notes[number.astype(int) % 16] * since) * numpy.exp(-6 * since)
+    if artifact.get("sound_frames"):
+        wave *= numpy.any([(clock * artifact["fps"] >= a) & (clock * artifact["fps"] < b) for a, b in artifact["sound_frames"]], axis=0)
     return numpy.tile(wave.astype("float32"), (channels, 1))
 
 

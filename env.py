@@ -288,9 +288,12 @@ def record(kind, **fields):
         made.update(shots=len(shots), n_frames=sum(shots), duration_s=round(sum(shots) / made["fps"], 6))
     return made
 
-def recut(clip, shot_frames, **changes):
-    """A video like `clip` with other shots."""
-    return record(**{**clip, "format": "mp4", **changes, "shot_frames": shot_frames})
+def recut(clip, place=int, **changes):
+    """A video like `clip` whose frame i comes to lie at place(i), and its cuts and sounds with it. What lost all its sound has none."""
+    cuts = sorted(map(place, accumulate(clip["shot_frames"], initial=0)))
+    sounds = clip["sound_frames"] and [span for span in (sorted(map(place, span)) for span in clip["sound_frames"]) if span[1] > span[0]]
+    heard = clip["has_audio"] and sounds != []
+    return record(**{**clip, "format": "mp4", "shot_frames": spread(cuts), "sound_frames": sounds or None, "has_audio": heard, **changes})
 
 def whole(seconds, fps):
     """Whole frames of a time, exact for up to six decimals; a margin of 1/2000 frame absorbs that durations are shown rounded."""
@@ -299,11 +302,6 @@ def whole(seconds, fps):
 def spread(marks):
     """Lengths between marks in frames; what has none is no shot."""
     return [b - a for a, b in zip(marks, marks[1:]) if b > a]
-
-def stretch(shot_frames, n_frames):
-    """The same cuts on another number of frames."""
-    total = sum(shot_frames)
-    return spread([done * n_frames // total for done in accumulate(shot_frames, initial=0)])
 
 def frame_size(table, a, sources):
     """Sides in pixels: in the last source's aspect (`area`); from `sizes` by aspect ratio, if need be the nearest to the first source; or as told."""
@@ -380,7 +378,7 @@ def tts_composite(env, tool, a):
     spoken = [(s["start"], s["start"] + speech_seconds(tool["output"], a, s["text"])) for s in segments]
     check_intervals(spoken, clip, "segments" if a["segments"] else "text", "; shorten the text or raise speed")
     speech = {"speech_s": round(spoken[-1][1], 2)}
-    return [recut(clip, clip["shot_frames"], has_audio=True, spoken_chars=sum(len(s["text"]) for s in segments), **speech)], speech
+    return [recut(clip, has_audio=True, sound_frames=None, spoken_chars=sum(len(s["text"]) for s in segments), **speech)], speech
 
 def composite(env, tool, a):
     """Clips in order; a crossfade of c s shortens by c (n - 1); size and fps are the largest of the clips."""
@@ -389,19 +387,25 @@ def composite(env, tool, a):
     letterboxed, fps = any(sides(clip) != (width, height) for clip in clips), a["fps"] or fps
     if short := load_defaults()["sizes"].get(a["resolution"]):   # H.264 wants even sides
         width, height = (round(side * short / min(width, height) / 2) * 2 for side in (width, height))
-    cuts, clock, overlap = [], 0.0, a["transition_duration"] if a["transition"] == "crossfade" else 0   # seconds
+    cuts, sounds, clock, overlap = [], [], 0.0, a["transition_duration"] if a["transition"] == "crossfade" else 0   # seconds
     for clip in clips:
         while cuts and cuts[-1] > clock - 1e-9:
             cuts.pop()   # a shot that is over before the crossfade ends is no cut of its own
         cuts += [clock + done / clip["fps"] for done in accumulate(clip["shot_frames"][:-1], initial=0)]
+        sounds += [[clock + edge / clip["fps"] for edge in span] for span in clip["sound_frames"] or [[0, clip["n_frames"]]] * clip["has_audio"]]
         clock += clip["n_frames"] / clip["fps"] - overlap
-    shots, sounds = spread([whole(cut, fps) for cut in [*cuts, clock + overlap]]), bool(sound) or any(clip["has_audio"] for clip in clips)
-    return [record("video", width=width, height=height, fps=fps, shot_frames=shots, has_audio=sounds, letterboxed=letterboxed)], {}
+    if sound:   # over the clips' own sound, or in its place, from the beginning
+        sounds = [[0, min(sound["duration_s"], clock + overlap)], *(sounds if a["audio_mode"] == "mix" else ())]
+    shots, heard, silence = spread([whole(cut, fps) for cut in [*cuts, clock + overlap]]), sorted([whole(edge, fps) for edge in span] for span in sounds), 0
+    for first, end in heard:
+        silence = max(silence, end) if first <= silence else silence   # where it begins; at the end, if the sound has no gap
+    return [record("video", width=width, height=height, fps=fps, shot_frames=shots, letterboxed=letterboxed, has_audio=bool(heard),
+                   sound_frames=heard if heard and silence < sum(shots) else None)], {}
 
 def postprocess(env, tool, a):
     """Operations in order: only resize, crop and rotate change the size, only loop the duration."""
     clip, needs = a["video"], tool["output"]["needs"]
-    (width, height), shots = sides(clip), clip["shot_frames"]
+    width, height = sides(clip)
     for i, step in enumerate(a["operations"]):
         op, where = step["op"], f"operations[{i}]"
         for name in [name for name in needs.get(op, ()) if name not in step]:
@@ -413,22 +417,24 @@ def postprocess(env, tool, a):
         elif op == "rotate" and step["angle"] != 180:
             width, height = height, width
         elif op == "reverse":
-            shots = shots[::-1]
+            clip = recut(clip, lambda frame, n=clip["n_frames"]: n - frame)
         elif op == "loop":
-            shots = shots * int(step["count"])
-    return [recut(clip, shots, width=width, height=height)], {}
+            times, n = range(int(step["count"])), clip["n_frames"]
+            sounds = clip["sound_frames"] and [[edge + i * n for edge in span] for i in times for span in clip["sound_frames"]]
+            clip = record(**{**clip, "shot_frames": clip["shot_frames"] * len(times), "sound_frames": sounds})
+    return [recut(clip, width=width, height=height)], {}
 
 def trim(env, tool, a):
     clip, fps = a["video"], a["video"]["fps"]
     n_frames = whole(min(a["end"], clip["duration_s"]) - a["start"], fps)
     first = min(whole(a["start"], fps), clip["n_frames"] - n_frames)
-    return [recut(clip, spread([min(max(done - first, 0), n_frames) for done in accumulate(clip["shot_frames"], initial=0)]))], {}
+    return [recut(clip, lambda frame: min(max(frame - first, 0), n_frames))], {}
 
 def speed(env, tool, a):
     """Duration / factor in whole frames; the sound is sped up too."""
     clip = a["video"]
-    seconds = a["target_duration"] or clip["n_frames"] / clip["fps"] / a["factor"]
-    return [recut(clip, stretch(clip["shot_frames"], max(1, whole(seconds, clip["fps"]))))], {}
+    n_frames = max(1, whole(a["target_duration"] or clip["n_frames"] / clip["fps"] / a["factor"], clip["fps"]))
+    return [recut(clip, lambda frame: frame * n_frames // clip["n_frames"])], {}
 
 def audio_cut(env, tool, a):
     source, bpm = a["audio"], a["audio"].get("bpm")
@@ -449,7 +455,7 @@ def beats(env, tool, a):
 def subtitles(env, tool, a):
     clip, cues = a["video"], a["subtitles"]
     check_intervals([(cue["start"], cue["end"]) for cue in cues], clip, "subtitles")
-    return [recut(clip, clip["shot_frames"], n_cues=clip.get("n_cues", 0) + len(cues))], {}
+    return [recut(clip, n_cues=clip.get("n_cues", 0) + len(cues))], {}
 
 def write_text(env, tool, a, **more):
     """A text from the tool's template, no longer than asked: a refined prompt, a script in scenes of one length, a summary, ..."""
@@ -542,7 +548,7 @@ def deviate(outputs, more):
     if len(outputs) > 1:
         return outputs[:-1], {}
     if "shot_frames" in outputs[0]:
-        return [recut(outputs[0], stretch(outputs[0]["shot_frames"], outputs[0]["n_frames"] * 4 // 5 or 2))], more
+        return [recut(outputs[0], lambda frame: frame * 4 // 5 if outputs[0]["n_frames"] > 1 else frame * 2)], more
     return [{**outputs[0], **{name: outputs[0][name] * 2 for name in ("width", "height", "duration_s") if outputs[0][name]}}], more
 
 def describe(kind, outputs, more):
@@ -576,8 +582,8 @@ class VisGenEnv:
 
     def attach(self, media_id, given):
         """A medium that the user attached becomes an artifact; returns the line that tells the agent about it."""
-        kind, fps = given["kind"], given.get("fps") or 24
-        more = {"fps": fps, "shot_frames": stretch([1] * (given.get("shots") or 1), whole(given["duration_s"], fps))} if kind == "video" else {}
+        kind, fps, n = given["kind"], given.get("fps") or 24, given.get("shots") or 1
+        more = {"fps": fps, "shot_frames": spread([whole(given["duration_s"], fps) * i // n for i in range(n + 1)])} if kind == "video" else {}
         more["has_audio"] = kind == "audio" or (kind == "video" and bool(given.get("has_audio")))
         self.artifacts[media_id] = record(**{**given, **more, "id": media_id, "tool": "user", "media": self.stand_ins(kind, media_id)[0]})
         return load_defaults()["kinds"][kind]["attached"].format_map(self.artifacts[media_id])
@@ -613,10 +619,6 @@ class VisGenEnv:
             self.ended = "max_turns"
         return (replies, 0.0, self.ended in ("answer", "malformed"), self.ended == "max_turns",
                 {"turn": len(self.turns), "ended": self.ended, "faults": turn["faults"]})
-
-    def stop(self, ended):
-        """End an episode from outside, such as by the sampler's `max_tokens`."""
-        self.ended = self.ended or ended
 
     def call(self, call):
         """Run one parsed call, keep its record, and return the reply."""
@@ -753,25 +755,24 @@ def audit():
 
 def print_audit():
     table, deviations = audit()
-    table["all"] = [sum(column) for column in zip(*table.values())]
-    shares = {name: [(right / max(n, 1), n) for right, n in (row[:2], row[2:])] for name, row in table.items()}
-    print(page("templates/audit.jinja", table=shares, deviations=deviations))
+    print(page("templates/audit.jinja", table={**table, "all": [sum(column) for column in zip(*table.values())]}, deviations=deviations))
 
-def print_speed(seconds=3.0):
-    """Calls per second of CPU time, parsing and replies included, in the best round; the short cases of data/fidelity.jsonl, six a turn."""
+def print_speed(seconds=2.0):
+    """Calls per second of CPU time in the best round, alone and with the agent's text read and the replies written, six calls a turn."""
     cases = [case for case in read_cases() if not case["failure_scale"] and len(to_json(case["arguments"])) <= 300]
     for words in ("valid", "refused"):
-        calls = [{"name": case["tool"], "arguments": case["arguments"]} for case in cases if ("error" in case["expect"]) == (words == "refused")]
-        blocks, rounds = [f"<tool_call>{to_json(call)}</tool_call>" for call in calls], []
+        calls = [{"name": c["tool"], "arguments": c["arguments"], "error": None} for c in cases if ("error" in c["expect"]) == (words == "refused")]
+        blocks = [f"<tool_call>{to_json({'name': call['name'], 'arguments': call['arguments']})}</tool_call>" for call in calls]
         turns = ["<think>Go.</think>" + "".join(blocks[i:i + 6]) for i in range(0, len(blocks), 6)]
-        while sum(rounds) < seconds:
-            env = studio()
-            env.errors = -10 ** 9     # this is no episode: ten refusals must not end it
-            began = time.process_time()
-            for text in turns:
-                env.step(text)
-            rounds.append(time.process_time() - began)
-        print(f"{len(blocks) / min(rounds):8.0f} {words} calls/s in the best of {len(rounds)} rounds of {len(blocks)} cases")
+        for name, given, rounds in (("call", calls, []), ("step", turns, [])):
+            while sum(rounds) < seconds:
+                env = studio()
+                env.errors = -10 ** 9     # this is no episode: ten refusals must not end it
+                act, began = getattr(env, name), time.process_time()
+                list(map(act, given))
+                rounds.append(time.process_time() - began)
+            print(f"{len(calls) / min(rounds):8.0f} {words} calls/s by `{name}`, in the best of {len(rounds)} rounds")
+        print(f"         the mix: {len(calls)} cases of data/fidelity.jsonl, of {len({call['name'] for call in calls})} tools")
 
 def console():
     """Read `tool {"argument": ...}` from the keyboard; show the reply, the new media, the clock and the bill."""

@@ -195,7 +195,7 @@ def sample_rollouts(model, tokenizer, tasks, config, temperature, seed, group_si
                 ended = "max_tokens"
             if ended:
                 if not envs[r].ended:            # cut here: the environment has not seen the unfinished turn
-                    envs[r].stop(ended)
+                    envs[r].ended = ended
                 out.trajectory = {**envs[r].trajectory(), "pool": envs[r].pool}
                 live[i] = None
                 unread.pop(r, None)

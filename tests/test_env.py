@@ -259,7 +259,31 @@ def test_concatenation():
     env = fresh()
     reply = call(env, "tool_video_composite", videos=clips(env, 5, 5, 8))
     film = env.artifacts[reply["ids"][0]]
-    assert (film["duration_s"], film["n_frames"], film["has_audio"], film["shot_frames"]) == (18.0, 432, True, [120, 120, 192])
+    assert (film["duration_s"], film["n_frames"], film["shot_frames"]) == (18.0, 432, [120, 120, 192])
+    assert film["has_audio"] and film["sound_frames"] == [[240, 432]]   # Kling is silent: sound only in the last 8 s
+
+
+def test_sound_follows_the_cut():
+    """A film of 5 silent, 5 silent and 8 sounding seconds, edited; frames at 24 fps."""
+    env = fresh()
+    film = call(env, "tool_video_composite", videos=clips(env, 5, 5, 8))["ids"][0]
+
+    def heard(tool, **arguments):
+        call(env, tool, **arguments)
+        return last(env)["has_audio"], last(env)["sound_frames"]
+
+    assert heard("tool_video_trim_edit", video=film, start=0, end=10) == (False, None)   # a track of silence is no sound
+    assert heard("tool_video_trim_edit", video=film, start=8, end=12) == (True, [[48, 96]])
+    assert heard("tool_video_trim_edit", video=film, start=12, end=14) == (True, [[0, 48]])
+    assert heard("tool_video_speed_adjust", video=film, factor=2) == (True, [[120, 216]])
+    assert heard("tool_video_postprocess", video=film, operations=[{"op": "reverse"}]) == (True, [[0, 192]])
+    assert heard("tool_video_postprocess", video=film, operations=[{"op": "loop", "count": 2}]) == (True, [[240, 432], [672, 864]])
+    assert heard("tool_video_composite", videos=[film, film], transition="crossfade", transition_duration=1) == (True, [[240, 432], [648, 840]])
+    assert heard("tool_video_composite", videos=clips(env, 8, 8)[-2:], transition="crossfade") == (True, None)   # no gap
+    call(env, "tool_sound_fx_gen", prompt="rain", duration=4)
+    assert heard("tool_video_composite", videos=[film], audio="aud_1", audio_mode="replace") == (True, [[0, 96]])
+    assert heard("tool_video_composite", videos=[film], audio="aud_1", audio_mode="mix") == (True, [[0, 96], [240, 432]])
+    assert heard("tool_tts_composite", video=film, text="Hello.") == (True, None)
 
 
 @pytest.mark.parametrize("factor, frames, seconds", [(1.25, 441, 18.375), (1.1, 501, 20.875)])
@@ -744,7 +768,7 @@ def test_endings():
     replies, _, terminated, _, _ = env.step(turn(MIX[0]) + '<answer>{"deliverables": [], "summary": ""}</answer>')
     assert len(replies) == 1 and terminated and env.ended == "answer" and env.turns[0]["faults"][0]["code"] == "wrong_order"
     env = fresh()
-    env.stop("max_tokens")
+    env.ended = "max_tokens"
     assert env.trajectory()["ended"] == "max_tokens"
 
 

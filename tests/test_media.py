@@ -188,6 +188,12 @@ def test_frames_are_made_one_at_a_time():
     assert count == 300 and peak < 6 * 320 * 180 * 3
 
 
+def test_silence_where_the_record_has_no_sound():
+    record = clip(n_frames=48, has_audio=True, sound_frames=[[24, 48], [36, 48]])
+    heard = bench.sound(record, 0, 96_000, 48_000, 2)
+    assert heard.shape == (2, 96_000) and not heard[:, :48_000].any() and 0.1 < abs(heard[:, 48_000:]).max() < 0.4
+
+
 def test_beats_are_where_the_record_has_them():
     """120 bpm from 0.35 s on: the envelope jumps at 0.35, 0.85, 1.35 s."""
     import numpy
