@@ -356,11 +356,19 @@ def stated_count(goal, kind):
     return int(found.group(1)) if found else 1
 
 
+@lru_cache(maxsize=256)
+def category(tool):
+    """A tool's heading in Table 9; '' for 'llm' and unknown tools."""
+    return load_tools().get(tool, {}).get("category", "")
+
+
+@lru_cache(maxsize=256)
 def makes(tool):
-    """Kind of artifact that a tool makes ('llm' steps and unknown tools make text)."""
-    return load_tools()[tool]["makes"] if tool in load_tools() else "text"
+    """Kind of artifact that a tool makes; 'text' for 'llm' steps, unknown tools, and a search, whose finds nobody made."""
+    return load_tools()[tool]["makes"] if tool in load_tools() and not tool.startswith("tool_search") else "text"
 
 
+@lru_cache(maxsize=256)
 def takes(tool):
     """Kinds of media that a tool cannot do without, a set for each required media parameter."""
     entry = load_tools().get(tool, {})
@@ -370,20 +378,38 @@ def takes(tool):
 
 def generates_clip(tool):
     """Whether a tool makes new footage (text or image to video)."""
-    return load_tools().get(tool, {}).get("category") in ("Text-to-Video", "Image-to-Video")
+    return category(tool) in ("Text-to-Video", "Image-to-Video")
+
+
+@lru_cache(maxsize=4096)
+def words(text):
+    """Content words of a phrase, lower case, articles left out; each Chinese character counts as a word.
+
+    >>> words("The Café, 一只狐狸") == {"café", *"一只狐狸"}
+    True
+    """
+    return frozenset(re.findall(r"[\u3400-\u9fff]|[^\W_\u3400-\u9fff]+", text.lower())) - {"a", "an", "the"}
+
+
+def shows(text, subject):
+    """Whether a text names the subject: at least half of its words (ours)."""
+    return 2 * len(words(text) & words(subject)) >= len(words(subject))
 
 
 def requirement_facet(plan, c):
-    """Requirement Fulfillment, binary (counts are read from the goals, a convention of ours): carrying the plan out would give the asked modality and quantity."""
-    if c["images"]:
-        made = sum(stated_count(s["goal"], "image") for s in plan
-                   if makes(s["tool"]) == "image" and not s["goal"].startswith("reference"))
-        return float(made == c["images"])
-    # A film that another step turns into a film is not the last one; a step that only looks at it changes nothing.
-    used = {a for s in plan if makes(s["tool"]) == "video" and any("video" in kinds for kinds in takes(s["tool"])) for a in s["after"]}
-    final = sum(stated_count(s["goal"], "video") for s in plan if makes(s["tool"]) == "video" and s["id"] not in used)
+    """Requirement Fulfillment, binary: carrying the plan out would give the asked modality and quantity of the asked subject.
+
+    Counts are read from the goals, a convention of ours. A picture is a means and not counted where its goal calls it a reference
+    and a later step that makes pictures builds on it. A film that another step turns into a film is not the last one.
+    """
+    kind = "image" if c["images"] else "video"
+    if not any(shows(s["goal"], c["subject"]) for s in plan if makes(s["tool"]) in ("image", "video")):
+        return 0.0
+    used = {a for s in plan if makes(s["tool"]) == kind and (kind == "image" or any("video" in k for k in takes(s["tool"]))) for a in s["after"]}
+    made = sum(stated_count(s["goal"], kind) for s in plan if makes(s["tool"]) == kind and not (
+        s["id"] in used and (kind == "video" or s["goal"].startswith("reference"))))
     clips = sum(stated_count(s["goal"], "video") for s in plan if generates_clip(s["tool"]))
-    return float(final == c["videos"] and (not c["shots"] or clips == c["shots"] * c["videos"]))
+    return float(made == (c["images"] or c["videos"]) and (not c["shots"] or clips == c["shots"] * c["videos"]))
 
 
 def coherence_facet(plan, inputs):
@@ -451,41 +477,13 @@ def plan_reward(plan, task, config, pool):
     return sum(weight[f] * facets[f] for f in FACETS) / sum(weight[f] for f in FACETS), facets
 
 
+def example():
+    """The trajectory of data/example.jsonl, for the doctests below: three shots of one object, with music."""
+    return read_jsonl(ROOT / "data" / "example.jsonl")[0]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# R_fine: rule-based parts
-
-
-def tool_reward(calls):
-    """R_tool: 1.0 no failed call, 0.8 all failures repaired, 0.1 the last call failed, 0 none worked.
-
-    The four grades are VisionCreator-R1's, their reading is ours. A failure is repaired by a later successful call of the
-    same tool; failures that are not repaired take 0.8 down towards 0.1 by their share of the calls.
-
-    >>> ok, bad = {"name": "a", "status": "ok"}, {"name": "a", "status": "error"}
-    >>> tool_reward([ok]), tool_reward([bad, ok]), tool_reward([ok, bad]), tool_reward([bad])
-    (1.0, 0.8, 0.1, 0.0)
-    """
-    ok = [call["status"] == "ok" for call in calls]
-    if not any(ok):
-        return 0.0
-    if all(ok):
-        return 1.0
-    if not ok[-1]:
-        return 0.1
-    last_ok = {call["name"]: i for i, call in enumerate(calls) if call["status"] == "ok"}
-    lost = sum(not good and last_ok.get(call["name"], -1) < i for i, (good, call) in enumerate(zip(ok, calls)))
-    return 0.8 - 0.7 * lost / len(calls)
-
-
-def format_reward(trajectory):
-    """R_format: UTPC structure, the minimum over the turns (as in VisionCreator-R1); each fault takes 0.5 off its turn (ours).
-
-    A first turn that calls tools without a plan, and an episode that does not end in an answer, score 0.
-    """
-    turns = trajectory["turns"]
-    if trajectory["ended"] != "answer" or not turns or ("tool_call" in turns[0]["order"] and not trajectory["plan"]):
-        return 0.0
-    return min(max(0.0, 1.0 - 0.5 * len(turn["faults"])) for turn in turns)
+# Lineage: what a delivered artifact really consists of
 
 
 def ancestors(artifact, by_id):
@@ -500,28 +498,130 @@ def ancestors(artifact, by_id):
 
 
 def deliverables(trajectory):
-    """Artifacts that the answer hands over: made in this episode, each once, in the answer's order."""
+    """Artifacts that the answer hands over: made in this episode (not attached, not found), each once, in the answer's order."""
     answer = trajectory["answer"] or {}
-    by_id = {a["id"]: a for a in trajectory["artifacts"] if a["tool"] != "user"}
+    by_id = {a["id"]: a for a in trajectory["artifacts"] if a["tool"] != "user" and makes(a["tool"]) == a["kind"]}
     return [by_id[i] for i in dict.fromkeys(answer.get("deliverables", [])) if i in by_id]
+
+
+def roots(artifact, by_id):
+    """What an image or a film consists of: the image itself, or the film's footage, every film in its lineage that is made of no other."""
+    if artifact["kind"] != "video":
+        return [artifact]
+    films = [by_id[i] for i in sorted(ancestors(artifact, by_id)) if by_id[i]["kind"] == "video"]
+    return [a for a in films if not any(p["id"] in by_id and by_id[p["id"]]["kind"] == "video" for p in a["parents"])]
+
+
+def looks(trajectory):
+    """{id: key}, the same key for artifacts that look alike: from the same call with the same seed, or clips of the same picture told
+    the same. Pictures and clips from words alone come out anew at every call, and the n of one call differ."""
+    keys, calls = {}, Counter()
+    for a in trajectory["artifacts"]:
+        written = a["arguments"]
+        if "seed" in written or category(a["tool"]) == "Image-to-Video":
+            call = a["tool"], to_json(written)
+            keys[a["id"]] = (*call, calls[call] % written.get("n", 1))
+            calls[call] += 1
+        else:
+            keys[a["id"]] = a["id"]
+    return keys
+
+
+def heard(film, by_id):
+    """{id: seconds} of the films and sounds that can still be heard in a film; what is muted or replaced on the way is not."""
+    found, todo = {}, [(film, film["duration_s"])]
+    while todo:
+        a, seconds = todo.pop()
+        if a["id"] in found or a["kind"] == "video" and not a["has_audio"]:
+            continue
+        found[a["id"]], written = seconds, a["arguments"]
+        for p in (by_id[p["id"]] for p in a["parents"] if p["id"] in by_id and by_id[p["id"]]["kind"] in ("video", "audio")):
+            laid = p["id"] == written.get("audio")
+            volume = written.get("volume", 1) * (written.get("audio_volume", 1) if laid else written.get("original_volume", 1))
+            dropped = written.get("keep_original_audio") is False or (written.get("audio") and not laid and written.get("audio_mode") == "replace")
+            if volume >= QUIET and not dropped:
+                todo.append((p, seconds if a["kind"] == "audio" else min(seconds, p["duration_s"])))
+    return found
+
+
+def distorted(artifact, by_id, tolerance):
+    """Whether a film in the lineage was stretched to another shape, or laid on its side."""
+    for a in (by_id[i] for i in ancestors(artifact, by_id)):
+        for p in a["parents"] if isinstance(a["arguments"].get("operations"), list) else ():
+            width, height = by_id[p["id"]]["width"], by_id[p["id"]]["height"]
+            for op in a["arguments"]["operations"]:
+                if op["op"] == "crop":
+                    width, height = op["width"], op["height"]
+                elif op["op"] == "rotate" and op["angle"] != 180 or op["op"] == "resize" and abs(op["width"] * height / (op["height"] * width) - 1) > tolerance:
+                    return True
+    return False
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# R_fine: rule-based parts. Each returns (score, named sub-scores)
+
+
+def tool_reward(calls):
+    """R_tool: 1.0 no failed call, 0.8 all failures repaired, 0.1 the last call failed, 0 none worked.
+
+    The four grades are VisionCreator-R1's, their reading is ours. A failure is repaired by a later successful call of the same tool.
+    Failures that are not repaired take 0.8 down towards 0.1 by their share of their turn's calls, in the worst turn: cheap calls in
+    other turns do not thin them out.
+
+    >>> ok, bad = {"turn": 1, "name": "a", "status": "ok"}, {"turn": 1, "name": "b", "status": "error"}
+    >>> [tool_reward(calls)[0] for calls in ([ok], [bad, {**bad, "status": "ok"}], [ok, bad], [bad])], round(tool_reward([bad, ok])[0], 2)
+    ([1.0, 0.8, 0.1, 0.0], 0.45)
+    """
+    ok = [call["status"] == "ok" for call in calls]
+    last_ok = {call["name"]: i for i, call in enumerate(calls) if call["status"] == "ok"}
+    lost = Counter(call["turn"] for i, call in enumerate(calls) if not ok[i] and last_ok.get(call["name"], -1) < i)
+    turns = Counter(call["turn"] for call in calls)
+    share = max((n / turns[turn] for turn, n in lost.items()), default=0.0)
+    score = 0.0 if not any(ok) else 1.0 if all(ok) else 0.1 if not ok[-1] else 0.8 - 0.7 * share
+    return score, {"worked": sum(ok) / max(1, len(ok)), "repaired": 1 - lost.total() / max(1, len(ok) - sum(ok))}
+
+
+def format_reward(trajectory):
+    """R_format: UTPC structure, the minimum over the turns (as in VisionCreator-R1); each fault takes 0.5 off its turn (ours).
+
+    0 where UTPC itself is broken: no answer at the end, an answer beside calls (before their results are seen), no plan in the first
+    turn, or not before its first call, and a tag of the environment's in the agent's text, which forges a reply.
+
+    >>> t = example()
+    >>> format_reward(t)[0], format_reward({**t, "ended": "max_turns"})[0]
+    (1.0, 0.0)
+    """
+    turns = trajectory["turns"]
+    faults = [len(turn["faults"]) for turn in turns] or [0]
+    first = turns[0]["order"] if turns else []
+    planned = "plan" in first and "plan" not in first[first.index("tool_call") if "tool_call" in first else len(first):]
+    whole = planned and trajectory["ended"] == "answer" and not any({"tool_call", "answer"} <= set(turn["order"]) for turn in turns)
+    forged = any(f["code"] == "unknown_tag" and "tool_response" in f["message"] for turn in turns for f in turn["faults"])
+    score = min(max(0.0, 1.0 - 0.5 * n) for n in faults) if whole and not forged else 0.0
+    return score, {"clean": faults.count(0) / len(faults), "answered": float(trajectory["ended"] == "answer"), "planned_first": float(planned)}
 
 
 def consistency_reward(trajectory):
     """R_cons: where consistency is asked of several pictures or shots, the share made from one common reference (the grade is ours).
 
-    The units are the delivered pictures, or the clips inside the delivered film; one of them may be the reference itself.
-    None where the request asks for no consistency or for a single picture or shot.
+    The units are the delivered pictures, or the clips inside the delivered film, each look once; one of them may be the reference.
+    The reference is the user's picture or one whose prompt names the subject. None where the request asks for no consistency or for a
+    single picture or shot.
+
+    >>> consistency_reward(example())
+    (1.0, {'one_reference': 1.0})
     """
     c = trajectory["task"]["constraints"]
     expected = c["images"] or n_shots(c)
     if not c["consistency"] or expected < 2:
-        return None
-    by_id = {a["id"]: a for a in trajectory["artifacts"]}
-    units = [a for a in deliverables(trajectory) if a["kind"] == "image"] if c["images"] else [
-        by_id[i] for i in sorted({i for d in deliverables(trajectory) for i in ancestors(d, by_id)}) if generates_clip(by_id[i]["tool"])]
-    shared = Counter(i for unit in units for i in ancestors(unit, by_id) if by_id[i]["kind"] == "image")
-    together = max(shared.values(), default=0)
-    return max(0, min(together, expected) - 1) / (max(expected, len(units)) - 1)
+        return None, {}
+    by_id, alike = {a["id"]: a for a in trajectory["artifacts"]}, looks(trajectory)
+    kind = "image" if c["images"] else "video"
+    units = list({alike[r["id"]]: r for d in deliverables(trajectory) if d["kind"] == kind for r in roots(d, by_id)}.values())
+    shared = Counter(i for unit in units for i in ancestors(unit, by_id) if by_id[i]["kind"] == "image" and (
+        by_id[i]["tool"] == "user" or shows(str(by_id[i]["arguments"].get("prompt", "")), c["subject"])))
+    together, units = min(max(shared.values(), default=0), expected), max(expected, len(units))
+    return max(0, together - 1) / (units - 1), {"one_reference": together / units}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -549,12 +649,41 @@ def count_score(found, wanted):
 
 AUDIO_MAKERS = {"music": {"tool_music_suno"}, "narration": {"tool_tts_generation", "tool_tts_composite"},
                 "sfx": {"tool_sound_fx_gen"}, "subtitles": {"tool_subtitle_add_text"}}
+QUIET = 0.1           # volume below which a sound counts as muted (ours): -20 dB
+SHOWN = 0.5           # seconds that a caption must stand to be read (ours)
+
+
+def audio_check(part, film, by_id, subject):
+    """Whether a film has a sound part: music or effects over half of it, a narration or captions that name the subject (ours)."""
+    audible = heard(film, by_id) if part != "subtitles" else ancestors(film, by_id)
+    for a in (by_id[i] for i in audible if by_id[i]["tool"] in AUDIO_MAKERS[part]):
+        written = a["arguments"]
+        if part == "subtitles":
+            text = " ".join(cue["text"] for cue in written.get("subtitles", ()) if cue["end"] - cue["start"] >= SHOWN)
+        else:
+            text = " ".join([str(written.get("text", "")), *(s["text"] for s in written.get("segments", ()))])
+        if audible[a["id"]] >= film["duration_s"] / 2 if part in ("music", "sfx") else words(text) & words(subject):
+            return True
+    return False
+
+
+def on_the_beat(film, by_id):
+    """Whether beats were found in a sound that is heard in the film, before the film that lays it under its clips was cut."""
+    audible, order = heard(film, by_id), {i: n for n, i in enumerate(by_id)}
+    timed = {p["id"]: order[a["id"]] for a in reversed(by_id.values()) if a["tool"] == "tool_beat_detect" for p in a["parents"]}
+    return any(p["id"] in timed and timed[p["id"]] < order[i] for i in audible if by_id[i]["kind"] == "video" for p in by_id[i]["parents"])
 
 
 def result_reward(trajectory, config):
-    """R_result: the mean over every constraint that the request states, 0 if the right modality is not delivered at all (grades ours).
+    """R_result: how far what the answer hands over meets every constraint that the request states (grades ours).
 
-    Returns (score, checks). Each check looks at the records of what the answer hands over, never at the agent's words.
+    Score = mean of the checks x (0.1 + 0.9 x the worst of them), 0 without the right modality: VisionCreator-R1 has {0, 1}, and a wish
+    that is missed is not made up for by the others, while the mean keeps a slope. Each check looks at the records and their lineage:
+    copies count as one, a film's length and shots are at most those of its footage, and what is muted or stretched does not count.
+
+    >>> score, checks = result_reward(example(), RewardConfig())
+    >>> score, list(checks)
+    (1.0, ['count', 'duration', 'shots', 'music'])
     """
     c = trajectory["task"]["constraints"]
     handed = deliverables(trajectory)
@@ -562,51 +691,67 @@ def result_reward(trajectory, config):
     items = [a for a in handed if a["kind"] == kind]
     if not items:
         return 0.0, {"modality": 0.0}
-    by_id = {a["id"]: a for a in trajectory["artifacts"]}
+    by_id, alike = {a["id"]: a for a in trajectory["artifacts"]}, looks(trajectory)
     lineage = {a["id"]: ancestors(a, by_id) for a in items}
-    tools = {a["id"]: {by_id[i]["tool"] for i in lineage[a["id"]]} for a in items}
+    # Footage: each look once, however often it is repeated, slowed down or cut.
+    footage = {a["id"]: list({alike[r["id"]]: r for r in roots(a, by_id)}.values()) for a in items}
 
     def share(test):
         return sum(map(test, items)) / len(items)
 
-    checks = {"count": count_score(len(items), wanted)}
+    new = len({tuple(sorted(map(str, (alike[r["id"]] for r in footage[a["id"]])))) for a in items})
+    checks = {"count": min(new, wanted) / max(len(items), wanted)}
     if c["aspect_ratio"]:
         w, h = map(int, c["aspect_ratio"].split(":"))
-        checks["aspect"] = share(lambda a: abs(a["width"] * h / (a["height"] * w) - 1) <= config.aspect_tolerance)
+        checks["aspect"] = share(lambda a: abs(a["width"] * h / (a["height"] * w) - 1) <= config.aspect_tolerance
+                                 and not distorted(a, by_id, config.aspect_tolerance))
     if c["duration_s"]:
-        checks["duration"] = share(lambda a: near(a["duration_s"], c["duration_s"], config.duration_tolerance))
+        checks["duration"] = share(lambda a: near(min(a["duration_s"], sum(r["duration_s"] for r in footage[a["id"]])), c["duration_s"],
+                                                  config.duration_tolerance))
     if c["shots"]:
-        checks["shots"] = share(lambda a: count_score(a["shots"], c["shots"]))
+        checks["shots"] = share(lambda a: min(count_score(n, c["shots"]) for n in (a["shots"], min(a["shots"], sum(r["shots"] for r in footage[a["id"]])))))
     if c["resolution"] == "2K":
         checks["resolution"] = share(lambda a: max(a["width"], a["height"]) >= 2048)
     elif c["resolution"]:
-        checks["resolution"] = share(lambda a: min(a["width"], a["height"]) >= (1 - config.size_tolerance) * int(c["resolution"].rstrip("p")))
+        least = (1 - config.size_tolerance) * int(c["resolution"].rstrip("p"))
+        checks["resolution"] = share(lambda a: min(min(r["width"], r["height"]) for r in [a, *footage[a["id"]]]) >= least)
     if c["transparent"]:
         checks["transparent"] = share(lambda a: a["arguments"].get("background") == "transparent")
     if c["web_page"]:
         shown = [{p["id"] for p in a["parents"]} for a in handed if a["kind"] == "html"]
         checks["web_page"] = max((share(lambda a: a["id"] in ids) for ids in shown), default=0.0)
     for part in c["audio"]:
-        checks[part] = share(lambda a: bool(AUDIO_MAKERS[part] & tools[a["id"]]))
+        checks[part] = share(lambda a: audio_check(part, a, by_id, c["subject"]))
     if c["beat"]:
-        timed = {p["id"] for a in trajectory["artifacts"] if a["tool"] == "tool_beat_detect" for p in a["parents"]}
-        checks["beat"] = share(lambda a: bool(timed & lineage[a["id"]]))
+        checks["beat"] = share(lambda a: on_the_beat(a, by_id))
     if c["input"]:
         checks["input"] = share(lambda a: any(by_id[i]["tool"] == "user" for i in lineage[a["id"]]))
-    return sum(checks.values()) / len(checks), checks
+    mean, worst = sum(checks.values()) / len(checks), min(checks.values())
+    return mean * (0.1 + 0.9 * worst), checks
 
 
-def words(text):
-    """Content words of a phrase, lower case, articles left out."""
-    return set(re.findall(r"[a-z0-9]+", text.lower())) - {"a", "an", "the"}
+LONG_PROMPT = 200     # words; a prompt beyond it names everything and shows nothing (ours)
+
+
+def on_topic(item, by_id, wanted):
+    """Share of the wanted words in the prompts behind an item: the best one behind each picture or clip, mean over its footage."""
+    best = []
+    for root in roots(item, by_id):
+        said = [str(by_id[i]["arguments"].get(name, "")) for i in ancestors(root, by_id) if makes(by_id[i]["tool"]) in ("image", "video")
+                for name in ("prompt", "topic")]
+        best.append(max((len(wanted & words(text)) / len(wanted) for text in said if len(text.split()) <= LONG_PROMPT), default=0.0))
+    return sum(best) / len(best) if best else 0.0
 
 
 def coherence_reward(trajectory):
-    """R_traj: planning intent against executed actions, by rule in place of the paper's LLM evaluator. Returns (score, parts).
+    """R_traj: planning intent against executed actions, by rule in place of the paper's LLM evaluator.
 
     planned: share of the plan's tool steps that were carried out; executed: share of successful calls that the plan holds;
-    on_topic: share of the request's subject and style words that reached the prompts from which the deliverables were made.
-    Score = mean(planned, executed) x on_topic (ours).
+    on_topic: share of the request's subject and style words that reached the prompts behind the deliverables, over those asked or
+    delivered, whichever are more. Score = min(planned, executed) x on_topic (ours): neither much doing nor much planning makes up for the other.
+
+    >>> coherence_reward(example())
+    (1.0, {'planned': 1.0, 'executed': 1.0, 'on_topic': 1.0})
     """
     plan, c = trajectory["plan"] or [], trajectory["task"]["constraints"]
     steps = Counter(s["tool"] for s in plan if s["tool"] != "llm")
@@ -617,10 +762,8 @@ def coherence_reward(trajectory):
     by_id = {a["id"]: a for a in trajectory["artifacts"]}
     wanted = words(c["subject"]) | words(c["style"] or "")
     items = [a for a in deliverables(trajectory) if a["kind"] == ("image" if c["images"] else "video")]
-    said = [words(" ".join(str(by_id[i]["arguments"].get("prompt", "")) for i in ancestors(a, by_id))) for a in items]
-    on_topic = sum(len(wanted & s) / len(wanted) for s in said) / len(said) if said and wanted else float(bool(said))
-    parts = {"planned": planned, "executed": executed, "on_topic": on_topic}
-    return (planned + executed) / 2 * on_topic, parts
+    topic = sum(on_topic(a, by_id, wanted) if wanted else 1.0 for a in items) / max(len(items), c["images"] or c["videos"])
+    return min(planned, executed) * topic, {"planned": planned, "executed": executed, "on_topic": topic}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -647,12 +790,13 @@ def ltr_reward(trajectory, config, pool=None):
     if config.judge != "rules":
         raise SystemExit(f"error: config key `reward.judge` must be rules; got {config.judge!r}")
     pool = set(load_tools()) if pool is None else set(pool)
-    plan, facets = plan_reward(trajectory["plan"], trajectory["task"], config, pool)
-    result, checks = result_reward(trajectory, config)
-    traj, coherence = coherence_reward(trajectory)
-    parts = {"tool": tool_reward(trajectory["calls"]), "format": format_reward(trajectory), "result": result, "traj": traj,
-             "cons": consistency_reward(trajectory)}
-    return {**combine(plan, parts, config), "facets": facets, "checks": {**checks, **coherence}}
+    # A plan that is written well once the work is done does not make up for a bad one before it: the worst one counts.
+    plan, facets = min((plan_reward(p["plan"], trajectory["task"], config, pool) for p in trajectory["plans"] or [{"plan": None}]),
+                       key=lambda scored: scored[0])
+    scored = {"tool": tool_reward(trajectory["calls"]), "format": format_reward(trajectory), "result": result_reward(trajectory, config),
+              "traj": coherence_reward(trajectory), "cons": consistency_reward(trajectory)}
+    checks = {name: value for _, found in scored.values() for name, value in found.items()}
+    return {**combine(plan, {part: score for part, (score, _) in scored.items()}, config), "facets": facets, "checks": checks}
 
 
 def main():

@@ -39,21 +39,23 @@ def media(i, tool, parents=(), **more):
     """One artifact record; its kind follows from its id."""
     kind = {"img": "image", "vid": "video", "aud": "audio", "htm": "html", "txt": "text", "in_": "image"}[i[:3]]
     size = {"width": 1024, "height": 1024} if kind == "image" else {"width": 1280, "height": 720} if kind == "video" else {"width": None, "height": None}
-    film = {"duration_s": 8.0, "shots": 1} if kind == "video" else {"duration_s": None, "shots": None}
-    return {"id": i, "kind": kind, **size, **film, "tool": tool, "arguments": {"prompt": "a red fox"},
+    film = {"duration_s": 8.0, "shots": 1, "has_audio": True} if kind == "video" else {
+        "duration_s": 60.0 if kind == "audio" else None, "shots": None, "has_audio": kind == "audio"}
+    return {"id": i, "kind": kind, **size, **film, "tool": tool, "arguments": {"prompt": "a red fox", "of": list(parents)},
             "parents": [{"id": p, "role": "source"} for p in parents], **more}
 
 
 def episode(c, artifacts, hand, calls=(), plan=(), ended="answer", turns=None, inputs=()):
     """A trajectory record by hand."""
     return {"task": {"id": "t", "constraints": c, "inputs": list(inputs)}, "artifacts": list(artifacts), "calls": list(calls), "plan": list(plan),
+            "plans": [{"turn": 1, "plan": list(plan)}] if plan else [],
             "answer": {"deliverables": list(hand), "summary": ""}, "ended": ended,
             "turns": turns if turns is not None else [{"faults": [], "order": ["think", "plan", "tool_call"]}, {"faults": [], "order": ["think", "answer"]}]}
 
 
 def called(*names):
-    """Call records: a name with a ! failed."""
-    return [{"name": n.strip("!"), "status": "error" if n.endswith("!") else "ok"} for n in names]
+    """Call records of one turn: a name with a ! failed."""
+    return [{"turn": 1, "name": n.strip("!"), "status": "error" if n.endswith("!") else "ok"} for n in names]
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +145,7 @@ def test_slip_missing_step():
     without_reference = [s for s in film_plan() if s["id"] != 2]
     for s in without_reference:
         s["after"] = [a for a in s["after"] if a != 2]
-    worse(without_reference, "coherence", "optimality")      # the frames are edits of nothing
+    worse(without_reference, "requirement", "coherence", "optimality")      # the frames are edits of nothing, and nobody says of what
 
 
 def test_slip_needless_step():
@@ -254,24 +256,35 @@ def test_needs_and_clip_lengths():
     ((), 0), (("a",), 1), (("a", "b"), 1), (("a!",), 0), (("a!", "b!"), 0), (("a!", "a"), 0.8), (("a!", "a!", "a"), 0.8), (("a", "a!"), 0.1),
     (("a!", "b"), 0.8 - 0.7 / 2), (("a!", "b", "b", "b"), 0.8 - 0.7 / 4), (("a", "a!", "b"), 0.8 - 0.7 / 3), (("a!", "b!", "a", "b"), 0.8)])
 def test_tool_reward(names, score):
-    assert tool_reward(called(*names)) == pytest.approx(score)
+    assert tool_reward(called(*names))[0] == pytest.approx(score)
+
+
+def test_cheap_calls_of_other_turns_thin_no_failure_out():
+    spam = [{"turn": turn, "name": "b", "status": "ok"} for turn in range(2, 20)]
+    assert tool_reward([*called("a!", "b"), *spam]) == (pytest.approx(0.8 - 0.7 / 2), {"worked": pytest.approx(19 / 20), "repaired": 0})
+    assert tool_reward(called("a!", "a", "b"))[1] == {"worked": pytest.approx(2 / 3), "repaired": 1}
 
 
 def turns(*faults):
-    return [{"faults": ["x"] * n, "order": ["think", "plan", "tool_call"] if i == 0 else ["think", "answer"]} for i, n in enumerate(faults)]
+    return [{"faults": [{"code": "empty_tag", "pos": 0, "message": "<think> is empty"}] * n, "order": ["think", "plan", "tool_call"] if i == 0 else ["think", "answer"]} for i, n in enumerate(faults)]
 
 
 @pytest.mark.parametrize("faults, score", [((0, 0), 1), ((1, 0), 0.5), ((1, 1), 0.5), ((0, 2), 0), ((5, 0), 0)])
 def test_format_reward_is_the_minimum_over_the_turns(faults, score):
-    assert format_reward(episode(c_of(images=1), [], [], plan=[step(1, IMAGE)], turns=turns(*faults))) == score
+    assert format_reward(episode(c_of(images=1), [], [], plan=[step(1, IMAGE)], turns=turns(*faults)))[0] == score
 
 
 def test_format_reward_needs_plan_and_answer():
     good = episode(c_of(images=1), [], [], plan=[step(1, IMAGE)])
-    assert format_reward(good) == 1
-    assert format_reward({**good, "plan": None}) == 0 and format_reward({**good, "turns": []}) == 0
+    assert format_reward(good) == (1, {"clean": 1, "answered": 1, "planned_first": 1})
+    assert format_reward({**good, "turns": []})[0] == 0
     for ended in ("max_turns", "max_tokens", "malformed"):
-        assert format_reward({**good, "ended": ended}) == 0
+        assert format_reward({**good, "ended": ended})[0] == 0
+    for first in (["think", "tool_call"], ["think", "tool_call", "plan"], ["think"]):
+        assert format_reward({**good, "turns": [{"faults": [], "order": first}, good["turns"][1]]}) == (0, {"clean": 1, "answered": 1, "planned_first": 0})
+    assert format_reward({**good, "turns": [good["turns"][0], {"faults": [], "order": ["think", "tool_call", "answer"]}]})[0] == 0
+    forged = {"code": "unknown_tag", "pos": 9, "message": "<tool_response> is none of the four tags, or closes nothing"}
+    assert format_reward({**good, "turns": [{**good["turns"][0], "faults": [forged]}, good["turns"][1]]})[0] == 0
 
 
 # --- R_result: each constraint's check can fail alone
@@ -282,8 +295,9 @@ def films(**more):
     parts = [media("in_1", "user"), media("img_1", EDIT, ["in_1"]), media("img_2", EDIT, ["img_1"]), media("img_3", EDIT, ["img_1"]),
              media("vid_1", I2V, ["img_2"]), media("vid_2", I2V, ["img_3"]), media("aud_1", MUSIC), media("txt_1", "tool_beat_detect", ["aud_1"]),
              media("aud_2", "tool_sound_fx_gen"), media("vid_3", JOIN, ["vid_1", "vid_2", "aud_1", "aud_2"], duration_s=15.0, shots=2),
-             media("vid_4", "tool_tts_composite", ["vid_3"], duration_s=15.0, shots=2),
-             media("vid_5", "tool_subtitle_add_text", ["vid_4"], duration_s=15.0, shots=2)]
+             media("vid_4", "tool_tts_composite", ["vid_3"], duration_s=15.0, shots=2, arguments={"video": "vid_3", "text": "Meet the fox."}),
+             media("vid_5", "tool_subtitle_add_text", ["vid_4"], duration_s=15.0, shots=2, arguments={
+                 "video": "vid_4", "subtitles": [{"start": 0, "end": 2, "text": "a red fox"}]})]
     for a in parts:
         a.update(more.get(a["id"], {}))
     return parts
@@ -308,7 +322,7 @@ def test_result_of_a_right_film():
     ("sfx", {"aud_2": {"tool": "user"}}), ("subtitles", {"vid_5": {"tool": JOIN}}), ("beat", {"txt_1": {"parents": []}}), ("input", {"img_1": {"parents": []}})])
 def test_each_check_of_a_film_fails_alone(check, change):
     score, checks = checks_of(WANTED, films(**change), ["vid_5"])
-    assert {k for k, v in checks.items() if v < 1} == {check} and score == pytest.approx((10 + checks[check]) / 11)
+    assert {k for k, v in checks.items() if v < 1} == {check} and score == pytest.approx((10 + checks[check]) / 11 * (0.1 + 0.9 * checks[check]))
 
 
 def test_the_count_of_films_fails_alone():
@@ -346,7 +360,9 @@ def test_nothing_is_judged_that_was_not_asked():
 
 @pytest.mark.parametrize("seconds, score", [(15.0, 1), (15.7, 1), (14.3, 1), (16.0, pytest.approx(0.5 * 14 / 15)), (30.0, 0), (90.0, 0)])
 def test_duration_tolerance(seconds, score):
-    assert checks_of(c_of(videos=1, duration_s=15), films(vid_5={"duration_s": seconds}), ["vid_5"])[1]["duration"] == score
+    long = {"duration_s": 100.0}
+    parts = films(vid_1=long, vid_5={"duration_s": seconds})
+    assert checks_of(c_of(videos=1, duration_s=15), parts, ["vid_5"])[1]["duration"] == score
 
 
 def test_aspect_tolerance():
@@ -375,7 +391,7 @@ def test_the_same_artifact_twice_counts_once():
 
 
 def cons(c, artifacts, hand):
-    return consistency_reward(episode(c, artifacts, hand))
+    return consistency_reward(episode(c, artifacts, hand))[0]
 
 
 def test_consistency_applies_to_several_units_only():
