@@ -465,7 +465,8 @@ def optimality_facet(plan, c):
 def plan_reward(plan, task, config, pool):
     """R_plan (Sec. 4.3.2): weighted mean of the five facets of the vPlanJudger, by rule. Returns (score, facets).
 
-    An absent or unreadable plan scores 0 in every facet.
+    An absent or unreadable plan scores 0 in every facet. A plan of more than twice the steps of the shortest expert reference is
+    scaled down by its length (ours): one facet of five would hardly see that nobody can follow it.
     """
     if not plan:
         return 0.0, dict.fromkeys(FACETS, 0.0)
@@ -474,7 +475,8 @@ def plan_reward(plan, task, config, pool):
               "executability": executability_facet(plan, pool), "atomicity": atomicity_facet(plan),
               "optimality": optimality_facet(plan, c)}
     weight = config.facet_weights
-    return sum(weight[f] * facets[f] for f in FACETS) / sum(weight[f] for f in FACETS), facets
+    lean = min(1.0, 2 * min(len(expand_workflow(name, c)) for name in fitting_workflows(c)) / len(plan))
+    return lean * sum(weight[f] * facets[f] for f in FACETS) / sum(weight[f] for f in FACETS), facets
 
 
 def example():
@@ -504,26 +506,36 @@ def deliverables(trajectory):
     return [by_id[i] for i in dict.fromkeys(answer.get("deliverables", [])) if i in by_id]
 
 
-def roots(artifact, by_id):
-    """What an image or a film consists of: the image itself, or the film's footage, every film in its lineage that is made of no other."""
-    if artifact["kind"] != "video":
-        return [artifact]
-    films = [by_id[i] for i in sorted(ancestors(artifact, by_id)) if by_id[i]["kind"] == "video"]
+def footage(item, by_id):
+    """What an item consists of: a picture of itself; a film of every film in its lineage that was made of no other film."""
+    if item["kind"] != "video":
+        return [item]
+    films = [by_id[i] for i in sorted(ancestors(item, by_id)) if by_id[i]["kind"] == "video"]
     return [a for a in films if not any(p["id"] in by_id and by_id[p["id"]]["kind"] == "video" for p in a["parents"])]
 
 
 def looks(trajectory):
-    """{id: key}, the same key for artifacts that look alike: from the same call with the same seed, or clips of the same picture told
-    the same. Pictures and clips from words alone come out anew at every call, and the n of one call differ."""
-    keys, calls = {}, Counter()
+    """{id: key} of pictures and films, the same key for those that look alike (a convention of ours, since records hold no pixels).
+
+    Alike are: what one seed and prompt made, edits and clips of one picture told the same, and, where no consistency is asked, a picture
+    and its edits. Words alone give a new picture or clip at every call, and the n of one call differ. A film is its footage.
+    """
+    keys, calls, c = {}, Counter(), trajectory["task"]["constraints"]
+    by_id = {a["id"]: a for a in trajectory["artifacts"]}
     for a in trajectory["artifacts"]:
-        written = a["arguments"]
-        if "seed" in written or category(a["tool"]) == "Image-to-Video":
-            call = a["tool"], to_json(written)
-            keys[a["id"]] = (*call, calls[call] % written.get("n", 1))
+        written, i = a["arguments"], a["id"]
+        sources = [p["id"] for p in a["parents"] if p["id"] in keys and by_id[p["id"]]["tool"] != "user"]
+        if a["kind"] == "video" and any(by_id[p]["kind"] == "video" for p in sources):
+            seen = {keys[f["id"]] for f in footage(a, by_id)}
+            keys[i] = seen.pop() if len(seen) == 1 else tuple(sorted(map(str, seen)))
+        elif a["kind"] == "image" and sources and not c["consistency"]:
+            keys[i] = keys[sources[0]]
+        elif "seed" in written or category(a["tool"]).startswith("Image-to"):
+            call = (a["tool"], written.get("prompt"), written.get("seed"), *(p["id"] for p in a["parents"]))
+            keys[i] = (*call, calls[call] % written.get("n", 1))
             calls[call] += 1
         else:
-            keys[a["id"]] = a["id"]
+            keys[i] = i
     return keys
 
 
@@ -544,41 +556,45 @@ def heard(film, by_id):
     return found
 
 
-def distorted(artifact, by_id, tolerance):
-    """Whether a film in the lineage was stretched to another shape, or laid on its side."""
-    for a in (by_id[i] for i in ancestors(artifact, by_id)):
-        for p in a["parents"] if isinstance(a["arguments"].get("operations"), list) else ():
-            width, height = by_id[p["id"]]["width"], by_id[p["id"]]["height"]
-            for op in a["arguments"]["operations"]:
-                if op["op"] == "crop":
-                    width, height = op["width"], op["height"]
-                elif op["op"] == "rotate" and op["angle"] != 180 or op["op"] == "resize" and abs(op["width"] * height / (op["height"] * width) - 1) > tolerance:
-                    return True
-    return False
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # R_fine: rule-based parts. Each returns (score, named sub-scores)
+
+
+def unrepaired(calls):
+    """The failed calls that nothing repaired. A success repairs the two failures of its tool before it, as after two retries (ours)."""
+    lost, open_ = [], {}
+    for call in calls:
+        failed = open_.setdefault(call["name"], [])
+        if call["status"] == "ok":
+            del failed[-2:]
+            lost += failed
+            failed.clear()
+        else:
+            failed.append(call)
+    return lost + sum(open_.values(), [])
 
 
 def tool_reward(calls):
     """R_tool: 1.0 no failed call, 0.8 all failures repaired, 0.1 the last call failed, 0 none worked.
 
-    The four grades are VisionCreator-R1's, their reading is ours. A failure is repaired by a later successful call of the same tool.
-    Failures that are not repaired take 0.8 down towards 0.1 by their share of their turn's calls, in the worst turn: cheap calls in
-    other turns do not thin them out.
+    The four grades are VisionCreator-R1's, their reading is ours. Failures that are not repaired take 0.8 down towards 0.1 by their
+    share of their turn's calls, in the worst turn: cheap calls in other turns do not thin them out.
 
     >>> ok, bad = {"turn": 1, "name": "a", "status": "ok"}, {"turn": 1, "name": "b", "status": "error"}
     >>> [tool_reward(calls)[0] for calls in ([ok], [bad, {**bad, "status": "ok"}], [ok, bad], [bad])], round(tool_reward([bad, ok])[0], 2)
     ([1.0, 0.8, 0.1, 0.0], 0.45)
     """
-    ok = [call["status"] == "ok" for call in calls]
-    last_ok = {call["name"]: i for i, call in enumerate(calls) if call["status"] == "ok"}
-    lost = Counter(call["turn"] for i, call in enumerate(calls) if not ok[i] and last_ok.get(call["name"], -1) < i)
-    turns = Counter(call["turn"] for call in calls)
-    share = max((n / turns[turn] for turn, n in lost.items()), default=0.0)
+    ok, lost = [call["status"] == "ok" for call in calls], unrepaired(calls)
+    turns, lost_turns = Counter(call["turn"] for call in calls), Counter(call["turn"] for call in lost)
+    share = max((n / turns[turn] for turn, n in lost_turns.items()), default=0.0)
     score = 0.0 if not any(ok) else 1.0 if all(ok) else 0.1 if not ok[-1] else 0.8 - 0.7 * share
-    return score, {"worked": sum(ok) / max(1, len(ok)), "repaired": 1 - lost.total() / max(1, len(ok) - sum(ok))}
+    return score, {"worked": sum(ok) / max(1, len(ok)), "repaired": 1 - len(lost) / max(1, len(ok) - sum(ok))}
+
+
+def planned_first(turns):
+    """Whether a plan stood before the first call, in the first turn."""
+    first = turns[0]["order"] if turns else []
+    return "plan" in first and "plan" not in first[first.index("tool_call") if "tool_call" in first else len(first):]
 
 
 def format_reward(trajectory):
@@ -593,8 +609,7 @@ def format_reward(trajectory):
     """
     turns = trajectory["turns"]
     faults = [len(turn["faults"]) for turn in turns] or [0]
-    first = turns[0]["order"] if turns else []
-    planned = "plan" in first and "plan" not in first[first.index("tool_call") if "tool_call" in first else len(first):]
+    planned = planned_first(turns)
     whole = planned and trajectory["ended"] == "answer" and not any({"tool_call", "answer"} <= set(turn["order"]) for turn in turns)
     forged = any(f["code"] == "unknown_tag" and "tool_response" in f["message"] for turn in turns for f in turn["faults"])
     score = min(max(0.0, 1.0 - 0.5 * n) for n in faults) if whole and not forged else 0.0
@@ -617,7 +632,7 @@ def consistency_reward(trajectory):
         return None, {}
     by_id, alike = {a["id"]: a for a in trajectory["artifacts"]}, looks(trajectory)
     kind = "image" if c["images"] else "video"
-    units = list({alike[r["id"]]: r for d in deliverables(trajectory) if d["kind"] == kind for r in roots(d, by_id)}.values())
+    units = list({alike[r["id"]]: r for d in deliverables(trajectory) if d["kind"] == kind for r in footage(d, by_id)}.values())
     shared = Counter(i for unit in units for i in ancestors(unit, by_id) if by_id[i]["kind"] == "image" and (
         by_id[i]["tool"] == "user" or shows(str(by_id[i]["arguments"].get("prompt", "")), c["subject"])))
     together, units = min(max(shared.values(), default=0), expected), max(expected, len(units))
@@ -647,10 +662,32 @@ def count_score(found, wanted):
     return min(found, wanted) / max(found, wanted) if found and wanted else 0.0
 
 
+LONG_PROMPT = 200     # words; a prompt beyond it names everything and shows nothing (ours)
+
+
+def told(text, wanted):
+    """Share of the wanted words in one prompt; 0 for one that is too long or says most of its words again and again.
+
+    >>> told("a red fox at dusk", {"red", "fox"}), told("a wall, " + "red fox, " * 9, {"red", "fox"})
+    (1.0, 0.0)
+    """
+    said = words(text)
+    return len(wanted & said) / len(wanted) if wanted and len(text.split()) <= min(LONG_PROMPT, 2 * len(said) + 4) else 0.0
+
+
+def on_topic(item, by_id, wanted):
+    """Share of the wanted words in the best prompt behind a picture; in a film, of its worst clip, since one prompt must not stand for all."""
+    best = []
+    for part in footage(item, by_id):
+        makers = [by_id[i] for i in ancestors(part, by_id) if makes(by_id[i]["tool"]) in ("image", "video")]
+        best.append(max((told(str(a["arguments"].get(name, "")), wanted) for a in makers for name in ("prompt", "topic")), default=0.0))
+    return min(best, default=0.0)
+
+
 AUDIO_MAKERS = {"music": {"tool_music_suno"}, "narration": {"tool_tts_generation", "tool_tts_composite"},
                 "sfx": {"tool_sound_fx_gen"}, "subtitles": {"tool_subtitle_add_text"}}
 QUIET = 0.1           # volume below which a sound counts as muted (ours): -20 dB
-SHOWN = 0.5           # seconds that a caption must stand to be read (ours)
+SHOWN = 0.5           # seconds that a caption or a shot must stand to be seen (ours)
 
 
 def audio_check(part, film, by_id, subject):
@@ -668,17 +705,18 @@ def audio_check(part, film, by_id, subject):
 
 
 def on_the_beat(film, by_id):
-    """Whether beats were found in a sound that is heard in the film, before the film that lays it under its clips was cut."""
+    """Whether beats were found in a music that is heard in the film, before the film that lays it under its clips was cut."""
     audible, order = heard(film, by_id), {i: n for n, i in enumerate(by_id)}
-    timed = {p["id"]: order[a["id"]] for a in reversed(by_id.values()) if a["tool"] == "tool_beat_detect" for p in a["parents"]}
+    timed = {p["id"]: order[a["id"]] for a in reversed(by_id.values()) if a["tool"] == "tool_beat_detect" for p in a["parents"]
+             if any(by_id[i]["tool"] in ("tool_music_suno", "user") for i in ancestors(by_id[p["id"]], by_id))}
     return any(p["id"] in timed and timed[p["id"]] < order[i] for i in audible if by_id[i]["kind"] == "video" for p in by_id[i]["parents"])
 
 
 def result_reward(trajectory, config):
     """R_result: how far what the answer hands over meets every constraint that the request states (grades ours).
 
-    Score = mean of the checks x (0.1 + 0.9 x the worst of them), 0 without the right modality: VisionCreator-R1 has {0, 1}, and a wish
-    that is missed is not made up for by the others, while the mean keeps a slope. Each check looks at the records and their lineage:
+    Score = mean of the checks x (0.1 + 0.9 x the worst of them squared), 0 without the right modality: VisionCreator-R1 has {0, 1}, and
+    a wish that is missed is not made up for by the others, while the mean keeps a slope. Each check looks at the records and their lineage:
     copies count as one, a film's length and shots are at most those of its footage, and what is muted or stretched does not count.
 
     >>> score, checks = result_reward(example(), RewardConfig())
@@ -693,33 +731,37 @@ def result_reward(trajectory, config):
         return 0.0, {"modality": 0.0}
     by_id, alike = {a["id"]: a for a in trajectory["artifacts"]}, looks(trajectory)
     lineage = {a["id"]: ancestors(a, by_id) for a in items}
-    # Footage: each look once, however often it is repeated, slowed down or cut.
-    footage = {a["id"]: list({alike[r["id"]]: r for r in roots(a, by_id)}.values()) for a in items}
+    # Each look once, however often it is repeated, slowed down or cut; and nothing of which no word was asked for.
+    asked = words(c["subject"]) | words(c["style"] or "")
+    own = {a["id"]: list({alike[r["id"]]: r for r in footage(a, by_id) if on_topic(r, by_id, asked)}.values()) for a in items}
 
     def share(test):
         return sum(map(test, items)) / len(items)
 
-    new = len({tuple(sorted(map(str, (alike[r["id"]] for r in footage[a["id"]])))) for a in items})
-    checks = {"count": min(new, wanted) / max(len(items), wanted)}
+    checks = {"count": min(len({alike[a["id"]] for a in items}), wanted) / max(sum(a["kind"] in ("image", "video", "audio") for a in handed), wanted)}
     if c["aspect_ratio"]:
         w, h = map(int, c["aspect_ratio"].split(":"))
-        checks["aspect"] = share(lambda a: abs(a["width"] * h / (a["height"] * w) - 1) <= config.aspect_tolerance
-                                 and not distorted(a, by_id, config.aspect_tolerance))
+        # Its footage has the shape too, or was cropped to it: not stretched, turned on its side or set between black bars.
+        right = {i: abs(a["width"] * h / (a["height"] * w) - 1) <= config.aspect_tolerance for i, a in by_id.items() if a["kind"] == kind}
+        ops = {i: {op["op"] for j in lineage[i] for op in by_id[j]["arguments"].get("operations", ())} for i in lineage}
+        checks["aspect"] = share(lambda a: right[a["id"]] and not a.get("letterboxed") and (
+            all(right[r["id"]] for r in footage(a, by_id)) or "crop" in ops[a["id"]] and not {"resize", "rotate"} & ops[a["id"]]))
     if c["duration_s"]:
-        checks["duration"] = share(lambda a: near(min(a["duration_s"], sum(r["duration_s"] for r in footage[a["id"]])), c["duration_s"],
+        checks["duration"] = share(lambda a: near(min(a["duration_s"], sum(r["duration_s"] for r in own[a["id"]])), c["duration_s"],
                                                   config.duration_tolerance))
     if c["shots"]:
-        checks["shots"] = share(lambda a: min(count_score(n, c["shots"]) for n in (a["shots"], min(a["shots"], sum(r["shots"] for r in footage[a["id"]])))))
-    if c["resolution"] == "2K":
-        checks["resolution"] = share(lambda a: max(a["width"], a["height"]) >= 2048)
-    elif c["resolution"]:
-        least = (1 - config.size_tolerance) * int(c["resolution"].rstrip("p"))
-        checks["resolution"] = share(lambda a: min(min(r["width"], r["height"]) for r in [a, *footage[a["id"]]]) >= least)
+        seen = {a["id"]: sum(n >= SHOWN * a["fps"] for n in a["shot_frames"]) for a in items}
+        checks["shots"] = share(lambda a: min(count_score(n, c["shots"]) for n in (
+            a["shots"], min(seen[a["id"]], sum(r["shots"] for r in own[a["id"]])))))
+    if c["resolution"]:      # the pictures and clips that went into it too: enlarging adds no detail
+        long, least = (max, 2048) if c["resolution"] == "2K" else (min, (1 - config.size_tolerance) * int(c["resolution"].rstrip("p")))
+        checks["resolution"] = share(lambda a: all(long(r["width"], r["height"]) >= least for r in (by_id[i] for i in lineage[a["id"]])
+                                                   if r["kind"] == kind and r["tool"] != "user"))
     if c["transparent"]:
         checks["transparent"] = share(lambda a: a["arguments"].get("background") == "transparent")
     if c["web_page"]:
         shown = [{p["id"] for p in a["parents"]} for a in handed if a["kind"] == "html"]
-        checks["web_page"] = max((share(lambda a: a["id"] in ids) for ids in shown), default=0.0)
+        checks["web_page"] = float(any(ids >= {a["id"] for a in items} for ids in shown))
     for part in c["audio"]:
         checks[part] = share(lambda a: audio_check(part, a, by_id, c["subject"]))
     if c["beat"]:
@@ -727,43 +769,40 @@ def result_reward(trajectory, config):
     if c["input"]:
         checks["input"] = share(lambda a: any(by_id[i]["tool"] == "user" for i in lineage[a["id"]]))
     mean, worst = sum(checks.values()) / len(checks), min(checks.values())
-    return mean * (0.1 + 0.9 * worst), checks
-
-
-LONG_PROMPT = 200     # words; a prompt beyond it names everything and shows nothing (ours)
-
-
-def on_topic(item, by_id, wanted):
-    """Share of the wanted words in the prompts behind an item: the best one behind each picture or clip, mean over its footage."""
-    best = []
-    for root in roots(item, by_id):
-        said = [str(by_id[i]["arguments"].get(name, "")) for i in ancestors(root, by_id) if makes(by_id[i]["tool"]) in ("image", "video")
-                for name in ("prompt", "topic")]
-        best.append(max((len(wanted & words(text)) / len(wanted) for text in said if len(text.split()) <= LONG_PROMPT), default=0.0))
-    return sum(best) / len(best) if best else 0.0
+    return mean * (0.1 + 0.9 * worst ** 2), checks
 
 
 def coherence_reward(trajectory):
-    """R_traj: planning intent against executed actions, by rule in place of the paper's LLM evaluator.
+    """R_traj: planning intent against executed actions, by rule in place of the paper's LLM evaluator (the grades are ours).
 
-    planned: share of the plan's tool steps that were carried out; executed: share of successful calls that the plan holds;
-    on_topic: share of the request's subject and style words that reached the prompts behind the deliverables, over those asked or
-    delivered, whichever are more. Score = min(planned, executed) x on_topic (ours): neither much doing nor much planning makes up for the other.
+    planned: share of the plan's tool steps that were carried out; executed: share of the calls, failures that were repaired aside, that
+    the plan holds; wired: share of what was made from what in the deliverables that the plan foresaw; on_topic: share of the request's
+    subject and style words in the prompts behind the deliverables, over those asked or delivered, whichever are more; 0 under a plan
+    that never names the subject. Score = min(planned, executed, wired) x on_topic: none makes up for another.
 
     >>> coherence_reward(example())
-    (1.0, {'planned': 1.0, 'executed': 1.0, 'on_topic': 1.0})
+    (1.0, {'planned': 1.0, 'executed': 1.0, 'wired': 1.0, 'on_topic': 1.0})
     """
     plan, c = trajectory["plan"] or [], trajectory["task"]["constraints"]
     steps = Counter(s["tool"] for s in plan if s["tool"] != "llm")
     done = Counter(call["name"] for call in trajectory["calls"] if call["status"] == "ok")
-    met = (steps & done).total()
+    met, tried = (steps & done).total(), done.total() + len(unrepaired(trajectory["calls"]))
     planned = met / steps.total() if steps else 0.0
-    executed = met / done.total() if done else 0.0
-    by_id = {a["id"]: a for a in trajectory["artifacts"]}
+    executed = met / tried if tried else 0.0
+    by_id, alike = {a["id"]: a for a in trajectory["artifacts"]}, looks(trajectory)
+    kind, asked = ("image", c["images"]) if c["images"] else ("video", c["videos"])
+    handed = [a for a in deliverables(trajectory) if a["kind"] == kind]
+    items = {alike[a["id"]]: a for a in handed}
+    tool_of = {s["id"]: s["tool"] for s in plan}
+    foreseen = {(tool_of.get(a), s["tool"]) for s in plan for a in s["after"]}
+    edges = {(by_id[p["id"]]["tool"], by_id[i]["tool"]) for a in items.values() for i in ancestors(a, by_id) for p in by_id[i]["parents"] if p["id"] in by_id}
+    edges = {edge for edge in edges if edge[0] != "user"}
+    wired = len(edges & foreseen) / len(edges) if edges else 1.0
     wanted = words(c["subject"]) | words(c["style"] or "")
-    items = [a for a in deliverables(trajectory) if a["kind"] == ("image" if c["images"] else "video")]
-    topic = sum(on_topic(a, by_id, wanted) if wanted else 1.0 for a in items) / max(len(items), c["images"] or c["videos"])
-    return min(planned, executed) * topic, {"planned": planned, "executed": executed, "on_topic": topic}
+    topics = sorted((on_topic(a, by_id, wanted) for a in items.values()), reverse=True)
+    named = any(shows(s["goal"], c["subject"]) for s in plan)
+    topic = named * sum(topics[:asked]) / max(len(handed), asked)
+    return min(planned, executed, wired) * topic, {"planned": planned, "executed": executed, "wired": wired, "on_topic": topic}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -790,9 +829,9 @@ def ltr_reward(trajectory, config, pool=None):
     if config.judge != "rules":
         raise SystemExit(f"error: config key `reward.judge` must be rules; got {config.judge!r}")
     pool = set(load_tools()) if pool is None else set(pool)
-    # A plan that is written well once the work is done does not make up for a bad one before it: the worst one counts.
-    plan, facets = min((plan_reward(p["plan"], trajectory["task"], config, pool) for p in trajectory["plans"] or [{"plan": None}]),
-                       key=lambda scored: scored[0])
+    # What is written well once the work is done is no plan, and does not make up for a bad one before it: the worst one counts.
+    plans = [p["plan"] for p in trajectory["plans"]] if planned_first(trajectory["turns"]) else []
+    plan, facets = min((plan_reward(p, trajectory["task"], config, pool) for p in plans or [None]), key=lambda scored: scored[0])
     scored = {"tool": tool_reward(trajectory["calls"]), "format": format_reward(trajectory), "result": result_reward(trajectory, config),
               "traj": coherence_reward(trajectory), "cons": consistency_reward(trajectory)}
     checks = {name: value for _, found in scored.values() for name, value in found.items()}

@@ -39,8 +39,8 @@ def media(i, tool, parents=(), **more):
     """One artifact record; its kind follows from its id."""
     kind = {"img": "image", "vid": "video", "aud": "audio", "htm": "html", "txt": "text", "in_": "image"}[i[:3]]
     size = {"width": 1024, "height": 1024} if kind == "image" else {"width": 1280, "height": 720} if kind == "video" else {"width": None, "height": None}
-    film = {"duration_s": 8.0, "shots": 1, "has_audio": True} if kind == "video" else {
-        "duration_s": 60.0 if kind == "audio" else None, "shots": None, "has_audio": kind == "audio"}
+    film = {"duration_s": 8.0, "has_audio": True, "shots": more.get("shots", 1), "fps": 24, "shot_frames": [48] * more.get("shots", 1)} if (
+        kind == "video") else {"duration_s": 60.0 if kind == "audio" else None, "shots": None, "has_audio": kind == "audio"}
     return {"id": i, "kind": kind, **size, **film, "tool": tool, "arguments": {"prompt": "a red fox", "of": list(parents)},
             "parents": [{"id": p, "role": "source"} for p in parents], **more}
 
@@ -322,7 +322,7 @@ def test_result_of_a_right_film():
     ("sfx", {"aud_2": {"tool": "user"}}), ("subtitles", {"vid_5": {"tool": JOIN}}), ("beat", {"txt_1": {"parents": []}}), ("input", {"img_1": {"parents": []}})])
 def test_each_check_of_a_film_fails_alone(check, change):
     score, checks = checks_of(WANTED, films(**change), ["vid_5"])
-    assert {k for k, v in checks.items() if v < 1} == {check} and score == pytest.approx((10 + checks[check]) / 11 * (0.1 + 0.9 * checks[check]))
+    assert {k for k, v in checks.items() if v < 1} == {check} and score == pytest.approx((10 + checks[check]) / 11 * (0.1 + 0.9 * checks[check] ** 2))
 
 
 def test_the_count_of_films_fails_alone():
@@ -404,13 +404,14 @@ def test_consistency_applies_to_several_units_only():
 
 def test_consistency_of_pictures_by_lineage():
     c = c_of(images=3, consistency=["style"])
-    first, second, third = media("img_1", IMAGE), media("img_2", EDIT, ["img_1"]), media("img_3", EDIT, ["img_1"])
+    first, second, third = media("img_1", IMAGE), media("img_2", EDIT, ["img_1"]), media("img_3", EDIT, ["img_1"], arguments={"prompt": "from above"})
     assert cons(c, [first, second, third], ["img_1", "img_2", "img_3"]) == 1                 # one of them is the reference
     assert cons(c, [first, second, media("img_3", IMAGE)], ["img_1", "img_2", "img_3"]) == 0.5
     assert cons(c, [first, second, media("img_3", EDIT, ["img_2"])], ["img_1", "img_2", "img_3"]) == 1      # a chain
     assert cons(c, [first, second], ["img_1", "img_2"]) == 0.5                               # one is missing
     assert cons(c, [first, second, third], []) == 0 and cons(c, [], ["img_1", "img_2"]) == 0
-    outside = [media("img_9", IMAGE), *(media(f"img_{i}", EDIT, ["img_9"]) for i in (1, 2, 3))]
+    assert cons(c, [first, second, {**second, "id": "img_3"}], ["img_1", "img_2", "img_3"]) == 0.5      # the same edit again is a copy
+    outside = [media("img_9", IMAGE), *(media(f"img_{i}", EDIT, ["img_9"], arguments={"prompt": f"view {i}"}) for i in (1, 2, 3))]
     assert cons(c, outside, ["img_1", "img_2", "img_3"]) == 1
     more = [first, second, third, media("img_4", IMAGE), media("img_5", IMAGE)]
     assert cons(c, more, [f"img_{i}" for i in range(1, 6)]) == 0.5                           # strangers among them
@@ -433,11 +434,11 @@ def test_a_ring_in_the_lineage_ends():
 
 
 def test_coherence_reward():
-    c, parts = c_of(images=2, style="pastel"), [media("img_1", IMAGE, arguments={"prompt": "red fox, pastel"}), media("img_2", EDIT, ["img_1"], arguments={})]
+    c, parts = c_of(images=2, style="pastel", consistency=["object"]), [media("img_1", IMAGE, arguments={"prompt": "red fox, pastel"}), media("img_2", EDIT, ["img_1"], arguments={})]
     plan, hand = [step(1, IMAGE), step(2, EDIT, after=[1])], ["img_1", "img_2"]
-    assert coherence_reward(episode(c, parts, hand, called(IMAGE, EDIT), plan)) == (1, {"planned": 1, "executed": 1, "on_topic": 1})
+    assert coherence_reward(episode(c, parts, hand, called(IMAGE, EDIT), plan)) == (1, {"planned": 1, "executed": 1, "wired": 1, "on_topic": 1})
     assert coherence_reward(episode(c, parts, hand, called(IMAGE, EDIT, EDIT), plan))[1]["executed"] == pytest.approx(2 / 3)
-    assert coherence_reward(episode(c, parts, hand, called(IMAGE, EDIT + "!"), plan))[1] == {"planned": 0.5, "executed": 1, "on_topic": 1}
+    assert coherence_reward(episode(c, parts, hand, called(IMAGE, EDIT + "!"), plan))[1] == {"planned": 0.5, "executed": 0.5, "wired": 1, "on_topic": 1}
     assert coherence_reward(episode(c, parts, hand, called(IMAGE, EDIT), []))[0] == 0
     assert coherence_reward(episode(c, parts, hand, called(), plan))[0] == 0
     parts[0]["arguments"]["prompt"] = "a red cat"
