@@ -24,6 +24,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args, get_origin, get_type_hints
 
 import yaml
@@ -48,6 +49,10 @@ class RewardConfig:
     duration_tolerance: float = key(0.05, "relative; a 4 s step between clip lengths never passes, a cut frame always does")
     size_tolerance: float = key(0.05, "relative, on the short side of 720p and 1080p; Kling's 1904x1088 passes")
     aspect_tolerance: float = key(0.05, "relative; 1344x768 passes as 16:9 (1.6 % off), 1344x704 does not (7.4 %)")
+    quiet: float = key(0.1, "volume below which a sound counts as muted: -20 dB")
+    shown_s: float = key(0.5, "seconds that a caption or a shot must stand to be seen")
+    long_prompt: int = key(200, "words; a prompt beyond it names everything and shows nothing")
+    long_plan: float = key(2.0, "times the steps of the shortest expert plan; a longer plan is scaled down by its length")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -442,15 +447,14 @@ def f1(found, wanted):
     return 2 * (found & wanted).total() / total if total else 1.0
 
 
-def optimality_facet(plan, c):
-    """Expert-Guided Optimality: nearness to the best expert reference, half by steps, half by what feeds what (ours).
+def optimality_facet(plan, experts):
+    """Expert-Guided Optimality: nearness to the best of the expert plans, half by steps, half by what feeds what (ours).
 
     Steps beyond the expert's, a missing reference image (identity) or beat step each cost precision or recall.
     """
     best = 0.0
     tool_of = {s["id"]: s["tool"] for s in plan}
-    for name in fitting_workflows(c):
-        expert = expand_workflow(name, c)
+    for expert in experts:
         # An alternative that the workflow allows counts as the tool it replaces.
         same = {tool: s["tools"][0] for s in expert for tool in s["tools"]}
         nodes = Counter(same.get(s["tool"], s["tool"]) for s in plan)
@@ -465,17 +469,18 @@ def optimality_facet(plan, c):
 def plan_reward(plan, task, config, pool):
     """R_plan (Sec. 4.3.2): weighted mean of the five facets of the vPlanJudger, by rule. Returns (score, facets).
 
-    An absent or unreadable plan scores 0 in every facet. A plan of more than twice the steps of the shortest expert reference is
-    scaled down by its length (ours): one facet of five would hardly see that nobody can follow it.
+    An absent or unreadable plan scores 0 in every facet. A plan of more than `long_plan` times the steps of the
+    shortest expert reference is scaled down by its length (ours): one facet of five would hardly see that nobody can follow it.
     """
     if not plan:
         return 0.0, dict.fromkeys(FACETS, 0.0)
     c = task["constraints"]
+    experts = [expand_workflow(name, c) for name in fitting_workflows(c)]
     facets = {"requirement": requirement_facet(plan, c), "coherence": coherence_facet(plan, task["inputs"]),
               "executability": executability_facet(plan, pool), "atomicity": atomicity_facet(plan),
-              "optimality": optimality_facet(plan, c)}
+              "optimality": optimality_facet(plan, experts)}
     weight = config.facet_weights
-    lean = min(1.0, 2 * min(len(expand_workflow(name, c)) for name in fitting_workflows(c)) / len(plan))
+    lean = min(1.0, config.long_plan * min(map(len, experts)) / len(plan))
     return lean * sum(weight[f] * facets[f] for f in FACETS) / sum(weight[f] for f in FACETS), facets
 
 
@@ -488,17 +493,6 @@ def example():
 # Lineage: what a delivered artifact really consists of
 
 
-def ancestors(artifact, by_id):
-    """Ids of an artifact and of everything it was made from."""
-    seen, todo = set(), [artifact["id"]]
-    while todo:
-        i = todo.pop()
-        if i not in seen and i in by_id:
-            seen.add(i)
-            todo += [p["id"] for p in by_id[i]["parents"]]
-    return seen
-
-
 def deliverables(trajectory):
     """Artifacts that the answer hands over: made in this episode (not attached, not found), each once, in the answer's order."""
     answer = trajectory["answer"] or {}
@@ -506,40 +500,36 @@ def deliverables(trajectory):
     return [by_id[i] for i in dict.fromkeys(answer.get("deliverables", [])) if i in by_id]
 
 
-def footage(item, by_id):
-    """What an item consists of: a picture of itself; a film of every film in its lineage that was made of no other film."""
-    if item["kind"] != "video":
-        return [item]
-    films = [by_id[i] for i in sorted(ancestors(item, by_id)) if by_id[i]["kind"] == "video"]
-    return [a for a in films if not any(p["id"] in by_id and by_id[p["id"]]["kind"] == "video" for p in a["parents"])]
+def read_media(trajectory):
+    """An episode's artifacts in the order of their making: `by_id`; `above`, {id: ids of it and of all that it was made from};
+    `footage`, {id: ids of the films that it consists of, which were made of no other film; a picture's is itself}; and `looks`.
 
-
-def looks(trajectory):
-    """{id: key} of pictures and films, the same key for those that look alike (a convention of ours, since records hold no pixels).
-
-    Alike are: what one seed and prompt made, edits and clips of one picture told the same, and, where no consistency is asked, a picture
-    and its edits. Words alone give a new picture or clip at every call, and the n of one call differ. A film is its footage.
+    looks, {id: key}: the same key for what looks alike (a convention of ours, since records hold no pixels): what one seed and prompt
+    made, edits and clips of one picture told the same, and, where no consistency is asked, a picture and its edits. Words alone give
+    a new picture or clip at every call, and the n of one call differ. A film looks like its footage.
     """
-    keys, calls, c = {}, Counter(), trajectory["task"]["constraints"]
-    by_id = {a["id"]: a for a in trajectory["artifacts"]}
+    by_id, above, footage, looks, calls = {}, {}, {}, {}, Counter()
     for a in trajectory["artifacts"]:
-        written, i = a["arguments"], a["id"]
-        sources = [p["id"] for p in a["parents"] if p["id"] in keys and by_id[p["id"]]["tool"] != "user"]
-        if a["kind"] == "video" and any(by_id[p]["kind"] == "video" for p in sources):
-            seen = {keys[f["id"]] for f in footage(a, by_id)}
-            keys[i] = seen.pop() if len(seen) == 1 else tuple(sorted(map(str, seen)))
-        elif a["kind"] == "image" and sources and not c["consistency"]:
-            keys[i] = keys[sources[0]]
+        i, written, parents = a["id"], a["arguments"], [p["id"] for p in a["parents"] if p["id"] in above]
+        by_id[i], above[i] = a, {i}.union(*(above[p] for p in parents))
+        films = [p for p in parents if by_id[p]["kind"] == a["kind"] == "video"]
+        footage[i] = list(dict.fromkeys(f for p in films for f in footage[p])) or [i]
+        pictures = [p for p in parents if by_id[p]["kind"] == a["kind"] == "image" and by_id[p]["tool"] != "user"]
+        if films:
+            seen = {looks[f] for f in footage[i]}
+            looks[i] = seen.pop() if len(seen) == 1 else tuple(sorted(map(str, seen)))
+        elif pictures and not trajectory["task"]["constraints"]["consistency"]:
+            looks[i] = looks[pictures[0]]
         elif "seed" in written or category(a["tool"]).startswith("Image-to"):
-            call = (a["tool"], written.get("prompt"), written.get("seed"), *(p["id"] for p in a["parents"]))
-            keys[i] = (*call, calls[call] % written.get("n", 1))
+            call = (a["tool"], written.get("prompt"), written.get("seed"), *parents)
+            looks[i] = (*call, calls[call] % written.get("n", 1))
             calls[call] += 1
         else:
-            keys[i] = i
-    return keys
+            looks[i] = i
+    return SimpleNamespace(by_id=by_id, above=above, footage=footage, looks=looks)
 
 
-def heard(film, by_id):
+def heard(film, media, config):
     """{id: seconds} of the films and sounds that can still be heard in a film; what is muted or replaced on the way is not."""
     found, todo = {}, [(film, film["duration_s"])]
     while todo:
@@ -547,11 +537,11 @@ def heard(film, by_id):
         if a["id"] in found or a["kind"] == "video" and not a["has_audio"]:
             continue
         found[a["id"]], written = seconds, a["arguments"]
-        for p in (by_id[p["id"]] for p in a["parents"] if p["id"] in by_id and by_id[p["id"]]["kind"] in ("video", "audio")):
+        for p in (media.by_id[p["id"]] for p in a["parents"]):
             laid = p["id"] == written.get("audio")
             volume = written.get("volume", 1) * (written.get("audio_volume", 1) if laid else written.get("original_volume", 1))
             dropped = written.get("keep_original_audio") is False or (written.get("audio") and not laid and written.get("audio_mode") == "replace")
-            if volume >= QUIET and not dropped:
+            if volume >= config.quiet and not dropped and p["kind"] in ("video", "audio"):
                 todo.append((p, seconds if a["kind"] == "audio" else min(seconds, p["duration_s"])))
     return found
 
@@ -616,7 +606,7 @@ def format_reward(trajectory):
     return score, {"clean": faults.count(0) / len(faults), "answered": float(trajectory["ended"] == "answer"), "planned_first": float(planned)}
 
 
-def consistency_reward(trajectory):
+def consistency_reward(trajectory, media=None):
     """R_cons: where consistency is asked of several pictures or shots, the share made from one common reference (the grade is ours).
 
     The units are the delivered pictures, or the clips inside the delivered film, each look once; one of them may be the reference.
@@ -630,11 +620,10 @@ def consistency_reward(trajectory):
     expected = c["images"] or n_shots(c)
     if not c["consistency"] or expected < 2:
         return None, {}
-    by_id, alike = {a["id"]: a for a in trajectory["artifacts"]}, looks(trajectory)
-    kind = "image" if c["images"] else "video"
-    units = list({alike[r["id"]]: r for d in deliverables(trajectory) if d["kind"] == kind for r in footage(d, by_id)}.values())
-    shared = Counter(i for unit in units for i in ancestors(unit, by_id) if by_id[i]["kind"] == "image" and (
-        by_id[i]["tool"] == "user" or shows(str(by_id[i]["arguments"].get("prompt", "")), c["subject"])))
+    m, kind = media or read_media(trajectory), "image" if c["images"] else "video"
+    units = {m.looks[i]: i for d in deliverables(trajectory) if d["kind"] == kind for i in m.footage[d["id"]]}
+    shared = Counter(i for unit in units.values() for i in m.above[unit] if m.by_id[i]["kind"] == "image" and (
+        m.by_id[i]["tool"] == "user" or shows(str(m.by_id[i]["arguments"].get("prompt", "")), c["subject"])))
     together, units = min(max(shared.values(), default=0), expected), max(expected, len(units))
     return max(0, together - 1) / (units - 1), {"one_reference": together / units}
 
@@ -662,41 +651,34 @@ def count_score(found, wanted):
     return min(found, wanted) / max(found, wanted) if found and wanted else 0.0
 
 
-LONG_PROMPT = 200     # words; a prompt beyond it names everything and shows nothing (ours)
+@lru_cache(maxsize=4096)
+def told(text, wanted, long):
+    """Share of the wanted words in one prompt; 0 for one of more than `long` words, or that says most of its words again and again.
 
-
-def told(text, wanted):
-    """Share of the wanted words in one prompt; 0 for one that is too long or says most of its words again and again.
-
-    >>> told("a red fox at dusk", {"red", "fox"}), told("a wall, " + "red fox, " * 9, {"red", "fox"})
+    >>> told("a red fox at dusk", words("a red fox"), 200), told("a wall, " + "red fox, " * 9, words("a red fox"), 200)
     (1.0, 0.0)
     """
     said = words(text)
-    return len(wanted & said) / len(wanted) if wanted and len(text.split()) <= min(LONG_PROMPT, 2 * len(said) + 4) else 0.0
+    return len(wanted & said) / len(wanted) if wanted and len(text.split()) <= min(long, 2 * len(said) + 4) else 0.0
 
 
-def on_topic(item, by_id, wanted):
+def on_topic(item, media, wanted, config):
     """Share of the wanted words in the best prompt behind a picture; in a film, of its worst clip, since one prompt must not stand for all."""
-    best = []
-    for part in footage(item, by_id):
-        makers = [by_id[i] for i in ancestors(part, by_id) if makes(by_id[i]["tool"]) in ("image", "video")]
-        best.append(max((told(str(a["arguments"].get(name, "")), wanted) for a in makers for name in ("prompt", "topic")), default=0.0))
-    return min(best, default=0.0)
+    return min(max((told(str(media.by_id[i]["arguments"].get(name, "")), wanted, config.long_prompt) for i in media.above[part]
+                    for name in ("prompt", "topic") if makes(media.by_id[i]["tool"]) in ("image", "video")), default=0.0) for part in media.footage[item])
 
 
 AUDIO_MAKERS = {"music": {"tool_music_suno"}, "narration": {"tool_tts_generation", "tool_tts_composite"},
                 "sfx": {"tool_sound_fx_gen"}, "subtitles": {"tool_subtitle_add_text"}}
-QUIET = 0.1           # volume below which a sound counts as muted (ours): -20 dB
-SHOWN = 0.5           # seconds that a caption or a shot must stand to be seen (ours)
 
 
-def audio_check(part, film, by_id, subject):
+def audio_check(part, film, media, subject, config):
     """Whether a film has a sound part: music or effects over half of it, a narration or captions that name the subject (ours)."""
-    audible = heard(film, by_id) if part != "subtitles" else ancestors(film, by_id)
-    for a in (by_id[i] for i in audible if by_id[i]["tool"] in AUDIO_MAKERS[part]):
+    audible = heard(film, media, config) if part != "subtitles" else media.above[film["id"]]
+    for a in (media.by_id[i] for i in audible if media.by_id[i]["tool"] in AUDIO_MAKERS[part]):
         written = a["arguments"]
         if part == "subtitles":
-            text = " ".join(cue["text"] for cue in written.get("subtitles", ()) if cue["end"] - cue["start"] >= SHOWN)
+            text = " ".join(cue["text"] for cue in written.get("subtitles", ()) if cue["end"] - cue["start"] >= config.shown_s)
         else:
             text = " ".join([str(written.get("text", "")), *(s["text"] for s in written.get("segments", ()))])
         if audible[a["id"]] >= film["duration_s"] / 2 if part in ("music", "sfx") else words(text) & words(subject):
@@ -704,15 +686,16 @@ def audio_check(part, film, by_id, subject):
     return False
 
 
-def on_the_beat(film, by_id):
+def on_the_beat(film, media, config):
     """Whether beats were found in a music that is heard in the film, before the film that lays it under its clips was cut."""
-    audible, order = heard(film, by_id), {i: n for n, i in enumerate(by_id)}
-    timed = {p["id"]: order[a["id"]] for a in reversed(by_id.values()) if a["tool"] == "tool_beat_detect" for p in a["parents"]
-             if any(by_id[i]["tool"] in ("tool_music_suno", "user") for i in ancestors(by_id[p["id"]], by_id))}
-    return any(p["id"] in timed and timed[p["id"]] < order[i] for i in audible if by_id[i]["kind"] == "video" for p in by_id[i]["parents"])
+    order = {i: n for n, i in enumerate(media.by_id)}
+    timed = {p["id"]: order[a["id"]] for a in reversed(media.by_id.values()) if a["tool"] == "tool_beat_detect" for p in a["parents"]
+             if any(media.by_id[i]["tool"] in ("tool_music_suno", "user") for i in media.above[p["id"]])}
+    films = [a for i in heard(film, media, config) if (a := media.by_id[i])["kind"] == "video"]
+    return any(timed.get(p["id"], math.inf) < order[a["id"]] for a in films for p in a["parents"])
 
 
-def result_reward(trajectory, config):
+def result_reward(trajectory, config, media=None):
     """R_result: how far what the answer hands over meets every constraint that the request states (grades ours).
 
     Score = mean of the checks x (0.1 + 0.9 x the worst of them squared), 0 without the right modality: VisionCreator-R1 has {0, 1}, and
@@ -729,33 +712,32 @@ def result_reward(trajectory, config):
     items = [a for a in handed if a["kind"] == kind]
     if not items:
         return 0.0, {"modality": 0.0}
-    by_id, alike = {a["id"]: a for a in trajectory["artifacts"]}, looks(trajectory)
-    lineage = {a["id"]: ancestors(a, by_id) for a in items}
-    # Each look once, however often it is repeated, slowed down or cut; and nothing of which no word was asked for.
+    m = media or read_media(trajectory)
+    # A film's own footage: each look once, however often it is repeated, slowed down or cut; and nothing of which no word was asked for.
     asked = words(c["subject"]) | words(c["style"] or "")
-    own = {a["id"]: list({alike[r["id"]]: r for r in footage(a, by_id) if on_topic(r, by_id, asked)}.values()) for a in items}
+    own = {a["id"]: list({m.looks[i]: m.by_id[i] for i in m.footage[a["id"]] if on_topic(i, m, asked, config)}.values()) for a in items}
 
     def share(test):
         return sum(map(test, items)) / len(items)
 
-    checks = {"count": min(len({alike[a["id"]] for a in items}), wanted) / max(sum(a["kind"] in ("image", "video", "audio") for a in handed), wanted)}
+    checks = {"count": min(len({m.looks[a["id"]] for a in items}), wanted) / max(sum(a["kind"] in ("image", "video", "audio") for a in handed), wanted)}
     if c["aspect_ratio"]:
         w, h = map(int, c["aspect_ratio"].split(":"))
         # Its footage has the shape too, or was cropped to it: not stretched, turned on its side or set between black bars.
-        right = {i: abs(a["width"] * h / (a["height"] * w) - 1) <= config.aspect_tolerance for i, a in by_id.items() if a["kind"] == kind}
-        ops = {i: {op["op"] for j in lineage[i] for op in by_id[j]["arguments"].get("operations", ())} for i in lineage}
+        right = {i: abs(a["width"] * h / (a["height"] * w) - 1) <= config.aspect_tolerance for i, a in m.by_id.items() if a["kind"] == kind}
+        ops = {a["id"]: {op["op"] for i in m.above[a["id"]] for op in m.by_id[i]["arguments"].get("operations", ())} for a in items}
         checks["aspect"] = share(lambda a: right[a["id"]] and not a.get("letterboxed") and (
-            all(right[r["id"]] for r in footage(a, by_id)) or "crop" in ops[a["id"]] and not {"resize", "rotate"} & ops[a["id"]]))
+            all(right[i] for i in m.footage[a["id"]]) or "crop" in ops[a["id"]] and not {"resize", "rotate"} & ops[a["id"]]))
     if c["duration_s"]:
         checks["duration"] = share(lambda a: near(min(a["duration_s"], sum(r["duration_s"] for r in own[a["id"]])), c["duration_s"],
                                                   config.duration_tolerance))
     if c["shots"]:
-        seen = {a["id"]: sum(n >= SHOWN * a["fps"] for n in a["shot_frames"]) for a in items}
+        seen = {a["id"]: sum(n >= config.shown_s * a["fps"] for n in a["shot_frames"]) for a in items}
         checks["shots"] = share(lambda a: min(count_score(n, c["shots"]) for n in (
             a["shots"], min(seen[a["id"]], sum(r["shots"] for r in own[a["id"]])))))
     if c["resolution"]:      # the pictures and clips that went into it too: enlarging adds no detail
         long, least = (max, 2048) if c["resolution"] == "2K" else (min, (1 - config.size_tolerance) * int(c["resolution"].rstrip("p")))
-        checks["resolution"] = share(lambda a: all(long(r["width"], r["height"]) >= least for r in (by_id[i] for i in lineage[a["id"]])
+        checks["resolution"] = share(lambda a: all(long(r["width"], r["height"]) >= least for r in (m.by_id[i] for i in m.above[a["id"]])
                                                    if r["kind"] == kind and r["tool"] != "user"))
     if c["transparent"]:
         checks["transparent"] = share(lambda a: a["arguments"].get("background") == "transparent")
@@ -763,16 +745,16 @@ def result_reward(trajectory, config):
         shown = [{p["id"] for p in a["parents"]} for a in handed if a["kind"] == "html"]
         checks["web_page"] = float(any(ids >= {a["id"] for a in items} for ids in shown))
     for part in c["audio"]:
-        checks[part] = share(lambda a: audio_check(part, a, by_id, c["subject"]))
+        checks[part] = share(lambda a: audio_check(part, a, m, c["subject"], config))
     if c["beat"]:
-        checks["beat"] = share(lambda a: on_the_beat(a, by_id))
+        checks["beat"] = share(lambda a: on_the_beat(a, m, config))
     if c["input"]:
-        checks["input"] = share(lambda a: any(by_id[i]["tool"] == "user" for i in lineage[a["id"]]))
+        checks["input"] = share(lambda a: any(m.by_id[i]["tool"] == "user" for i in m.above[a["id"]]))
     mean, worst = sum(checks.values()) / len(checks), min(checks.values())
     return mean * (0.1 + 0.9 * worst ** 2), checks
 
 
-def coherence_reward(trajectory):
+def coherence_reward(trajectory, config, media=None):
     """R_traj: planning intent against executed actions, by rule in place of the paper's LLM evaluator (the grades are ours).
 
     planned: share of the plan's tool steps that were carried out; executed: share of the calls, failures that were repaired aside, that
@@ -780,7 +762,7 @@ def coherence_reward(trajectory):
     subject and style words in the prompts behind the deliverables, over those asked or delivered, whichever are more; 0 under a plan
     that never names the subject. Score = min(planned, executed, wired) x on_topic: none makes up for another.
 
-    >>> coherence_reward(example())
+    >>> coherence_reward(example(), RewardConfig())
     (1.0, {'planned': 1.0, 'executed': 1.0, 'wired': 1.0, 'on_topic': 1.0})
     """
     plan, c = trajectory["plan"] or [], trajectory["task"]["constraints"]
@@ -789,17 +771,17 @@ def coherence_reward(trajectory):
     met, tried = (steps & done).total(), done.total() + len(unrepaired(trajectory["calls"]))
     planned = met / steps.total() if steps else 0.0
     executed = met / tried if tried else 0.0
-    by_id, alike = {a["id"]: a for a in trajectory["artifacts"]}, looks(trajectory)
+    m = media or read_media(trajectory)
     kind, asked = ("image", c["images"]) if c["images"] else ("video", c["videos"])
     handed = [a for a in deliverables(trajectory) if a["kind"] == kind]
-    items = {alike[a["id"]]: a for a in handed}
+    items = {m.looks[a["id"]]: a["id"] for a in handed}.values()
     tool_of = {s["id"]: s["tool"] for s in plan}
     foreseen = {(tool_of.get(a), s["tool"]) for s in plan for a in s["after"]}
-    edges = {(by_id[p["id"]]["tool"], by_id[i]["tool"]) for a in items.values() for i in ancestors(a, by_id) for p in by_id[i]["parents"] if p["id"] in by_id}
-    edges = {edge for edge in edges if edge[0] != "user"}
+    edges = {(m.by_id[p["id"]]["tool"], m.by_id[i]["tool"]) for item in items for i in m.above[item] for p in m.by_id[i]["parents"]
+             if m.by_id[p["id"]]["tool"] != "user"}
     wired = len(edges & foreseen) / len(edges) if edges else 1.0
     wanted = words(c["subject"]) | words(c["style"] or "")
-    topics = sorted((on_topic(a, by_id, wanted) for a in items.values()), reverse=True)
+    topics = sorted((on_topic(item, m, wanted, config) for item in items), reverse=True)
     named = any(shows(s["goal"], c["subject"]) for s in plan)
     topic = named * sum(topics[:asked]) / max(len(handed), asked)
     return min(planned, executed, wired) * topic, {"planned": planned, "executed": executed, "wired": wired, "on_topic": topic}
@@ -832,8 +814,9 @@ def ltr_reward(trajectory, config, pool=None):
     # What is written well once the work is done is no plan, and does not make up for a bad one before it: the worst one counts.
     plans = [p["plan"] for p in trajectory["plans"]] if planned_first(trajectory["turns"]) else []
     plan, facets = min((plan_reward(p, trajectory["task"], config, pool) for p in plans or [None]), key=lambda scored: scored[0])
-    scored = {"tool": tool_reward(trajectory["calls"]), "format": format_reward(trajectory), "result": result_reward(trajectory, config),
-              "traj": coherence_reward(trajectory), "cons": consistency_reward(trajectory)}
+    media = read_media(trajectory)
+    scored = {"tool": tool_reward(trajectory["calls"]), "format": format_reward(trajectory), "result": result_reward(trajectory, config, media),
+              "traj": coherence_reward(trajectory, config, media), "cons": consistency_reward(trajectory, media)}
     checks = {name: value for _, found in scored.values() for name, value in found.items()}
     return {**combine(plan, {part: score for part, (score, _) in scored.items()}, config), "facets": facets, "checks": checks}
 
