@@ -505,8 +505,8 @@ def read_media(trajectory):
     `footage`, {id: ids of the films that it consists of, which were made of no other film; a picture's is itself}; and `looks`.
 
     looks, {id: key}: the same key for what looks alike (a convention of ours, since records hold no pixels): what one seed and prompt
-    made, edits and clips of one picture told the same, and, where no consistency is asked, a picture and its edits. Words alone give
-    a new picture or clip at every call, and the n of one call differ. A film looks like its footage.
+    made, clips of one picture told the same, and, where no consistency is asked, a picture and its edits. Without a seed every call
+    gives something new, and the n of one call differ. A film looks like its footage.
     """
     by_id, above, footage, looks, calls = {}, {}, {}, {}, Counter()
     for a in trajectory["artifacts"]:
@@ -520,7 +520,7 @@ def read_media(trajectory):
             looks[i] = seen.pop() if len(seen) == 1 else tuple(sorted(map(str, seen)))
         elif pictures and not trajectory["task"]["constraints"]["consistency"]:
             looks[i] = looks[pictures[0]]
-        elif "seed" in written or category(a["tool"]).startswith("Image-to"):
+        elif "seed" in written or category(a["tool"]) == "Image-to-Video":
             call = (a["tool"], written.get("prompt"), written.get("seed"), *parents)
             looks[i] = (*call, calls[call] % written.get("n", 1))
             calls[call] += 1
@@ -551,10 +551,12 @@ def heard(film, media, config):
 
 
 def unrepaired(calls):
-    """The failed calls that nothing repaired. A success repairs the two failures of its tool before it, as after two retries (ours)."""
+    """The failed calls that nothing repaired. A success repairs the two failures before it, as after two retries, of its tool or, where
+    it makes pictures or clips, of one that makes them from the same (ours)."""
     lost, open_ = [], {}
     for call in calls:
-        failed = open_.setdefault(call["name"], [])
+        group = category(call["name"])
+        failed = open_.setdefault(group if "-to-" in group else call["name"], [])
         if call["status"] == "ok":
             del failed[-2:]
             lost += failed
@@ -565,7 +567,7 @@ def unrepaired(calls):
 
 
 def tool_reward(calls):
-    """R_tool: 1.0 no failed call, 0.8 all failures repaired, 0.1 the last call failed, 0 none worked.
+    """R_tool: 1.0 no failed call, 0.8 all failures repaired (`unrepaired`), 0.1 the last call failed, 0 none worked.
 
     The four grades are VisionCreator-R1's, their reading is ours. Failures that are not repaired take 0.8 down towards 0.1 by their
     share of their turn's calls, in the worst turn: cheap calls in other turns do not thin them out.
@@ -754,27 +756,36 @@ def result_reward(trajectory, config, media=None):
     return mean * (0.1 + 0.9 * worst ** 2), checks
 
 
+def deeds(calls, plans):
+    """(planned, executed): the share of the last plan's tool steps that were carried out, and the share of the calls that the plan of
+    their time holds. Repaired failures are no calls of their own here, nor are calls that complete a partial result."""
+    ok = [call for call in calls if call["status"] == "ok"]
+    short = Counter(call["name"] for call in ok if 0 < len(call["outputs"]) < call["arguments"].get("n", 1))
+    done = Counter({name: max(1, n - short[name]) for name, n in Counter(call["name"] for call in ok).items()})
+    steps, held = Counter(), 0
+    for p, following in zip(plans, [*plans[1:], {"turn": math.inf}]):
+        steps = Counter(s["tool"] for s in p["plan"] if s["tool"] != "llm")
+        held += (steps & Counter(call["name"] for call in ok if p["turn"] <= call["turn"] < following["turn"])).total()
+    tried = done.total() + len(unrepaired(calls))
+    return (steps & done).total() / max(1, steps.total()), min(1.0, held / max(1, tried))
+
+
 def coherence_reward(trajectory, config, media=None):
     """R_traj: planning intent against executed actions, by rule in place of the paper's LLM evaluator (the grades are ours).
 
-    planned: share of the plan's tool steps that were carried out; executed: share of the calls, failures that were repaired aside, that
-    the plan holds; wired: share of what was made from what in the deliverables that the plan foresaw; on_topic: share of the request's
-    subject and style words in the prompts behind the deliverables, over those asked or delivered, whichever are more; 0 under a plan
-    that never names the subject. Score = min(planned, executed, wired) x on_topic: none makes up for another.
+    planned, executed: see `deeds`; wired: share of what was made from what in the deliverables that the last plan foresaw; on_topic:
+    share of the request's subject and style words in the prompts behind the deliverables, over those asked or delivered, whichever are
+    more, and 0 under a plan that never names the subject. Score = min(planned, executed, wired) x on_topic: none makes up for another.
 
     >>> coherence_reward(example(), RewardConfig())
     (1.0, {'planned': 1.0, 'executed': 1.0, 'wired': 1.0, 'on_topic': 1.0})
     """
-    plan, c = trajectory["plan"] or [], trajectory["task"]["constraints"]
-    steps = Counter(s["tool"] for s in plan if s["tool"] != "llm")
-    done = Counter(call["name"] for call in trajectory["calls"] if call["status"] == "ok")
-    met, tried = (steps & done).total(), done.total() + len(unrepaired(trajectory["calls"]))
-    planned = met / steps.total() if steps else 0.0
-    executed = met / tried if tried else 0.0
-    m = media or read_media(trajectory)
+    c, m = trajectory["task"]["constraints"], media or read_media(trajectory)
+    planned, executed = deeds(trajectory["calls"], trajectory["plans"])
+    plan = trajectory["plans"][-1]["plan"] if trajectory["plans"] else []
     kind, asked = ("image", c["images"]) if c["images"] else ("video", c["videos"])
-    handed = [a for a in deliverables(trajectory) if a["kind"] == kind]
-    items = {m.looks[a["id"]]: a["id"] for a in handed}.values()
+    handed = [a["id"] for a in deliverables(trajectory) if a["kind"] == kind]
+    items = {m.looks[i]: i for i in handed}.values()
     tool_of = {s["id"]: s["tool"] for s in plan}
     foreseen = {(tool_of.get(a), s["tool"]) for s in plan for a in s["after"]}
     edges = {(m.by_id[p["id"]]["tool"], m.by_id[i]["tool"]) for item in items for i in m.above[item] for p in m.by_id[i]["parents"]
@@ -782,8 +793,7 @@ def coherence_reward(trajectory, config, media=None):
     wired = len(edges & foreseen) / len(edges) if edges else 1.0
     wanted = words(c["subject"]) | words(c["style"] or "")
     topics = sorted((on_topic(item, m, wanted, config) for item in items), reverse=True)
-    named = any(shows(s["goal"], c["subject"]) for s in plan)
-    topic = named * sum(topics[:asked]) / max(len(handed), asked)
+    topic = any(shows(s["goal"], c["subject"]) for s in plan) * sum(topics[:asked]) / max(len(handed), asked)
     return min(planned, executed, wired) * topic, {"planned": planned, "executed": executed, "wired": wired, "on_topic": topic}
 
 

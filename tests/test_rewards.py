@@ -55,7 +55,7 @@ def episode(c, artifacts, hand, calls=(), plan=(), ended="answer", turns=None, i
 
 def called(*names):
     """Call records of one turn: a name with a ! failed."""
-    return [{"turn": 1, "name": n.strip("!"), "status": "error" if n.endswith("!") else "ok"} for n in names]
+    return [{"turn": 1, "name": n.strip("!"), "arguments": {}, "outputs": ["img_1"], "status": "error" if n.endswith("!") else "ok"} for n in names]
 
 
 @pytest.fixture(scope="module")
@@ -413,7 +413,8 @@ def test_consistency_of_pictures_by_lineage():
     assert cons(c, [first, second, media("img_3", EDIT, ["img_2"])], ["img_1", "img_2", "img_3"]) == 1      # a chain
     assert cons(c, [first, second], ["img_1", "img_2"]) == 0.5                               # one is missing
     assert cons(c, [first, second, third], []) == 0 and cons(c, [], ["img_1", "img_2"]) == 0
-    assert cons(c, [first, second, {**second, "id": "img_3"}], ["img_1", "img_2", "img_3"]) == 0.5      # the same edit again is a copy
+    same = {"arguments": {"prompt": "from above", "seed": 7}}
+    assert cons(c, [first, {**second, **same}, {**third, **same}], ["img_1", "img_2", "img_3"]) == 0.5      # one seed, one picture
     outside = [media("img_9", IMAGE), *(media(f"img_{i}", EDIT, ["img_9"], arguments={"prompt": f"view {i}"}) for i in (1, 2, 3))]
     assert cons(c, outside, ["img_1", "img_2", "img_3"]) == 1
     more = [first, second, third, media("img_4", IMAGE), media("img_5", IMAGE)]
@@ -436,6 +437,8 @@ def test_coherence_reward():
     plan, hand = [step(1, IMAGE), step(2, EDIT, after=[1])], ["img_1", "img_2"]
     assert coherence_reward(episode(c, parts, hand, called(IMAGE, EDIT), plan), CONFIG) == (1, {"planned": 1, "executed": 1, "wired": 1, "on_topic": 1})
     assert coherence_reward(episode(c, parts, hand, called(IMAGE, EDIT, EDIT), plan), CONFIG)[1]["executed"] == pytest.approx(2 / 3)
+    partial = [{**call, "arguments": {"n": 2}} for call in called(IMAGE, EDIT)] + called(EDIT)      # the third call completes the second
+    assert coherence_reward(episode(c, parts, hand, partial, plan), CONFIG)[1]["executed"] == 1
     assert coherence_reward(episode(c, parts, hand, called(IMAGE, EDIT + "!"), plan), CONFIG)[1] == {"planned": 0.5, "executed": 0.5, "wired": 1, "on_topic": 1}
     assert coherence_reward(episode(c, parts, hand, called(IMAGE, EDIT), []), CONFIG)[0] == 0
     assert coherence_reward(episode(c, parts, hand, called(), plan), CONFIG)[0] == 0
