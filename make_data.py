@@ -344,7 +344,8 @@ def reading_patterns():
     book = load_scenarios()
     things = "|".join(sorted({s["consistency_word"] for s in book["scenarios"].values()}))
     slot = {"d": r"\d+", "k": r"\w+", "a": r"\d+:\d+", "r": r"\d+p", "id": r"in_\d+", "thing": things}
-    clause = {kind: [re.compile(re.sub(r"\\{(\w+)\\}", lambda m: f"({slot[m[1]]})", re.escape(text))) for text in texts]
+    # Each with its longest piece outside slots: to look for that first is much cheaper than the pattern.
+    clause = {kind: [(max(re.split(r"{\w+}", text), key=len), re.sub(r"\\{(\w+)\\}", lambda m: f"({slot[m[1]]})", re.escape(text))) for text in texts]
               for kind, texts in book["clauses"].items()}
     number = "|".join([r"\d+", "an?", *map(str, book["number_words"].values())])
     nouns = sorted({(n, name) for name, s in book["scenarios"].items() for n in s["noun"]}, key=lambda x: -len(x[0]))
@@ -363,7 +364,7 @@ def read_request(request):
     clause, nouns, wordings = reading_patterns()
     numbers = {w: n for n, w in load_scenarios()["number_words"].items()} | {"a": 1, "an": 1}
     number = lambda text: numbers.get(text.lower()) or int(text)      # noqa: E731
-    said = {kind: next((m for p in patterns if (m := p.search(request))), None) for kind, patterns in clause.items()}
+    said = {kind: next((m for piece, p in patterns if piece in request and (m := re.search(p, request))), None) for kind, patterns in clause.items()}
     c = json.loads(json.dumps(NO_CONSTRAINTS))
     phrase, name = next(((m, name) for p, name in nouns if (m := p.search(request))), (None, None))
     count = number(phrase.group(1)) if phrase else 1
