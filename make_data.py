@@ -14,7 +14,7 @@ import json
 import re
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from math import isqrt
 from pathlib import Path
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from env import ROOT, RolloutConfig, VisGenEnv, key, load_tools, to_json
 from rewards import (RewardConfig, build, clip_lengths, clip_seconds, draw, expand_workflow, fitting_workflows, load_workflows, ltr_reward,
-                     makes, merge, n_shots, open_run, override, print_keys, read_arguments, read_jsonl, read_yaml, write_atomic, write_jsonl)  # noqa: F401
+                     makes, n_shots, open_run, print_keys, read_arguments, read_config, read_jsonl, write_atomic, write_jsonl)  # noqa: F401
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The config
@@ -172,9 +172,8 @@ class Config:
 
 def load_config(path, overrides=()):
     """The Config of a YAML file, `section.key=value` strings on top. Raises SystemExit with one clear line on any fault."""
-    values = override(read_yaml(path), overrides)
-    values.setdefault("name", Path(path).stem)
-    return build(Config, values)
+    config = read_config(Config(), path, overrides)
+    return config if config.name else replace(config, name=Path(path).stem)
 
 
 def command_line(doc, switches=()):

@@ -24,7 +24,6 @@ from collections import Counter
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -54,83 +53,49 @@ class RewardConfig:
 # Config files, records, seeds and Ctrl-C, for the scripts that build on this one
 
 
-def read_yaml(path):
-    """Read a config file with its `extends:` chain, nearest file last. Raises SystemExit naming the file."""
+def read_config(config, path, overrides=()):
+    """`config` with a YAML file on top, beneath that its `extends:` chain, above it `section.key=value` strings. SystemExit names what is wrong."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     path = Path(path)
     if not path.is_file():
         known = ", ".join(sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml")))
         raise SystemExit(f"error: no config file {path}; configs here: {known}")
+    for item in overrides:
+        if "=" not in item:
+            raise SystemExit(f"error: {item!r} is no override; write section.key=value, such as vrl.steps=3")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as e:
-        raise SystemExit(f"error: {path} is not valid YAML: {' '.join(str(e).split())}") from e
+        values, over = (OmegaConf.to_container(c, resolve=True) for c in (OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))))
+    except (yaml.YAMLError, OmegaConfBaseException) as e:
+        raise SystemExit(f"error: {path} or {' '.join(overrides) or 'its parent'} is not valid YAML: {' '.join(str(e).split())}") from e
     if not isinstance(values, dict):
         raise SystemExit(f"error: {path} must hold `section:` entries, got a {type(values).__name__}")
     parent = values.pop("extends", None)
-    return merge(read_yaml(path.parent / parent), values) if parent else values
+    return build(build(read_config(config, path.parent / parent) if parent else config, values), over)
 
 
-def merge(base, over):
-    """Nested dictionaries, the second winning; lists and scalars are replaced whole."""
-    out = dict(base)
-    for k, v in over.items():
-        out[k] = merge(out[k], v) if isinstance(v, dict) and isinstance(out.get(k), dict) else v
-    return out
+def build(default, values, where=""):
+    """`default` with YAML values in place of its own, at any depth; each must have its default's type, a list is replaced whole.
 
-
-def override(values, items):
-    """Config values with `section.key=value` strings on top. SystemExit names a string that is no override."""
-    for item in items:
-        name, equals, text = item.partition("=")
-        if not equals:
-            raise SystemExit(f"error: {item!r} is no override; write section.key=value, such as vrl.steps=3")
+    SystemExit names the key of a wrong type, and for an unknown key the nearest known one.
+    """
+    known = {f.name: getattr(default, f.name) for f in fields(default)} if is_dataclass(default) else default
+    if isinstance(known, dict) and isinstance(values, dict):
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
+                raise SystemExit(f"error: unknown config key `{where}{name}`; the nearest known key is `{where}{near}`")
         try:
-            over = yaml.safe_load(text)
-        except yaml.YAMLError as e:
-            raise SystemExit(f"error: the value of the override {item!r} is not valid YAML: {' '.join(str(e).split())}") from e
-        for part in reversed(name.split(".")):
-            over = {part: over}
-        values = merge(values, over)
-    return values
-
-
-def build(cls, values, where=""):
-    """A dataclass from YAML values; SystemExit names an unknown key's nearest known one, or a wrong type."""
-    if not isinstance(values, dict):
-        raise SystemExit(f"error: config key `{where.rstrip('.')}` must be a section of keys, got {values!r}")
-    types, defaults, out = get_type_hints(cls), cls(), {}
-    for name, value in values.items():
-        check_key(name, types, where)
-        kind, default = types[name], getattr(defaults, name, None)
-        if is_dataclass(kind):
-            value = build(kind, value, f"{where}{name}.")
-        elif get_origin(kind) is list and is_dataclass(get_args(kind)[0]):
-            if not isinstance(value, list):
-                raise SystemExit(f"error: config key `{where}{name}` must be a list of sections, got {value!r}")
-            value = [build(get_args(kind)[0], v, f"{where}{name}[{i}].") for i, v in enumerate(value)]
-        elif kind is dict and isinstance(value, dict):
-            for inner in value:
-                check_key(inner, default, f"{where}{name}.")
-            value = {**default, **value}
-        elif kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-            try:      # YAML 1.1 reads 1e-3, without a point, as text
-                value = float(value)
-            except ValueError:
-                raise SystemExit(f"error: config key `{where}{name}` must be a number, got {value!r}") from None
-        elif type(value) is not kind:
-            raise SystemExit(f"error: config key `{where}{name}` must be {kind.__name__}, got {value!r} ({type(value).__name__})")
-        out[name] = value
-    try:
-        return cls(**out)
-    except ValueError as e:
-        raise SystemExit(f"error: config key {e}") from e
-
-
-def check_key(name, known, where):
-    """SystemExit for an unknown config key, naming the nearest known one."""
-    if name not in known:
-        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
-        raise SystemExit(f"error: unknown config key `{where}{name}`; the nearest known key is `{where}{near}`")
+            return type(default)(**{**known, **{name: build(known[name], value, f"{where}{name}.") for name, value in values.items()}})
+        except ValueError as e:
+            raise SystemExit(f"error: config key {e}") from e
+    if isinstance(known, list) and isinstance(values, list) and known and is_dataclass(known[0]):
+        return [build(type(known[0])(), value, f"{where[:-1]}[{i}].") for i, value in enumerate(values)]
+    if type(values) is not type(known) and (type(known), type(values)) != (float, int):
+        kind = "section of keys" if is_dataclass(default) else type(known).__name__
+        raise SystemExit(f"error: config key `{where[:-1]}` must be of type {kind}, got {values!r} ({type(values).__name__})")
+    return type(known)(values)
 
 
 def write_atomic(path, text):

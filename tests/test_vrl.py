@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import train_vrl  # noqa: E402
 from env import VisGenEnv  # noqa: E402
-from make_data import Config, build, draw, make_tasks, merge, read_jsonl, tag, train_tokenizer, vision_agent  # noqa: E402
+from make_data import Config, build, draw, make_tasks, read_jsonl, tag, train_tokenizer, vision_agent  # noqa: E402
 from rewards import PARTS  # noqa: E402
 from train_pst import (add_lora, build_policy, encode_agent, encode_prompt, encode_tool_messages, encode_trajectory,  # noqa: E402
                        load_tokenizer, token_logprobs, trained_parameters)
@@ -39,7 +39,7 @@ def test_doctests():
 
 def settings(**sections):
     """The small config with some keys of its sections changed: settings(vrl={"kl_coef": 0.1})."""
-    return build(Config, merge(SMALL, sections))
+    return build(build(Config(), SMALL), sections)
 
 
 class ChattyEnv(VisGenEnv):
