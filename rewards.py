@@ -7,7 +7,9 @@ named sub-scores. The paper names the parts and says what they look at; weights,
 so those here are ours, stand in RewardConfig and are said to be ours at the function. Rewards read the environment's
 records, never the rendered text of tool messages. No torch: a reader can play with this file anywhere.
 
-    python rewards.py trajectories.jsonl        # scores with their reasons, sub-score by sub-score
+    python rewards.py trajectories.jsonl                 # scores with their reasons, sub-score by sub-score
+    python rewards.py trajectories.jsonl --html          # also as a page beside the file
+    python rewards.py trajectories.jsonl reward.form=result+format reward.judge=openai reward.llm.url=http://127.0.0.1:8123/v1
 """
 
 import difflib
@@ -27,7 +29,8 @@ from pathlib import Path
 
 import yaml
 
-from env import ROOT, key, load_tools, to_json
+from env import ROOT, key, load_tools, page, to_json, tool_signature
+from judge import JudgeConfig, ask_all
 
 FORMS = ("plan*fine", "plan*(result+format)", "result+format", "plan+fine")
 FACETS = ("requirement", "coherence", "executability", "atomicity", "optimality")
@@ -40,7 +43,8 @@ class RewardConfig:
 
     form: str = key("plan*fine", "plan*fine: RL4, the paper's | plan*(result+format): RL2, RL3 | result+format: RL1 | "
                                  "plan+fine: a mean over all, the sum of VisionCreator-R1")
-    judge: str = key("rules", "plan and trajectory judge: rules (offline, deterministic, ours)")
+    judge: str = key("rules", "of R_plan and R_traj: rules (offline, deterministic, ours) | openai (the paper's LLM evaluators, see llm)")
+    llm: JudgeConfig = key(JudgeConfig(), "the LLM judge")
     weights: dict = key({part: 1.0 for part in PARTS}, "of R_fine's parts; equal, as in VisionCreator-R1")
     facet_weights: dict = key({"requirement": 2.0, "coherence": 1.0, "executability": 1.0, "atomicity": 1.0, "optimality": 1.0},
                               "of R_plan's facets; the binary one counts double, since the rest is idle without it")
@@ -54,21 +58,22 @@ class RewardConfig:
 
 
 def read_config(config, path, overrides=()):
-    """`config` with a YAML file on top, beneath that its `extends:` chain, above it `section.key=value` strings. SystemExit names what is wrong."""
+    """`config` with a YAML file (None: none) on top, its `extends:` chain beneath, `section.key=value` strings above. SystemExit names what is wrong."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    path = Path(path)
-    if not path.is_file():
+    path = path and Path(path)
+    if path and not path.is_file():
         known = ", ".join(sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml")))
         raise SystemExit(f"error: no config file {path}; configs here: {known}")
     for item in overrides:
         if "=" not in item:
             raise SystemExit(f"error: {item!r} is no override; write section.key=value, such as vrl.steps=3")
     try:
-        values, over = (OmegaConf.to_container(c, resolve=True) for c in (OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))))
+        sources = OmegaConf.load(path) if path else OmegaConf.create(), OmegaConf.from_dotlist(list(overrides))
+        values, over = (OmegaConf.to_container(c, resolve=True) for c in sources)
     except (yaml.YAMLError, OmegaConfBaseException) as e:
-        raise SystemExit(f"error: {path} or {' '.join(overrides) or 'its parent'} is not valid YAML: {' '.join(str(e).split())}") from e
+        raise SystemExit(f"error: {' or '.join(map(str, filter(None, (path, *overrides))))} is not valid YAML: {' '.join(str(e).split())}") from e
     if not isinstance(values, dict):
         raise SystemExit(f"error: {path} must hold `section:` entries, got a {type(values).__name__}")
     parent = values.pop("extends", None)
@@ -260,13 +265,18 @@ def needs(c):
     return {need for need, present in found.items() if present}
 
 
-def fitting_workflows(c):
-    """Names of the workflows that leave the fewest needs unserved and presuppose the fewest that are absent, in file order."""
+def nearest_workflows(c):
+    """{name: misfit} of the modality's workflows, best first, then in file order; misfit: needs left unserved + needs presupposed but absent."""
     wanted, modality = needs(c), "image" if c["images"] else "video"
     misfit = {name: len(wanted - {*f["requires"], *f["fits"]}) + len(set(f["requires"]) - wanted)
               for name, f in load_workflows().items() if f["modality"] == modality}
-    least = min(misfit.values())
-    return [name for name, m in misfit.items() if m == least]
+    return dict(sorted(misfit.items(), key=lambda item: item[1]))
+
+
+def fitting_workflows(c):
+    """Names of the workflows that leave the fewest needs unserved and presuppose the fewest that are absent, in file order."""
+    misfit = nearest_workflows(c)
+    return [name for name, m in misfit.items() if m == min(misfit.values())]
 
 
 def expand_workflow(name, c):
@@ -589,6 +599,42 @@ def coherence_reward(trajectory):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# The LLM judge: R_plan's vPlanJudger and R_traj's evaluator
+
+def match_steps(plan, calls):
+    """Rows (step, number of the call that carries it out or None, its status), successful calls first; and the numbers of the calls left over."""
+    free, rows = dict(enumerate(calls, 1)), []
+    for step in plan:
+        number = min((i for i in free if free[i]["name"] == step["tool"]), key=lambda i: (free[i]["status"] != "ok", i), default=None)
+        rows.append((step, number, free.pop(number)["status"] if number else None))
+    return rows, list(free)
+
+
+def judge_by_llm(found, config):
+    """Put the LLM evaluators' verdicts in place of the rules' scores of plan and trajectory, NaN where none came; add their reasons.
+
+    Retrieval of expert plans: the modality's workflows, unrolled for the task's own constraints, nearest in needs first. What is binary, Requirement
+    Fulfillment, stays the rule's. An episode without a plan has 0 in all of this and is not asked about.
+    """
+    asked = []
+    for x in (x for x in found if x["trajectory"]["plan"]):
+        task, plan, calls, answer = (x["trajectory"][k] for k in ("task", "plan", "calls", "answer"))
+        experts = [{"title": load_workflows()[name]["title"], "steps": [{k: s[k] for k in ("id", "tool", "goal", "after")} for s in
+                    expand_workflow(name, task["constraints"])]} for name in list(nearest_workflows(task["constraints"]))[:config.llm.neighbours]]
+        rows, spare = match_steps(plan, calls)
+        asked += [(x, x["facets"], "prompts/plan_judge.jinja", FACETS, {
+            "request": task["request"], "inputs": task["inputs"], "pool": [tool_signature(tool) for tool in sorted(x["pool"])],
+            "facets": dict(x["facets"]), "experts": experts, "plan": plan})]
+        asked += [(x, x["parts"], "prompts/trajectory_judge.jinja", ("traj",), {
+            "request": task["request"], "plan": plan, "calls": calls, "matched": rows, "spare": spare, "checks": x["checks"], "answer": answer})]
+    for (x, scores, _, names, _), verdict in zip(asked, ask_all(config.llm, [a[2:] for a in asked])):
+        for name in (n for n in names if n != "requirement"):
+            scores[name] = verdict[name]["score"] if verdict else math.nan
+            x["reasons"][name] = verdict[name]["reason"] if verdict else "the judge gave no readable verdict"
+        x["plan"] = sum(config.facet_weights[f] * x["facets"][f] for f in FACETS) / sum(config.facet_weights[f] for f in FACETS)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def combine(plan, parts, config):
@@ -605,32 +651,60 @@ def combine(plan, parts, config):
 
 
 def ltr_reward(trajectory, config, pool=None):
-    """LtrReward of one trajectory: {total, plan, fine, tool, format, result, traj, cons, facets, checks}.
+    """LtrReward of one trajectory: {total, plan, fine, tool, format, result, traj, cons, facets, checks, reasons}.
 
-    `pool`: tools that the agent was told of (default all 36). `cons` is None where consistency does not apply.
+    `pool`: tools that the agent was told of (default all 36). `cons` is None where consistency does not apply. `reasons`: an LLM
+    judge's words. Where it failed its scores are NaN, and so is what is made of them.
     """
-    if config.judge != "rules":
-        raise SystemExit(f"error: config key `reward.judge` must be rules; got {config.judge!r}")
-    pool = set(load_tools()) if pool is None else set(pool)
-    plan, facets = plan_reward(trajectory["plan"], trajectory["task"], config, pool)
-    result, checks = result_reward(trajectory, config)
-    traj, coherence = coherence_reward(trajectory)
-    parts = {"tool": tool_reward(trajectory["calls"]), "format": format_reward(trajectory), "result": result, "traj": traj,
-             "cons": consistency_reward(trajectory)}
-    return {**combine(plan, parts, config), "facets": facets, "checks": {**checks, **coherence}}
+    return ltr_rewards([trajectory], config, [pool])[0]
+
+
+def ltr_rewards(trajectories, config, pools=None):
+    """ltr_reward of many trajectories; an LLM judges `reward.llm.concurrency` of them at once."""
+    if config.judge not in ("rules", "openai"):
+        raise SystemExit(f"error: config key `reward.judge` must be rules or openai; got {config.judge!r}")
+    found = []
+    for t, pool in zip(trajectories, pools or [None] * len(trajectories)):
+        pool = set(load_tools()) if pool is None else set(pool)
+        plan, facets = plan_reward(t["plan"], t["task"], config, pool)
+        result, checks = result_reward(t, config)
+        traj, coherence = coherence_reward(t)
+        parts = {"tool": tool_reward(t["calls"]), "format": format_reward(t), "result": result, "traj": traj, "cons": consistency_reward(t)}
+        found.append({"trajectory": t, "pool": pool, "plan": plan, "facets": facets, "parts": parts, "checks": {**checks, **coherence}, "reasons": {}})
+    if config.judge == "openai":
+        judge_by_llm(found, config)
+    return [{**combine(x["plan"], x["parts"], config), **{k: x[k] for k in ("facets", "checks", "reasons")}} for x in found]
+
+
+def explain(trajectory, reward, config):
+    """Rows [name, score, weight, reason in words] of one trajectory's reward: the parts, the sub-scores of each two spaces in."""
+    c = trajectory["task"]["constraints"]
+    handed, name = deliverables(trajectory), fitting_workflows(c)[0]
+    text = page("templates/reasons.jinja", t={**trajectory, "plan": trajectory["plan"] or []}, c=c, reward=reward, config=config, handed=handed,
+                sizes=" and ".join(f"{a['width']}x{a['height']}" for a in handed if a["kind"] == ("image" if c["images"] else "video")),
+                expert={"title": load_workflows()[name]["title"], "n": len(expand_workflow(name, c))})
+    return [line.split("\t") for line in text.split("\n")]
 
 
 def main():
-    """Print the rewards of a JSONL file of trajectories with their sub-scores."""
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+    """Print the rewards of a JSONL file of trajectories part by part, with reasons; --html writes them to a page beside the file."""
+    files, items = ([a for a in sys.argv[1:] if not a.startswith("-") and ("=" in a) == wanted] for wanted in (False, True))
+    if len(files) != 1 or set(sys.argv[1:]) - {*files, *items, "--html"}:
         print(__doc__)
         raise SystemExit(0 if "-h" in sys.argv or "--help" in sys.argv else 2)
-    for trajectory in read_jsonl(Path(sys.argv[1])):
-        reward = ltr_reward(trajectory, RewardConfig(), trajectory.get("pool"))
-        print(f"{trajectory['task']['id']}  R_vrt {reward['total']:.3f} = plan {reward['plan']:.3f} x fine {reward['fine']:.3f}   "
-              f"ended: {trajectory['ended']}\n  {trajectory['task']['request']}")
-        for title, scores in (("plan", reward["facets"]), ("fine", {p: reward[p] for p in PARTS}), ("checks", reward["checks"])):
-            print(f"  {title:7}" + "  ".join(f"{k} {'-' if v is None else format(v, '.2f')}" for k, v in scores.items()))
+    file, config = Path(files[0]), read_config({"reward": RewardConfig()}, None, items)["reward"]
+    trajectories = read_jsonl(file)
+    rewards = ltr_rewards(trajectories, config, [t.get("pool") for t in trajectories])
+    head = f"R_vrt {{total:.3f}} {'=' if config.form == 'plan*fine' else f'({config.form}) of'} plan {{plan:.3f}} x fine {{fine:.3f}}"
+    pages = [{**t, "head": head.format(**r), "rows": explain(t, r, config)} for t, r in zip(trajectories, rewards)]
+    for p in pages:
+        print(f"{p['task']['id']}  {p['head']}   ended: {p['ended']}\n"
+              f"  {p['task']['request']}\n  {'part':16}{'score':>7}{'weight':>8}  reason")
+        print("".join(f"  {name:16}{score:>7}{weight:>8}  {reason}\n" for name, score, weight, reason in p["rows"]))
+    if "--html" in sys.argv:
+        page_file = file.with_name(file.name + ".html")
+        write_atomic(page_file, page("templates/rewards.jinja", file=file.name, form=config.form, judge=config.judge, pages=pages))
+        print(f"the same as a page: {page_file}")
 
 
 if __name__ == "__main__":

@@ -525,7 +525,7 @@ def test_every_component_is_between_0_and_1(task, turns, hand, form):
     reward = ltr_reward(env.trajectory(), RewardConfig(form=form))
     numbers = [reward[k] for k in ("total", "plan", "fine", *PARTS)] + list(reward["facets"].values()) + list(reward["checks"].values())
     assert all(n is None or 0 <= n <= 1 for n in numbers), reward
-    assert set(reward) == {"total", "plan", "fine", *PARTS, "facets", "checks"} and json.dumps(reward)
+    assert set(reward) == {"total", "plan", "fine", *PARTS, "facets", "checks", "reasons"} and json.dumps(reward)
 
 
 def replay(task, plan, calls, hand):
