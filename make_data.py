@@ -14,7 +14,7 @@ import json
 import re
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from math import isqrt
 from pathlib import Path
@@ -23,8 +23,8 @@ import yaml
 from tqdm import tqdm
 
 from env import ROOT, RolloutConfig, VisGenEnv, key, load_tools, to_json
-from rewards import (RewardConfig, build, clip_lengths, clip_seconds, draw, expand_workflow, fitting_workflows, load_workflows, ltr_reward,
-                     makes, merge, n_shots, open_run, override, print_keys, read_arguments, read_jsonl, read_yaml, write_atomic, write_jsonl)  # noqa: F401
+from rewards import (RewardConfig, build, clip_lengths, clip_seconds, draw, expand_workflow, fitting_workflows, load_workflows, ltr_rewards,
+                     makes, n_shots, open_run, print_keys, read_arguments, read_config, read_jsonl, write_atomic, write_jsonl)  # noqa: F401
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The config
@@ -172,9 +172,8 @@ class Config:
 
 def load_config(path, overrides=()):
     """The Config of a YAML file, `section.key=value` strings on top. Raises SystemExit with one clear line on any fault."""
-    values = override(read_yaml(path), overrides)
-    values.setdefault("name", Path(path).stem)
-    return build(Config, values)
+    config = read_config(Config(), path, overrides)
+    return config if config.name else replace(config, name=Path(path).stem)
 
 
 def command_line(doc, switches=()):
@@ -543,16 +542,16 @@ def vision_agent(task, env, seed):
 
 def make_visgen(config, tasks):
     """VisGenData (Sec. 3): run VisionAgent on the queries and keep what LtrReward passes. Returns (records, counts)."""
-    env, kept = VisGenEnv(config.rollout), []
-    counts = Counter(queries=len(tasks))
+    env, made, pools = VisGenEnv(config.rollout), [], []
     for task in tqdm(tasks, desc="VisionAgent", unit="task", mininterval=1):
         trajectory = vision_agent(task, env, draw(config.seed, "visgen", task["id"]).getrandbits(31))
-        counts["answered"] += trajectory["ended"] == "answer"
-        trajectory["reward"] = ltr_reward(trajectory, config.reward, env.pool)
-        if trajectory["ended"] == "answer" and trajectory["reward"]["total"] >= config.data.min_reward:
-            kept.append({**trajectory, "tools": env.info["tools"]})
-    counts["kept"] = len(kept)
-    return kept, counts
+        made.append({**trajectory, "tools": env.info["tools"]})
+        pools.append(env.pool)
+    for trajectory, reward in zip(made, ltr_rewards(made, config.reward, pools)):
+        trajectory["reward"] = reward
+    answered = [t for t in made if t["ended"] == "answer"]
+    kept = [t for t in answered if t["reward"]["total"] >= config.data.min_reward]
+    return kept, Counter(queries=len(tasks), answered=len(answered), kept=len(kept))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

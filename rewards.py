@@ -7,7 +7,9 @@ named sub-scores. The paper names the parts and says what they look at; weights,
 so those here are ours, stand in RewardConfig and are said to be ours at the function. Rewards read the environment's
 records, never the rendered text of tool messages. No torch: a reader can play with this file anywhere.
 
-    python rewards.py trajectories.jsonl        # scores with their reasons, sub-score by sub-score
+    python rewards.py trajectories.jsonl                 # scores with their reasons, sub-score by sub-score
+    python rewards.py trajectories.jsonl --html          # also as a page beside the file
+    python rewards.py trajectories.jsonl reward.form=result+format reward.judge=openai reward.llm.url=http://127.0.0.1:8123/v1
 """
 
 import difflib
@@ -25,11 +27,11 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import get_args, get_origin, get_type_hints
 
 import yaml
 
-from env import ROOT, key, load_tools, to_json
+from env import ROOT, key, load_tools, page, to_json, tool_signature
+from judge import JudgeConfig, ask_all
 
 FORMS = ("plan*fine", "plan*(result+format)", "result+format", "plan+fine")
 FACETS = ("requirement", "coherence", "executability", "atomicity", "optimality")
@@ -42,7 +44,8 @@ class RewardConfig:
 
     form: str = key("plan*fine", "plan*fine: RL4, the paper's | plan*(result+format): RL2, RL3 | result+format: RL1 | "
                                  "plan+fine: a mean over all, the sum of VisionCreator-R1")
-    judge: str = key("rules", "plan and trajectory judge: rules (offline, deterministic, ours)")
+    judge: str = key("rules", "of R_plan and R_traj: rules (offline, deterministic, ours) | openai (the paper's LLM evaluators, see llm)")
+    llm: JudgeConfig = key(JudgeConfig(), "the LLM judge")
     weights: dict = key({part: 1.0 for part in PARTS}, "of R_fine's parts; equal, as in VisionCreator-R1")
     facet_weights: dict = key({"requirement": 2.0, "coherence": 1.0, "executability": 1.0, "atomicity": 1.0, "optimality": 1.0},
                               "of R_plan's facets; the binary one counts double, since the rest is idle without it")
@@ -59,83 +62,50 @@ class RewardConfig:
 # Config files, records, seeds and Ctrl-C, for the scripts that build on this one
 
 
-def read_yaml(path):
-    """Read a config file with its `extends:` chain, nearest file last. Raises SystemExit naming the file."""
-    path = Path(path)
-    if not path.is_file():
+def read_config(config, path, overrides=()):
+    """`config` with a YAML file (None: none) on top, its `extends:` chain beneath, `section.key=value` strings above. SystemExit names what is wrong."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    path = path and Path(path)
+    if path and not path.is_file():
         known = ", ".join(sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml")))
         raise SystemExit(f"error: no config file {path}; configs here: {known}")
+    for item in overrides:
+        if "=" not in item:
+            raise SystemExit(f"error: {item!r} is no override; write section.key=value, such as vrl.steps=3")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as e:
-        raise SystemExit(f"error: {path} is not valid YAML: {' '.join(str(e).split())}") from e
+        sources = OmegaConf.load(path) if path else OmegaConf.create(), OmegaConf.from_dotlist(list(overrides))
+        values, over = (OmegaConf.to_container(c, resolve=True) for c in sources)
+    except (yaml.YAMLError, OmegaConfBaseException) as e:
+        raise SystemExit(f"error: {' or '.join(map(str, filter(None, (path, *overrides))))} is not valid YAML: {' '.join(str(e).split())}") from e
     if not isinstance(values, dict):
         raise SystemExit(f"error: {path} must hold `section:` entries, got a {type(values).__name__}")
     parent = values.pop("extends", None)
-    return merge(read_yaml(path.parent / parent), values) if parent else values
+    return build(build(read_config(config, path.parent / parent) if parent else config, values), over)
 
 
-def merge(base, over):
-    """Nested dictionaries, the second winning; lists and scalars are replaced whole."""
-    out = dict(base)
-    for k, v in over.items():
-        out[k] = merge(out[k], v) if isinstance(v, dict) and isinstance(out.get(k), dict) else v
-    return out
+def build(default, values, where=""):
+    """`default` with YAML values in place of its own, at any depth; each must have its default's type, a list is replaced whole.
 
-
-def override(values, items):
-    """Config values with `section.key=value` strings on top. SystemExit names a string that is no override."""
-    for item in items:
-        name, equals, text = item.partition("=")
-        if not equals:
-            raise SystemExit(f"error: {item!r} is no override; write section.key=value, such as vrl.steps=3")
+    SystemExit names the key of a wrong type, and for an unknown key the nearest known one.
+    """
+    known = {f.name: getattr(default, f.name) for f in fields(default)} if is_dataclass(default) else default
+    if isinstance(known, dict) and isinstance(values, dict):
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
+                raise SystemExit(f"error: unknown config key `{where}{name}`; the nearest known key is `{where}{near}`")
         try:
-            over = yaml.safe_load(text)
-        except yaml.YAMLError as e:
-            raise SystemExit(f"error: the value of the override {item!r} is not valid YAML: {' '.join(str(e).split())}") from e
-        for part in reversed(name.split(".")):
-            over = {part: over}
-        values = merge(values, over)
-    return values
-
-
-def build(cls, values, where=""):
-    """A dataclass from YAML values; SystemExit names an unknown key's nearest known one, or a wrong type."""
-    if not isinstance(values, dict):
-        raise SystemExit(f"error: config key `{where.rstrip('.')}` must be a section of keys, got {values!r}")
-    types, defaults, out = get_type_hints(cls), cls(), {}
-    for name, value in values.items():
-        check_key(name, types, where)
-        kind, default = types[name], getattr(defaults, name, None)
-        if is_dataclass(kind):
-            value = build(kind, value, f"{where}{name}.")
-        elif get_origin(kind) is list and is_dataclass(get_args(kind)[0]):
-            if not isinstance(value, list):
-                raise SystemExit(f"error: config key `{where}{name}` must be a list of sections, got {value!r}")
-            value = [build(get_args(kind)[0], v, f"{where}{name}[{i}].") for i, v in enumerate(value)]
-        elif kind is dict and isinstance(value, dict):
-            for inner in value:
-                check_key(inner, default, f"{where}{name}.")
-            value = {**default, **value}
-        elif kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-            try:      # YAML 1.1 reads 1e-3, without a point, as text
-                value = float(value)
-            except ValueError:
-                raise SystemExit(f"error: config key `{where}{name}` must be a number, got {value!r}") from None
-        elif type(value) is not kind:
-            raise SystemExit(f"error: config key `{where}{name}` must be {kind.__name__}, got {value!r} ({type(value).__name__})")
-        out[name] = value
-    try:
-        return cls(**out)
-    except ValueError as e:
-        raise SystemExit(f"error: config key {e}") from e
-
-
-def check_key(name, known, where):
-    """SystemExit for an unknown config key, naming the nearest known one."""
-    if name not in known:
-        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
-        raise SystemExit(f"error: unknown config key `{where}{name}`; the nearest known key is `{where}{near}`")
+            return type(default)(**{**known, **{name: build(known[name], value, f"{where}{name}.") for name, value in values.items()}})
+        except ValueError as e:
+            raise SystemExit(f"error: config key {e}") from e
+    if isinstance(known, list) and isinstance(values, list) and known and is_dataclass(known[0]):
+        return [build(type(known[0])(), value, f"{where[:-1]}[{i}].") for i, value in enumerate(values)]
+    if type(values) is not type(known) and (type(known), type(values)) != (float, int):
+        kind = "section of keys" if is_dataclass(default) else type(known).__name__
+        raise SystemExit(f"error: config key `{where[:-1]}` must be of type {kind}, got {values!r} ({type(values).__name__})")
+    return type(known)(values)
 
 
 def write_atomic(path, text):
@@ -300,13 +270,18 @@ def needs(c):
     return {need for need, present in found.items() if present}
 
 
-def fitting_workflows(c):
-    """Names of the workflows that leave the fewest needs unserved and presuppose the fewest that are absent, in file order."""
+def nearest_workflows(c):
+    """{name: misfit} of the modality's workflows, best first, then in file order; misfit: needs left unserved + needs presupposed but absent."""
     wanted, modality = needs(c), "image" if c["images"] else "video"
     misfit = {name: len(wanted - {*f["requires"], *f["fits"]}) + len(set(f["requires"]) - wanted)
               for name, f in load_workflows().items() if f["modality"] == modality}
-    least = min(misfit.values())
-    return [name for name, m in misfit.items() if m == least]
+    return dict(sorted(misfit.items(), key=lambda item: item[1]))
+
+
+def fitting_workflows(c):
+    """Names of the workflows that leave the fewest needs unserved and presuppose the fewest that are absent, in file order."""
+    misfit = nearest_workflows(c)
+    return [name for name, m in misfit.items() if m == min(misfit.values())]
 
 
 def expand_workflow(name, c):
@@ -447,14 +422,14 @@ def f1(found, wanted):
     return 2 * (found & wanted).total() / total if total else 1.0
 
 
-def optimality_facet(plan, experts):
-    """Expert-Guided Optimality: nearness to the best of the expert plans, half by steps, half by what feeds what (ours).
+def optimality_facet(plan, c):
+    """Expert-Guided Optimality: nearness to the best expert reference, half by steps, half by what feeds what (ours).
 
     Steps beyond the expert's, a missing reference image (identity) or beat step each cost precision or recall.
     """
     best = 0.0
     tool_of = {s["id"]: s["tool"] for s in plan}
-    for expert in experts:
+    for expert in (expand_workflow(name, c) for name in fitting_workflows(c)):
         # An alternative that the workflow allows counts as the tool it replaces.
         same = {tool: s["tools"][0] for s in expert for tool in s["tools"]}
         nodes = Counter(same.get(s["tool"], s["tool"]) for s in plan)
@@ -466,22 +441,29 @@ def optimality_facet(plan, experts):
     return best
 
 
+def weigh_facets(facets, plan, task, config):
+    """R_plan from its facets: their weighted mean. A plan of more than `long_plan` times the steps of the shortest expert plan is scaled
+    down by its length (ours): one facet of five would hardly see that nobody can follow it."""
+    weight = config.facet_weights
+    shortest = min(len(expand_workflow(name, task["constraints"])) for name in fitting_workflows(task["constraints"]))
+    return min(1.0, config.long_plan * shortest / len(plan)) * sum(weight[f] * facets[f] for f in FACETS) / sum(weight[f] for f in FACETS)
+
+
 def plan_reward(plan, task, config, pool):
     """R_plan (Sec. 4.3.2): weighted mean of the five facets of the vPlanJudger, by rule. Returns (score, facets).
 
-    An absent or unreadable plan scores 0 in every facet. A plan of more than `long_plan` times the steps of the
-    shortest expert reference is scaled down by its length (ours): one facet of five would hardly see that nobody can follow it.
+    An absent or unreadable plan scores 0 in every facet.
+
+    >>> t = example()
+    >>> plan_reward(t["plan"], t["task"], RewardConfig(), t["task"]["pool"])[0], plan_reward([], t["task"], RewardConfig(), ())[0]
+    (1.0, 0.0)
     """
     if not plan:
         return 0.0, dict.fromkeys(FACETS, 0.0)
-    c = task["constraints"]
-    experts = [expand_workflow(name, c) for name in fitting_workflows(c)]
-    facets = {"requirement": requirement_facet(plan, c), "coherence": coherence_facet(plan, task["inputs"]),
+    facets = {"requirement": requirement_facet(plan, task["constraints"]), "coherence": coherence_facet(plan, task["inputs"]),
               "executability": executability_facet(plan, pool), "atomicity": atomicity_facet(plan),
-              "optimality": optimality_facet(plan, experts)}
-    weight = config.facet_weights
-    lean = min(1.0, config.long_plan * min(map(len, experts)) / len(plan))
-    return lean * sum(weight[f] * facets[f] for f in FACETS) / sum(weight[f] for f in FACETS), facets
+              "optimality": optimality_facet(plan, task["constraints"])}
+    return weigh_facets(facets, plan, task, config), facets
 
 
 def example():
@@ -798,6 +780,42 @@ def coherence_reward(trajectory, config, media=None):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# The LLM judge: R_plan's vPlanJudger and R_traj's evaluator
+
+def match_steps(plan, calls):
+    """Rows (step, number of the call that carries it out or None, its status), successful calls first; and the numbers of the calls left over."""
+    free, rows = dict(enumerate(calls, 1)), []
+    for step in plan:
+        number = min((i for i in free if free[i]["name"] == step["tool"]), key=lambda i: (free[i]["status"] != "ok", i), default=None)
+        rows.append((step, number, free.pop(number)["status"] if number else None))
+    return rows, list(free)
+
+
+def judge_by_llm(found, config):
+    """Put the LLM evaluators' verdicts in place of the rules' scores of plan and trajectory, NaN where none came; add their reasons.
+
+    Retrieval of expert plans: the modality's workflows, unrolled for the task's own constraints, nearest in needs first. What is binary, Requirement
+    Fulfillment, stays the rule's. An episode without a plan has 0 in all of this and is not asked about.
+    """
+    asked = []
+    for x in (x for x in found if x["judged"]):
+        plan, (task, calls, answer) = x["judged"], (x["trajectory"][k] for k in ("task", "calls", "answer"))
+        experts = [{"title": load_workflows()[name]["title"], "steps": [{k: s[k] for k in ("id", "tool", "goal", "after")} for s in
+                    expand_workflow(name, task["constraints"])]} for name in list(nearest_workflows(task["constraints"]))[:config.llm.neighbours]]
+        rows, spare = match_steps(plan, calls)
+        asked += [(x, x["facets"], "prompts/plan_judge.jinja", FACETS, {
+            "request": task["request"], "inputs": task["inputs"], "pool": [tool_signature(tool) for tool in sorted(x["pool"])],
+            "facets": dict(x["facets"]), "experts": experts, "plan": plan})]
+        asked += [(x, x["parts"], "prompts/trajectory_judge.jinja", ("traj",), {
+            "request": task["request"], "plan": plan, "calls": calls, "matched": rows, "spare": spare, "checks": x["checks"], "answer": answer})]
+    for (x, scores, _, names, _), verdict in zip(asked, ask_all(config.llm, [a[2:] for a in asked])):
+        for name in (n for n in names if n != "requirement"):
+            scores[name] = verdict[name]["score"] if verdict else math.nan
+            x["reasons"][name] = verdict[name]["reason"] if verdict else "the judge gave no readable verdict"
+        x["plan"] = weigh_facets(x["facets"], x["judged"], x["trajectory"]["task"], config)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def combine(plan, parts, config):
@@ -814,34 +832,63 @@ def combine(plan, parts, config):
 
 
 def ltr_reward(trajectory, config, pool=None):
-    """LtrReward of one trajectory: {total, plan, fine, tool, format, result, traj, cons, facets, checks}.
+    """LtrReward of one trajectory: {total, plan, fine, tool, format, result, traj, cons, facets, checks, reasons}.
 
-    `pool`: tools that the agent was told of (default all 36). `cons` is None where consistency does not apply.
+    `pool`: tools that the agent was told of (default all 36). `cons` is None where consistency does not apply. `reasons`: an LLM
+    judge's words. Where it failed its scores are NaN, and so is what is made of them.
     """
-    if config.judge != "rules":
-        raise SystemExit(f"error: config key `reward.judge` must be rules; got {config.judge!r}")
-    pool = set(load_tools()) if pool is None else set(pool)
-    # What is written well once the work is done is no plan, and does not make up for a bad one before it: the worst one counts.
-    plans = [p["plan"] for p in trajectory["plans"]] if planned_first(trajectory["turns"]) else []
-    plan, facets = min((plan_reward(p, trajectory["task"], config, pool) for p in plans or [None]), key=lambda scored: scored[0])
-    media = read_media(trajectory)
-    scored = {"tool": tool_reward(trajectory["calls"]), "format": format_reward(trajectory), "result": result_reward(trajectory, config, media),
-              "traj": coherence_reward(trajectory, config, media), "cons": consistency_reward(trajectory, media)}
-    checks = {name: value for _, found in scored.values() for name, value in found.items()}
-    return {**combine(plan, {part: score for part, (score, _) in scored.items()}, config), "facets": facets, "checks": checks}
+    return ltr_rewards([trajectory], config, [pool])[0]
+
+
+def ltr_rewards(trajectories, config, pools=None):
+    """ltr_reward of many trajectories; an LLM judges `reward.llm.concurrency` of them at once."""
+    if config.judge not in ("rules", "openai"):
+        raise SystemExit(f"error: config key `reward.judge` must be rules or openai; got {config.judge!r}")
+    found = []
+    for t, pool in zip(trajectories, pools or [None] * len(trajectories)):
+        pool = set(load_tools()) if pool is None else set(pool)
+        # What is written well once the work is done is no plan, and does not make up for a bad one before it: the worst one counts.
+        plans = [p["plan"] for p in t["plans"]] if planned_first(t["turns"]) else []
+        plan, (score, facets) = min(((p, plan_reward(p, t["task"], config, pool)) for p in plans or [None]), key=lambda judged: judged[1][0])
+        media = read_media(t)
+        parts = {"tool": tool_reward(t["calls"]), "format": format_reward(t), "result": result_reward(t, config, media),
+                 "traj": coherence_reward(t, config, media), "cons": consistency_reward(t, media)}
+        found.append({"trajectory": t, "pool": pool, "judged": plan, "plan": score, "facets": facets, "parts": {p: s for p, (s, _) in parts.items()},
+                      "checks": {name: value for _, checks in parts.values() for name, value in checks.items()}, "reasons": {}})
+    if config.judge == "openai":
+        judge_by_llm(found, config)
+    return [{**combine(x["plan"], x["parts"], config), **{k: x[k] for k in ("facets", "checks", "reasons")}} for x in found]
+
+
+def explain(trajectory, reward, config):
+    """Rows [name, score, weight, reason in words] of one trajectory's reward: the parts, the sub-scores of each two spaces in."""
+    c = trajectory["task"]["constraints"]
+    handed, name = deliverables(trajectory), fitting_workflows(c)[0]
+    text = page("templates/reasons.jinja", t={**trajectory, "plan": trajectory["plan"] or []}, c=c, reward=reward, config=config, handed=handed,
+                sizes=" and ".join(f"{a['width']}x{a['height']}" for a in handed if a["kind"] == ("image" if c["images"] else "video")),
+                expert={"title": load_workflows()[name]["title"], "n": len(expand_workflow(name, c))})
+    return [line.split("\t") for line in text.split("\n")]
 
 
 def main():
-    """Print the rewards of a JSONL file of trajectories with their sub-scores."""
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+    """Print the rewards of a JSONL file of trajectories part by part, with reasons; --html writes them to a page beside the file."""
+    files, items = ([a for a in sys.argv[1:] if not a.startswith("-") and ("=" in a) == wanted] for wanted in (False, True))
+    if len(files) != 1 or set(sys.argv[1:]) - {*files, *items, "--html"}:
         print(__doc__)
         raise SystemExit(0 if "-h" in sys.argv or "--help" in sys.argv else 2)
-    for trajectory in read_jsonl(Path(sys.argv[1])):
-        reward = ltr_reward(trajectory, RewardConfig(), trajectory.get("pool"))
-        print(f"{trajectory['task']['id']}  R_vrt {reward['total']:.3f} = plan {reward['plan']:.3f} x fine {reward['fine']:.3f}   "
-              f"ended: {trajectory['ended']}\n  {trajectory['task']['request']}")
-        for title, scores in (("plan", reward["facets"]), ("fine", {p: reward[p] for p in PARTS}), ("checks", reward["checks"])):
-            print(f"  {title:7}" + "  ".join(f"{k} {'-' if v is None else format(v, '.2f')}" for k, v in scores.items()))
+    file, config = Path(files[0]), read_config({"reward": RewardConfig()}, None, items)["reward"]
+    trajectories = read_jsonl(file)
+    rewards = ltr_rewards(trajectories, config, [t.get("pool") for t in trajectories])
+    head = f"R_vrt {{total:.3f}} {'=' if config.form == 'plan*fine' else f'({config.form}) of'} plan {{plan:.3f}} x fine {{fine:.3f}}"
+    pages = [{**t, "head": head.format(**r), "rows": explain(t, r, config)} for t, r in zip(trajectories, rewards)]
+    for p in pages:
+        print(f"{p['task']['id']}  {p['head']}   ended: {p['ended']}\n"
+              f"  {p['task']['request']}\n  {'part':16}{'score':>7}{'weight':>8}  reason")
+        print("".join(f"  {name:16}{score:>7}{weight:>8}  {reason}\n" for name, score, weight, reason in p["rows"]))
+    if "--html" in sys.argv:
+        page_file = file.with_name(file.name + ".html")
+        write_atomic(page_file, page("templates/rewards.jinja", file=file.name, form=config.form, judge=config.judge, pages=pages))
+        print(f"the same as a page: {page_file}")
 
 
 if __name__ == "__main__":

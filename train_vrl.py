@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from env import ROOT, VisGenEnv, to_json
 from make_data import command_line, draw, ensure_data, open_run, read_jsonl, write_atomic, write_jsonl
-from rewards import PARTS, append_metrics, ltr_reward
+from rewards import PARTS, append_metrics, ltr_rewards
 from train_pst import (StopSwitch, add_lora, base_policy, encode_prompt, encode_tool_messages, general_exact_match, list_checkpoints,
                        load_policy, load_tokenizer, config_digest, read_checkpoint, restore, save_checkpoint, set_up,
                        token_logprobs, train_pst, trained_parameters, use_autocast)
@@ -409,9 +409,9 @@ def check_reference(policy, tokenizer, task, config, sampler):
 
 def score(rollouts, config):
     """Fill in LtrReward (Sec. 4.3.2) of finished rollouts."""
-    for r in rollouts:
-        r.trajectory["reward"] = ltr_reward(r.trajectory, config.reward, r.trajectory["pool"])
-        r.reward = r.trajectory["reward"]["total"]
+    rewards = ltr_rewards([r.trajectory for r in rollouts], config.reward, [r.trajectory["pool"] for r in rollouts])
+    for r, reward in zip(rollouts, rewards):
+        r.trajectory["reward"], r.reward = reward, reward["total"]
 
 
 def mean(values):
@@ -462,9 +462,9 @@ def part_spread(rollouts):
     for r in rollouts:
         groups[r.group_id].append(r.trajectory["reward"])
     spread = {}
-    for part in ("plan", *PARTS):
+    for part in ("total", "plan", *PARTS):
         values = [[w[part] for w in g if w[part] is not None and not math.isnan(w[part])] for g in groups.values()]
-        spread[part] = mean(sum((x - sum(v) / len(v)) ** 2 for x in v) / len(v) for v in values if v)
+        spread[f"var_{part}"] = mean(sum((x - sum(v) / len(v)) ** 2 for x in v) / len(v) for v in values if v)
     return spread
 
 
@@ -520,7 +520,7 @@ def train(config, run, policy, sampler, tokenizer, tasks, stop=None):
         updated = time.time()
         new = sum(sum(r.loss_mask) for r in rollouts)
         now = summary(rollouts)
-        record = {"phase": "vrl", "step": step + 1, **now, **figures, "groups": dict(groups), "spread": part_spread(rollouts),
+        record = {"phase": "vrl", "step": step + 1, **now, **figures, "groups": dict(groups), **part_spread(rollouts),
                   "lr": optimizer.param_groups[0]["lr"], "sampled_tokens": new, "sample_tok_s": round(new / (sampled - start)),
                   "update_tok_s": round(figures["read_tokens"] / (updated - scored)), "sample_s": round(sampled - start, 2),
                   "update_s": round(updated - scored, 2), "step_s": round(time.time() - start, 2)}
@@ -529,8 +529,9 @@ def train(config, run, policy, sampler, tokenizer, tasks, stop=None):
             tqdm.write(f"warning: step {step + 1}: {cut:.0%} of the rollouts hit a limit; raise rollout.max_turn_tokens, rollout.max_turns or model.max_len")
         append_metrics(run, record)
         write_jsonl(run / "vrl" / "rollouts" / f"step-{step + 1}.jsonl", [{**r.trajectory, "advantage": r.advantage} for r in rollouts])
-        if groups["unscored"] > 0.05 * len(rollouts):
-            raise SystemExit(f"error: the judge failed on {groups['unscored']} of {len(rollouts)} rollouts of step {step + 1} (more than 5 %); "
+        if groups["unscored"] > config.reward.llm.max_failures * max(20, len(rollouts)):
+            raise SystemExit(f"error: the judge failed on {groups['unscored']} of {len(rollouts)} rollouts of step {step + 1}, config key "
+                             f"`reward.llm.max_failures` allows {config.reward.llm.max_failures:.0%}; "
                              f"they stand in {run / 'vrl' / 'rollouts' / f'step-{step + 1}.jsonl'} with reward NaN")
         bar.set_postfix_str(f"R_vrt {now['reward']:.3f} plan {now['plan']:.2f} fine {now['fine']:.2f} flat {groups['flat']}/{groups['groups']} "
                             f"{record['sample_tok_s']} tok/s")

@@ -17,9 +17,9 @@ sys.path.insert(0, str(ROOT))
 import make_data  # noqa: E402
 import rewards  # noqa: E402
 from env import RolloutConfig, ToolError, VisGenEnv, load_tools  # noqa: E402
-from make_data import (NO_CONSTRAINTS, TAGS, Config, DataConfig, ModelConfig, build, combination, draw, ensure_data, hub_general, load_config,  # noqa: E402
-                       load_scenarios, make_general, make_task, make_tasks, make_visgen, merge, open_run, print_keys, read_jsonl,
-                       read_request, task_agent, to_messages, train_tokenizer, vision_agent, write_jsonl)
+from make_data import (NO_CONSTRAINTS, TAGS, Config, DataConfig, ModelConfig, Stage, build, combination, draw, ensure_data,  # noqa: E402
+                       hub_general, load_config, load_scenarios, make_general, make_task, make_tasks, make_visgen, open_run, print_keys,
+                       read_jsonl, read_request, task_agent, to_messages, train_tokenizer, vision_agent, write_jsonl)
 from rewards import RewardConfig, expand_workflow, fitting_workflows, load_workflows, ltr_reward  # noqa: E402
 
 SPLITS = ("train", "heldout")
@@ -454,7 +454,7 @@ def test_general_functions_are_none_of_the_36_tools(general):
 
 def test_general_unknown_kind_is_named():
     with pytest.raises(SystemExit, match="general_kinds.poetry.*nearest"):
-        build(DataConfig, {"general_kinds": {"poetry": 1}})
+        build(DataConfig(), {"general_kinds": {"poetry": 1}})
 
 
 # --- determinism
@@ -666,12 +666,12 @@ def error_of(function, *args):
     ({"pst": {"stages": {}}}, ["`pst.stages`", "list"]), ({"pst": {"stages": [3]}}, ["`pst.stages[0]`", "3"]),
     ({"reward": {"weights": [1]}}, ["`reward.weights`", "dict"]), ({"seed": None}, ["`seed`", "None"]), ({"name": 3}, ["`name`", "str", "3"])])
 def test_config_faults_name_key_and_value(values, parts):
-    line = error_of(build, Config, values)
+    line = error_of(build, Config(), values)
     assert all(p in line for p in parts), line
 
 
 def test_config_takes_an_int_for_a_float_and_keeps_the_rest():
-    config = build(Config, {"vrl": {"lr": 1}, "pst": {"stages": [{"lr": 2}]}})
+    config = build(Config(), {"vrl": {"lr": 1}, "pst": {"stages": [{"lr": 2}]}})
     assert config.vrl.lr == 1.0 and type(config.vrl.lr) is float and config.vrl.steps == Config().vrl.steps
     assert config.pst.stages[0].lr == 2.0 and config.pst.stages[0].repeat == 3 and len(config.pst.stages) == 1
 
@@ -733,10 +733,35 @@ def test_configs_here_load():
     assert (Config().vrl.tasks_per_step, Config().vrl.group_size) == (24, 4)
 
 
-def test_merge_replaces_lists_and_leaves_its_arguments_alone():
-    base, over = {"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"c": [2]}, "d": {"e": 3}}
-    assert merge(base, over) == {"a": {"b": 1, "c": [2]}, "d": {"e": 3}}
-    assert base == {"a": {"b": 1, "c": [1]}, "d": 2} and over == {"a": {"c": [2]}, "d": {"e": 3}}
+def test_build_replaces_lists_and_leaves_its_arguments_alone():
+    base, over = {"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"c": [2]}}
+    assert build(base, over) == {"a": {"b": 1, "c": [2]}, "d": 2}
+    assert base == {"a": {"b": 1, "c": [1]}, "d": 2} and over == {"a": {"c": [2]}}
+    config = Config()
+    assert build(config, {"pst": {"stages": [{"repeat": 5}]}}).pst.stages == [replace(config.pst.stages[0], repeat=5)] and config == Config()
+
+
+def test_each_default_has_the_type_of_its_key():
+    """build() takes a key's type from its default."""
+    def walk(cls):
+        for f in fields(cls):
+            default = getattr(cls(), f.name)
+            assert f.type in (type(default), list[Stage]), f.name
+            if is_dataclass(default):
+                walk(type(default))
+
+    walk(Config)
+
+
+@pytest.mark.parametrize("text, part", [("vrl: {steps: 3}\nvrl: {steps: 4}\n", "duplicate key"), ("name: ${nowhere}\n", "nowhere"), ("name: ${\n", "${")])
+def test_config_files_that_omegaconf_refuses(tmp_path, text, part):
+    (tmp_path / "bad.yaml").write_text(text)
+    assert part in error_of(load_config, tmp_path / "bad.yaml")
+
+
+def test_values_inside_a_dictionary_have_their_default_s_type():
+    assert "`reward.weights.result`" in error_of(build, Config(), {"reward": {"weights": {"result": "two"}}})
+    assert "`reward.weights.resul`" in error_of(build, Config(), {"reward": {"weights": {"resul": 2}}})
 
 
 def test_open_run_refuses_another_config(tmp_path, monkeypatch):

@@ -225,11 +225,11 @@ def test_requirement_leaves_reference_pictures_out():
 
 def test_optimality_is_the_better_of_steps_and_edges():
     plan = film_plan()
-    assert optimality_facet(plan, [EXPERT]) == 1
+    assert optimality_facet(plan, FILM) == 1
     for s in plan:
         s["after"] = []
-    assert optimality_facet(plan, [EXPERT]) == 0.5               # the right steps, nothing feeds anything
-    assert optimality_facet([step(1, "tool_search_content", "look around")], [EXPERT]) == 0
+    assert optimality_facet(plan, FILM) == 0.5               # the right steps, nothing feeds anything
+    assert optimality_facet([step(1, "tool_search_content", "look around")], FILM) == 0
 
 
 def test_f1_and_stated_count():
@@ -543,7 +543,7 @@ def test_every_component_is_between_0_and_1(task, turns, hand, form):
     reward = ltr_reward(env.trajectory(), RewardConfig(form=form))
     numbers = [reward[k] for k in ("total", "plan", "fine", *PARTS)] + list(reward["facets"].values()) + list(reward["checks"].values())
     assert all(n is None or 0 <= n <= 1 for n in numbers), reward
-    assert set(reward) == {"total", "plan", "fine", *PARTS, "facets", "checks"} and json.dumps(reward)
+    assert set(reward) == {"total", "plan", "fine", *PARTS, "facets", "checks", "reasons"} and json.dumps(reward)
 
 
 def replay(task, plan, calls, hand):

@@ -117,7 +117,7 @@ def test_smoke_metrics_hold_every_phase(smoke):
         flat = m["groups"].get("flat", 0) == 4          # nothing to learn from: no update, no ratio
         assert 0 <= m["reward"] <= 1 and m["gap_max"] < 1e-3 and (flat or m["ratio"] == pytest.approx(1, abs=1e-3))
         assert m["groups"]["groups"] == 4 and sum(m["ended"].values()) == 16
-        assert {"plan", "fine", "tool", "format", "result", "traj", "cons", "entropy", "grad_norm", "spread"} <= set(m)
+        assert {"plan", "fine", "tool", "format", "result", "traj", "cons", "entropy", "grad_norm", "var_total", "var_plan", "var_tool"} <= set(m)
     for step in (1, 2, 3):
         records = (run / "vrl" / "rollouts" / f"step-{step}.jsonl").read_text().splitlines()
         assert len(records) == 16 and {"reward", "advantage", "calls", "plan", "ended"} <= set(json.loads(records[0]))

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import train_vrl  # noqa: E402
 from env import VisGenEnv  # noqa: E402
-from make_data import Config, build, draw, make_tasks, merge, read_jsonl, tag, train_tokenizer, vision_agent  # noqa: E402
+from make_data import Config, build, draw, make_tasks, read_jsonl, tag, train_tokenizer, vision_agent  # noqa: E402
 from rewards import PARTS  # noqa: E402
 from train_pst import (add_lora, build_policy, encode_agent, encode_prompt, encode_tool_messages, encode_trajectory,  # noqa: E402
                        load_tokenizer, token_logprobs, trained_parameters)
@@ -39,7 +39,7 @@ def test_doctests():
 
 def settings(**sections):
     """The small config with some keys of its sections changed: settings(vrl={"kl_coef": 0.1})."""
-    return build(Config, merge(SMALL, sections))
+    return build(build(Config(), SMALL), sections)
 
 
 class ChattyEnv(VisGenEnv):
@@ -247,7 +247,7 @@ def test_score_of_a_failed_judge_leads_to_no_training(monkeypatch, model):
     given = dict(zip(("t0", "t1", "t2", "t3"), (0.2, math.nan, 0.8, 0.5)))
     for r in rollouts:
         r.trajectory.update(pool=[], task=r.task)
-    monkeypatch.setattr(train_vrl, "ltr_reward", lambda t, config, pool: {"total": given[t["task"]["id"]]})
+    monkeypatch.setattr(train_vrl, "ltr_rewards", lambda ts, config, pools: [{"total": given[t["task"]["id"]]} for t in ts])
     score(rollouts, settings())
     advantages, counts = group_advantages([r.reward for r in rollouts], [r.group_id for r in rollouts], "mean")
     assert advantages == pytest.approx([-0.3, 0.0, 0.3, 0.0]) and counts["unscored"] == 1
@@ -588,14 +588,16 @@ def test_step_tasks_covers_all_tasks_once_a_pass():
 
 def test_part_spread_is_the_mean_variance_inside_groups():
     def rollout(group, plan, tool, cons):
-        parts = {**dict.fromkeys(PARTS, 1.0), "tool": tool, "cons": cons, "plan": plan}
+        parts = {**dict.fromkeys(PARTS, 1.0), "total": plan, "tool": tool, "cons": cons, "plan": plan}
         return Rollout({}, group, 0, trajectory={"reward": parts})
 
     rows = [rollout(1, 0.0, 0.2, None), rollout(2, 0.5, 0.0, 0.4), rollout(1, 1.0, 0.2, None), rollout(2, 0.5, math.nan, 0.8)]
     spread = part_spread(rows)
-    assert spread["plan"] == pytest.approx(0.125) and spread["tool"] == pytest.approx(0.0) and spread["cons"] == pytest.approx(0.04)
-    assert all(spread[p] == 0 for p in PARTS if p not in ("tool", "cons"))
-    assert part_spread(rows[:1] + rows[2:3])["cons"] is None
+    assert set(spread) == {f"var_{p}" for p in ("total", "plan", *PARTS)}
+    assert spread["var_plan"] == spread["var_total"] == pytest.approx(0.125)
+    assert spread["var_tool"] == pytest.approx(0.0) and spread["var_cons"] == pytest.approx(0.04)
+    assert all(spread[f"var_{p}"] == 0 for p in PARTS if p not in ("tool", "cons"))
+    assert part_spread(rows[:1] + rows[2:3])["var_cons"] is None
 
 
 def reward_by_text(trajectory, config, pool):
@@ -605,10 +607,15 @@ def reward_by_text(trajectory, config, pool):
     return {"total": total, "plan": total, "fine": 1.0, **dict.fromkeys(PARTS, total)}
 
 
+def each(reward):
+    """A stand-in for ltr_rewards made of one for ltr_reward."""
+    return lambda trajectories, config, pools: [reward(t, config, pool) for t, pool in zip(trajectories, pools)]
+
+
 @pytest.fixture
 def loop(model, tokenizer, tasks, chatty, monkeypatch, tmp_path):
     """train() in a folder under tmp_path, with the reward above and policies made afresh, as a new process would."""
-    monkeypatch.setattr(train_vrl, "ltr_reward", reward_by_text)
+    monkeypatch.setattr(train_vrl, "ltr_rewards", each(reward_by_text))
     monkeypatch.setattr(train_vrl, "ROOT", tmp_path)
 
     def run(name, **sections):
@@ -680,7 +687,7 @@ def test_a_cut_off_checkpoint_is_one_clear_line(loop, file):
 
 
 def test_steps_without_any_signal_can_be_resumed(loop, monkeypatch):
-    monkeypatch.setattr(train_vrl, "ltr_reward", lambda *a: {"total": 1.0, "plan": 1.0, "fine": 1.0, **dict.fromkeys(PARTS, 1.0)})
+    monkeypatch.setattr(train_vrl, "ltr_rewards", each(lambda *a: {"total": 1.0, "plan": 1.0, "fine": 1.0, **dict.fromkeys(PARTS, 1.0)}))
     folder, *_ = loop("flat", vrl={"steps": 2})
     assert figures(folder)[2]["trained"] == 0 and figures(folder)[2]["groups"]["flat"] == 2
     loop("flat", vrl={"steps": 3})
@@ -699,6 +706,6 @@ def test_a_judge_that_fails_often_stops_the_run(loop, monkeypatch):
     def failing(trajectory, config, pool):
         return {**reward_by_text(trajectory, config, pool), **({"total": math.nan} if trajectory["task"]["id"].endswith("1") else {})}
 
-    monkeypatch.setattr(train_vrl, "ltr_reward", failing)
+    monkeypatch.setattr(train_vrl, "ltr_rewards", each(failing))
     with pytest.raises(SystemExit, match="the judge failed on"):
         loop("judge", vrl={"tasks_per_step": 5})
