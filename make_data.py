@@ -68,6 +68,7 @@ class DataConfig:
     max_shots: int = key(3, "most shots of a video task")
     max_images: int = key(6, "most images of an image task")
     max_steps: int = key(24, "most steps of a task's expert plan (the paper's trajectories have 15 on average)")
+    languages: list = key(["en"], "languages of the requests: en (42 task types) and zh (15 of them); with both, all 57 in turn")
 
 
 @dataclass(frozen=True)
@@ -186,10 +187,12 @@ def command_line(doc, switches=()):
 # Tasks: requests in words, with the constraints that the words state
 
 
-@lru_cache(maxsize=1)
-def load_scenarios():
-    """data/scenarios.yaml: the 42 task types of Table 8, their wordings, and the subjects, styles and clauses that fill them."""
-    return yaml.safe_load((ROOT / "data" / "scenarios.yaml").read_text(encoding="utf-8"))
+@lru_cache
+def load_scenarios(language):
+    """data/scenarios.yaml: the 42 task types of Table 8, their wordings, and the subjects, styles and clauses that fill them; zh: scenarios_zh.yaml."""
+    if language not in ("en", "zh"):
+        raise SystemExit(f"error: config key `data.languages` holds {language!r}; allowed: en, zh")
+    return yaml.safe_load((ROOT / "data" / ("scenarios.yaml" if language == "en" else "scenarios_zh.yaml")).read_text(encoding="utf-8"))
 
 
 def split_list(items, held, split):
@@ -202,6 +205,7 @@ def split_list(items, held, split):
 NO_CONSTRAINTS = {"images": 0, "videos": 0, "duration_s": None, "shots": None, "aspect_ratio": None, "resolution": None,
                   "consistency": [], "audio": [], "beat": False, "transparent": False, "web_page": False, "input": False,
                   "storyboard": False, "subject": "", "style": None}
+HAN = re.compile("[\u4e00-\u9fff]")      # a Chinese character: a text that holds one is Chinese
 
 
 def draw_constraints(rng, scenario, config):
@@ -252,12 +256,13 @@ def combination_split(c):
     return "heldout" if int(hashlib.blake2b(combination(c).encode(), digest_size=4).hexdigest(), 16) % 6 == 0 else "train"
 
 
-def count_phrase(rng, n, noun):
-    """A number and a noun in words a user would use: 'a logo', 'three logos', '3 logos'."""
+def count_phrase(rng, n, noun, language):
+    """A number and a noun in words a user would use: 'a logo', 'three logos', '3 logos', '三个标志'."""
     one, many = noun
-    if n == 1:
+    if n == 1 and language == "en":
         return rng.choice([("an " if one[0] in "aeiouAEIOU" else "a ") + one, f"one {one}"])
-    return f"{rng.choice([str(n), load_scenarios()['number_words'][n]])} {many}"
+    number = rng.choice([str(n), load_scenarios(language)["number_words"][n]])
+    return f"{number} {many}" if language == "en" else number + rng.choice(noun)
 
 
 def draw_subject(rng, group, split):
@@ -266,6 +271,9 @@ def draw_subject(rng, group, split):
     written = split_list(group, len(group) // 5, split)
     if split == "heldout" or rng.random() < 0.33:
         return rng.choice(written)
+    if HAN.search(written[0]):      # the measure word and the thing of one, the description of the other
+        one, other = rng.sample(written, 2)
+        return one[:2] + other[2:other.index("的")] + one[one.index("的"):]
     words = [w for phrase in written for w in phrase.split()[1:] if len(w) > 2]
     while True:
         some = [rng.choice(words) if rng.random() < 0.5 else word for word in odd_words(rng, rng.randint(1, 4))]
@@ -274,9 +282,9 @@ def draw_subject(rng, group, split):
             return phrase
 
 
-def make_task(rng, split, config, scenario_name=None):
+def make_task(rng, split, config, scenario_name=None, language="en"):
     """One task record (design: Records). Wordings, subjects and combinations of constraints of the held-out split are its own."""
-    book = load_scenarios()
+    book = load_scenarios(language)
     name = scenario_name or rng.choice(list(book["scenarios"]))
     s = book["scenarios"][name]
     clauses = {k: split_list(v, 2, split) for k, v in book["clauses"].items()}
@@ -288,71 +296,66 @@ def make_task(rng, split, config, scenario_name=None):
         raise RuntimeError(f"scenario {name}: no combination of constraints of the {split} split in 1000 draws")
     c["subject"] = draw_subject(rng, book["subjects"][rng.choice(s["subjects"])], split)
     if rng.random() < 0.6:
-        c["style"] = rng.choice(split_list(book["styles"], len(book["styles"]) // 6, split))
+        styles = split_list(book["styles"], len(book["styles"]) // 6, split)
+        c["style"] = rng.choice(styles)
         if split != "heldout" and rng.random() < 0.6:
-            c["style"] = " ".join(odd_words(rng, rng.randint(1, 3)))
+            c["style"] = " ".join(odd_words(rng, rng.randint(1, 3))) if language == "en" else "与".join(rng.sample(styles, 2))
     said = []
-    for kind, slots in (("duration", {"d": c["duration_s"]}), ("shots", {"k": c["shots"]}), ("aspect", {"a": c["aspect_ratio"]}),
-                        ("resolution_video", {"r": c["resolution"] if c["videos"] else None}), ("large", {"": c["resolution"] == "2K"}),
-                        ("transparent", {"": c["transparent"]}), ("html", {"": c["web_page"]}), ("input", {"id": c["input"] and "in_1"}),
-                        ("object", {"thing": "object" in c["consistency"] and s["consistency_word"]}),
-                        ("scene", {"": "scene" in c["consistency"]}), ("style", {"": "style" in c["consistency"]}),
-                        *((a, {"": True}) for a in c["audio"]), ("beat", {"": c["beat"]})):
-        slot, value = next(iter(slots.items()))
+    for kind, value in (("duration", c["duration_s"]), ("shots", c["shots"]), ("aspect", c["aspect_ratio"]),
+                        ("resolution_video", c["videos"] and c["resolution"]), ("large", c["resolution"] == "2K"),
+                        ("transparent", c["transparent"]), ("html", c["web_page"]), ("input", c["input"] and "in_1"),
+                        ("object", "object" in c["consistency"] and s["consistency_word"]), ("scene", "scene" in c["consistency"]),
+                        ("style", "style" in c["consistency"]), *((a, True) for a in c["audio"]), ("beat", c["beat"])):
         if value:
             value = rng.choice([value, book["number_words"][value]]) if kind == "shots" else value
-            said.append(rng.choice(clauses[kind]).replace("{%s}" % slot, str(value)))
+            said.append(re.sub(r"{\w+}", str(value), rng.choice(clauses[kind])))
     if split != "heldout":      # irrelevant detail; that of held-out requests stands in their wordings
         said += [re.sub("{word}", lambda _: odd_words(rng, 1)[0], rng.choice(book["asides"])) for _ in range(rng.choice([0, 0, 1, 2]))]
     rng.shuffle(said)
-    what = count_phrase(rng, c["images"] or c["videos"], s["noun"])
-    style = f" in {c['style']} style" if c["style"] else ""
-    wordings = split_list(s["wordings"], 3, split)
-    if split != "heldout" and rng.random() < 0.5:
-        wordings = split_list(book["frames"], 0, split)
-    request = rng.choice(wordings).format(what=what, subject=c["subject"], style=style, extras=" ".join(said))
+    what = count_phrase(rng, c["images"] or c["videos"], s["noun"], language)
+    style = book["grammar"]["style"].format(c["style"]) if c["style"] else ""
+    framed = split != "heldout" and rng.random() < 0.5
+    wordings = split_list(book["frames"], 0, split) if framed else split_list(s["wordings"], 3, split)
+    request = rng.choice(wordings).format(what=what, subject=c["subject"], style=style, extras=book["grammar"]["between"].join(said))
     inputs = [{"id": "in_1", "kind": "image", "width": w, "height": h, "duration_s": None}
               for w, h in [rng.choice([(1024, 1024), (1280, 960), (960, 1280), (1600, 900)])]] if c["input"] else []
     workflow, pool = task_agent(request)
     asked = sum(bool(v) for k, v in c.items() if k not in ("images", "videos", "subject"))
     return {"id": "", "split": split, "modality": s["modality"], "scenario": name,
             "dimension": "duration" if c["duration_s"] else "storyboard" if c["shots"] else "amount",
-            "request": " ".join(request.split()), "language": "en", "inputs": inputs, "constraints": c,
+            "request": " ".join(request.split()), "language": language, "inputs": inputs, "constraints": c,
             "difficulty": "easy" if asked <= 1 else "medium" if asked <= 3 else "hard", "workflow": workflow, "pool": pool}
 
 
 def make_tasks(n, split, config, seed):
-    """n distinct task records, the 42 scenarios in turn, so that each gives tasks."""
-    names, seen, tasks = list(load_scenarios()["scenarios"]), set(), []
+    """n distinct task records, the scenarios of the config's languages in turn, so that each gives tasks."""
+    kinds, tasks = [(name, language) for language in config.languages for name in load_scenarios(language)["scenarios"]], {}
     rng = draw(seed, "tasks", split, n)
     while len(tasks) < n:
-        task = make_task(rng, split, config, names[len(tasks) % len(names)])
-        if task["request"] not in seen:
-            seen.add(task["request"])
-            tasks.append({**task, "id": f"{split}-{len(tasks):05d}"})
-    return tasks
+        task = make_task(rng, split, config, *kinds[len(tasks) % len(kinds)])
+        tasks.setdefault(task["request"], {**task, "id": f"{split}-{len(tasks):05d}"})
+    return list(tasks.values())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # VisionAgent (Sec. 3.1, Fig. 4), scripted: TaskAgent reads and routes, MetaAgent thinks, plans, calls and verifies
 
 
-@lru_cache(maxsize=1)
-def reading_patterns():
+@lru_cache
+def reading_patterns(language):
     """How the scripted TaskAgent recognises each constraint in a request: the written clauses turned into patterns."""
-    book = load_scenarios()
-    things = "|".join(sorted({s["consistency_word"] for s in book["scenarios"].values()}))
-    slot = {"d": r"\d+", "k": r"\w+", "a": r"\d+:\d+", "r": r"\d+p", "id": r"in_\d+", "thing": things}
+    book = load_scenarios(language)
+    number = "|".join([r"\d+", "an?", *book["number_words"].values()])
+    slot = {"d": r"\d+", "k": number, "a": r"\d+:\d+", "r": r"\d+p", "id": r"in_\d+",
+            "thing": "|".join(sorted({s["consistency_word"] for s in book["scenarios"].values()}))}
     # Each with its longest piece outside slots: to look for that first is much cheaper than the pattern.
     clause = {kind: [(max(re.split(r"{\w+}", text), key=len), re.sub(r"\\{(\w+)\\}", lambda m: f"({slot[m[1]]})", re.escape(text))) for text in texts]
               for kind, texts in book["clauses"].items()}
-    number = "|".join([r"\d+", "an?", *map(str, book["number_words"].values())])
     nouns = sorted({(n, name) for name, s in book["scenarios"].items() for n in s["noun"]}, key=lambda x: -len(x[0]))
-    noun = [(re.compile(rf"\b({number}) {re.escape(n)}\b", re.I), name) for n, name in nouns]
+    noun = [(re.compile(book["grammar"]["noun"].format(number, re.escape(n)), re.I), name) for n, name in nouns]
     # A request is matched with its noun phrase ("two posters") taken out, so a frame is one pattern for all scenarios.
-    slots = {"what": "\0", "subject": "(?P<subject>an? [^.?!]+?)", "style": "(?: in (?P<style>(?:(?! in )[^.?!])+?) style)?", " extras": "(?: .*?)?"}
-    pattern = {text: re.compile(re.sub(r"(\\ )?\\{(\w+)\\}", lambda m: slots[" extras"] if m[2] == "extras" else (m[1] or "") + slots[m[2]],
-                                       re.escape(text)), re.I) for text in sum((s["wordings"] for s in book["scenarios"].values()), book["frames"])}
+    slots, texts = book["grammar"]["slots"], sum((s["wordings"] for s in book["scenarios"].values()), book["frames"])
+    pattern = {t: re.compile(re.sub(r"\\{(\w+)\\}", lambda m: slots[m[1]], re.escape(t.replace(" {extras}", "{extras}"))), re.I) for t in texts}
     # The longest first: "Design {what} for {subject}" would also fit "Design {what} for a game about {subject}".
     wording = {name: [pattern[text] for text in sorted(s["wordings"] + book["frames"], key=len, reverse=True)] for name, s in book["scenarios"].items()}
     return clause, noun, wording
@@ -360,21 +363,20 @@ def reading_patterns():
 
 def read_request(request):
     """TaskAgent's reading: the constraints that a request states, from its text alone."""
-    clause, nouns, wordings = reading_patterns()
-    numbers = {w: n for n, w in load_scenarios()["number_words"].items()} | {"a": 1, "an": 1}
+    language = "zh" if HAN.search(request) else "en"
+    book, (clause, nouns, wordings) = load_scenarios(language), reading_patterns(language)
+    numbers = {w: n for n, w in book["number_words"].items()} | {"a": 1, "an": 1}
     number = lambda text: numbers.get(text.lower()) or int(text)      # noqa: E731
     said = {kind: next((m for piece, p in patterns if piece in request and (m := re.search(p, request))), None) for kind, patterns in clause.items()}
     c = json.loads(json.dumps(NO_CONSTRAINTS))
     phrase, name = next(((m, name) for p, name in nouns if (m := p.search(request))), (None, None))
-    count = number(phrase.group(1)) if phrase else 1
-    scenario = load_scenarios()["scenarios"].get(name, {"modality": "image", "title": ""})
-    c["images" if scenario["modality"] == "image" else "videos"] = count
+    scenario = book["scenarios"].get(name, {"modality": "image", "title": ""})
+    c["images" if scenario["modality"] == "image" else "videos"] = number(phrase.group(1)) if phrase else 1
     for field, kind, read in (("duration_s", "duration", int), ("shots", "shots", number), ("aspect_ratio", "aspect", str),
                               ("resolution", "resolution_video", str)):
         c[field] = read(said[kind].group(1)) if said[kind] else None
     c["resolution"] = "2K" if said["large"] else c["resolution"]
-    c["transparent"], c["web_page"], c["beat"] = (bool(said[k]) for k in ("transparent", "html", "beat"))
-    c["input"] = bool(said["input"])
+    c["transparent"], c["web_page"], c["beat"], c["input"] = (bool(said[k]) for k in ("transparent", "html", "beat", "input"))
     c["consistency"] = [k for k in ("object", "scene", "style") if said[k]]
     # In the order in which the request names them.
     c["audio"] = sorted((k for k in ("music", "narration", "sfx", "subtitles") if said[k]), key=lambda k: said[k].start())
@@ -465,7 +467,7 @@ def call_arguments(step, c, made, fed, voice, rng):
     if key_ == "speed":
         return {"video": film[0], "target_duration": c["duration_s"]}
     if key_ == "voice":
-        return {"video": film[0], "text": f"This is {c['subject']}."}
+        return {"video": film[0], "text": f"这是{c['subject']}。" if HAN.search(c["subject"]) else f"This is {c['subject']}."}
     return {"video": film[0], "subtitles": [{"start": 0, "end": 2, "text": c["subject"]}]}      # caption
 
 
@@ -568,7 +570,7 @@ def english_words():
 @lru_cache(maxsize=1)
 def common_words():
     """Words of three letters or more, in order: of data/words.txt and of the training subjects and styles."""
-    book = load_scenarios()
+    book = load_scenarios("en")
     shown = [g[:len(g) - len(g) // 5] for g in book["subjects"].values()] + [book["styles"][:len(book["styles"]) - len(book["styles"]) // 6]]
     return sorted(w for w in {*english_words(), *(w for phrase in sum(shown, []) for w in phrase.split())} if len(w) > 2 and w.isalpha())
 
@@ -635,18 +637,17 @@ def make_general(config, n, split):
     A question belongs to one split by the digest of its text: every tenth is held out.
     """
     kinds = [k for k, w in config.data.general_kinds.items() for _ in range(w if split == "train" else 1)]
-    rng, items, seen, tries = draw(config.seed, "general", split), [], set(), 0
-    while len(items) < n:
-        tries += 1
-        if tries > 200 * n + 1000:
-            raise SystemExit(f"error: config key `data.general_heldout`: no more than {len(items)} distinct held-out questions exist; lower it")
+    rng, items, seen = draw(config.seed, "general", split), [], set()
+    for _ in range(200 * n + 1000):
+        if len(items) == n:
+            return items
         item = general_item(rng, kinds[len(items) % len(kinds)])
         text = item["messages"][0]["content"]
         held = int(hashlib.blake2b(text.encode(), digest_size=4).hexdigest(), 16) % 10 == 0
         if held == (split == "heldout") and (split == "train" or text not in seen):
             seen.add(text)
             items.append(item)
-    return items
+    raise SystemExit(f"error: config key `data.general_heldout`: no more than {len(items)} distinct held-out questions exist; lower it")
 
 
 def to_messages(record, form):

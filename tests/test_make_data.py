@@ -54,17 +54,17 @@ def run_agent(task, scale=0.0, seed=5):
 
 
 def test_the_42_task_types_of_table_8():
-    kinds = load_scenarios()["scenarios"].values()
+    kinds = load_scenarios("en")["scenarios"].values()
     assert [s["title"] for s in kinds] == squeeze(TABLE_8).split("; ")
     assert [s["modality"] for s in kinds] == ["video"] * 21 + ["image"] * 21
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_task_type_gives_tasks(tasks, split):
-    assert Counter(t["scenario"] for t in tasks[split]) == dict.fromkeys(load_scenarios()["scenarios"], 15)
+    assert Counter(t["scenario"] for t in tasks[split]) == dict.fromkeys(load_scenarios("en")["scenarios"], 15)
     assert len({t["request"] for t in tasks[split]}) == len({t["id"] for t in tasks[split]}) == 630
     for t in tasks[split]:
-        assert t["split"] == split and t["modality"] == load_scenarios()["scenarios"][t["scenario"]]["modality"]
+        assert t["split"] == split and t["modality"] == load_scenarios("en")["scenarios"][t["scenario"]]["modality"]
         assert (t["constraints"]["images"] > 0) == (t["modality"] == "image") != (t["constraints"]["videos"] > 0)
         assert set(t["constraints"]) == set(NO_CONSTRAINTS) and set(t["pool"]) <= set(load_tools()) and t["workflow"] in load_workflows()
         assert {"id", "split", "modality", "scenario", "dimension", "request", "language", "inputs", "constraints", "difficulty",
@@ -76,14 +76,14 @@ def test_tiny_limits_hold_in_both_splits():
     data = load_config(ROOT / "configs" / "tiny.yaml").data
     for split in SPLITS:
         made = make_tasks(84, split, data, seed=1)
-        assert {t["scenario"] for t in made} == set(load_scenarios()["scenarios"])
+        assert {t["scenario"] for t in made} == set(load_scenarios("en")["scenarios"])
         for t in made:
             assert (t["constraints"]["shots"] or 0) <= data.max_shots and t["constraints"]["images"] <= data.max_images
             assert len(expand_workflow(t["workflow"], t["constraints"])) <= data.max_steps
 
 
 def test_at_least_300_subjects(tasks):
-    subjects = [x for group in load_scenarios()["subjects"].values() for x in group]
+    subjects = [x for group in load_scenarios("en")["subjects"].values() for x in group]
     assert len(subjects) == len(set(subjects)) >= 300
     assert len({t["constraints"]["subject"] for t in tasks["train"]}) >= 200
 
@@ -96,7 +96,7 @@ def test_splits_share_no_subject_style_or_combination(tasks):
 
 def frames_of(request, scenario):
     """The written wordings that a request may come from, found in its text alone."""
-    book = load_scenarios()
+    book = load_scenarios("en")
     nouns = "|".join(map(re.escape, book["scenarios"][scenario]["noun"]))
     slots = {"{what}": rf"\w+ (?:{nouns})", "{subject}": "an? .+?", "{style}": "(?: in .+? style)?", "{extras}": ".*?"}
     found = []
@@ -121,7 +121,7 @@ def test_splits_share_no_wording_of_the_request(tasks):
 
 
 def test_splits_share_no_clause_sentence(tasks):
-    clauses = [c for group in load_scenarios()["clauses"].values() for c in group]
+    clauses = [c for group in load_scenarios("en")["clauses"].values() for c in group]
     assert len(clauses) == len(set(clauses))
     slots = {"d": r"\d+", "k": r"\w+", "a": r"\d+:\d+", "r": r"\d+p", "id": r"in_\d", "thing": r"\w+"}
     patterns = {c: re.compile(r"(?:^|(?<=[\s.!?]))" + re.sub(r"\\\{(\w+)\\\}", lambda m: slots[m[1]], re.escape(c)) + r"(?=\s|$)") for c in clauses}
@@ -136,7 +136,7 @@ def test_expert_trajectories_vrl_and_held_out_tasks_share_no_wording():
     items = list(range(34))
     visgen, train, heldout = (make_data.split_list(items, 2, split) for split in ("visgen", "train", "heldout"))
     assert (visgen, train, heldout) == (items[:24], items[24:32], items[32:])
-    book = load_scenarios()
+    book = load_scenarios("en")
     shown = {c for group in book["clauses"].values() for c in make_data.split_list(group, 2, "visgen") if "{" not in c}
     kept = {c for group in book["clauses"].values() for c in group[:-2] if "{" not in c} - shown
     text = {split: "\n".join(t["request"] for t in make_tasks(840, split, DataConfig(), seed=3)) for split in ("visgen", "train")}
@@ -144,7 +144,7 @@ def test_expert_trajectories_vrl_and_held_out_tasks_share_no_wording():
 
 
 def test_there_are_many_wordings_of_each_constraint():
-    kinds = load_scenarios()["clauses"]
+    kinds = load_scenarios("en")["clauses"]
     assert all(len(kinds[k]) >= 180 for k in ("music", "narration", "sfx", "subtitles", "object", "scene", "style", "beat"))
     assert all(len(texts) >= 80 for texts in kinds.values())
     for kind, texts in kinds.items():      # the reader finds wordings by their letters: none may stand inside one of another kind
@@ -153,7 +153,7 @@ def test_there_are_many_wordings_of_each_constraint():
 
 
 def test_training_subjects_are_put_together_and_held_out_ones_are_written():
-    group = load_scenarios()["subjects"]["product"]
+    group = load_scenarios("en")["subjects"]["product"]
     drawn = [make_data.draw_subject(draw("s", i), group, "train") for i in range(600)]
     assert len(set(drawn)) > 300 and not set(drawn) & set(group[-13:]) and 100 < len([x for x in drawn if x in group]) < 300
     assert all(re.fullmatch(r"an? [a-z ]+", x) and (x[:3] == "an ") == (x.split()[1][0] in "aeiou") for x in drawn)
@@ -161,7 +161,7 @@ def test_training_subjects_are_put_together_and_held_out_ones_are_written():
 
 
 def test_written_material_is_split_without_overlap():
-    book = load_scenarios()
+    book = load_scenarios("en")
     for s in book["scenarios"].values():
         assert len(s["wordings"]) == len(set(s["wordings"])) >= 7
         for w in s["wordings"]:
@@ -194,7 +194,87 @@ def test_every_constraint_is_said_and_every_kind_occurs(tasks):
 def test_a_combination_that_no_draw_gives_ends(monkeypatch):
     monkeypatch.setattr(make_data, "combination_split", lambda c: "train")
     with pytest.raises(RuntimeError, match="1000 draws"):
-        make_task(draw(0), "heldout", DataConfig(), "logo_design" if "logo_design" in load_scenarios()["scenarios"] else None)
+        make_task(draw(0), "heldout", DataConfig(), "logo_design" if "logo_design" in load_scenarios("en")["scenarios"] else None)
+
+
+# --- Chinese requests
+
+
+@pytest.fixture(scope="module")
+def chinese():
+    """500 Chinese tasks a split, of the 15 task types in turn."""
+    return {split: make_tasks(500, split, DataConfig(languages=["zh"]), seed=7) for split in ("visgen", "train", "heldout")}
+
+
+def test_chinese_scenarios_are_the_english_ones_in_other_words():
+    zh, en = load_scenarios("zh"), load_scenarios("en")
+    assert set(zh) == set(en) and set(zh["clauses"]) == set(en["clauses"]) and len(zh["scenarios"]) >= 12
+    for name, s in zh["scenarios"].items():
+        assert {k: v for k, v in s.items() if k not in ("noun", "consistency_word", "wordings")} == {
+            k: v for k, v in en["scenarios"][name].items() if k not in ("noun", "consistency_word", "wordings")}
+        assert len(set(s["wordings"])) == len(s["wordings"]) >= 8 and set(s["subjects"]) <= set(zh["subjects"])
+        for w in s["wordings"]:
+            assert sorted(re.findall(r"\{(\w+)\}", w)) == ["extras", "style", "subject", "what"], w
+    assert all(len(texts) >= 12 for texts in zh["clauses"].values())
+    for kind, texts in zh["clauses"].items():
+        others = "\n".join(t for k, more in zh["clauses"].items() if k != kind for t in more)
+        assert not [t for t in texts if t in others]
+    nouns = [n for s in zh["scenarios"].values() for n in s["noun"]]
+    assert len(set(nouns)) == len(nouns)
+
+
+@pytest.mark.parametrize("split", ("visgen", "train", "heldout"))
+def test_chinese_requests_read_back_right(chinese, split):
+    for t in chinese[split]:
+        said, meant = read_request(t["request"]), copy.deepcopy(t["constraints"])
+        assert set(said.pop("audio")) == set(meant.pop("audio")), t["request"]
+        assert said == meant and t["language"] == "zh" and " " not in t["request"] and "{" not in t["request"], t["request"]
+    assert {t["scenario"] for t in chinese[split]} == set(load_scenarios("zh")["scenarios"])
+    for key in NO_CONSTRAINTS:
+        assert len({json.dumps(t["constraints"][key]) for t in chinese[split]}) > 1, key
+
+
+def test_chinese_splits_share_no_words(chinese):
+    book, splits = load_scenarios("zh"), list(chinese)
+    used = {split: "\n".join(t["request"] for t in chinese[split]) for split in splits}
+    for split in splits:
+        for other in set(splits) - {split}:
+            clauses = [c for texts in book["clauses"].values() for c in make_data.split_list(texts, 2, split) if "{" not in c]
+            assert len([c for c in clauses if c in used[split]]) > 15 and not [c for c in clauses if c in used[other]]
+            both = [{t["constraints"][k] for t in chinese[s]} - {None} for k in ("subject", "style") for s in (split, other)]
+            if "heldout" in (split, other):
+                assert not both[0] & both[1] and not both[2] & both[3]
+    held = [w for s in book["scenarios"].values() for w in s["wordings"][-3:]]
+    pieces = {max(re.split(r"\{\w+\}", w), key=len) for w in held}
+    pieces = {p for p in pieces if len(p) > 4}
+    assert len(pieces) > 30 and len([p for p in pieces if p in used["heldout"]]) > 30
+    assert not [p for p in pieces if p in used["train"] or p in used["visgen"]]
+    parts = {x for group in book["subjects"].values() for s in group[-(len(group) // 5):] for x in s[2:].split("的")}
+    assert not [x for x in parts if len(x) > 1 and any(x in t["constraints"]["subject"] for t in chinese["train"] + chinese["visgen"])]
+
+
+def test_agent_solves_each_chinese_scenario(chinese):
+    for task in [*chinese["train"][:15], *chinese["heldout"][:60]]:
+        trajectory, reward = run_agent(task)
+        assert reward["total"] > 0.9 and trajectory["ended"] == "answer", (task["request"], reward)
+        prompts = [str(c["arguments"]) for c in trajectory["calls"]]
+        assert any(task["constraints"]["subject"] in p for p in prompts)
+
+
+@pytest.mark.xfail(not rewards.words("水彩"), reason="rewards.words() sees no Chinese: on_topic is given away")
+def test_the_reward_reads_chinese_subjects(chinese):
+    for task in chinese["heldout"][:15]:
+        trajectory, reward = run_agent(task)
+        other = {**trajectory, "task": {**task, "constraints": {**task["constraints"], "subject": "龘靐齉"}}}
+        assert reward["checks"]["on_topic"] > ltr_reward(other, RewardConfig())["checks"]["on_topic"]
+
+
+def test_languages_mix_by_the_config():
+    mixed = make_tasks(114, "train", DataConfig(languages=["en", "zh"]), seed=1)
+    assert Counter(t["language"] for t in mixed) == {"en": 84, "zh": 30}
+    assert all(bool(re.search("[\u4e00-\u9fff]", t["request"])) == (t["language"] == "zh") for t in mixed)
+    assert build(Config, {"data": {"languages": ["zh"]}}).data.languages == ["zh"]
+    assert "'fr'" in error_of(make_tasks, 1, "train", DataConfig(languages=["fr"]), 0)
 
 
 # --- workflows
@@ -822,7 +902,7 @@ def test_jsonl_lines_may_hold_any_character(tmp_path):
 
 
 def test_ensure_data_makes_all_files_once(tmp_path, monkeypatch, capsys):
-    for written in (make_data.load_scenarios, make_data.load_voice, make_data.english_words):
+    for written in (lambda: load_scenarios("en"), make_data.load_voice, make_data.english_words):
         written()      # read once, before the root is another
     for module in (rewards, make_data):
         monkeypatch.setattr(module, "ROOT", tmp_path)
