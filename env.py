@@ -11,42 +11,18 @@ import math
 import re
 import sys
 import time
-from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate, filterfalse, islice
 from operator import contains, ge, itemgetter, le
-from pathlib import Path
 
 import jinja2
 import orjson
 import yaml
 
-ROOT = Path(__file__).resolve().parent
+from configs.keys import ROOT, RolloutConfig
+
 ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False)   # what is written here holds no cycles
 PAGES = jinja2.Environment(loader=jinja2.FileSystemLoader(ROOT / "data"), auto_reload=False)
-
-# ---------------------------------------------------------------------------- configuration
-def key(default, doc):
-    """A config key with its one-line explanation; lists and dicts get a fresh copy per instance."""
-    return field(default_factory=lambda: copy.copy(default), metadata={"doc": doc})
-
-@dataclass(frozen=True)
-class RolloutConfig:
-    """Section `rollout` of a config file: what the environment and the sampler are told."""
-    tools: str = key("names", "how the system message lists the tools: schema, signature or names")
-    tool_pool: str = key("task", "which tools the agent has: the task's pool (task) or all 36 (all)")
-    max_turns: int = key(12, "turns after which an episode without an answer is cut off")
-    failure_scale: float = key(1.0, "multiplies every failure rate of tools.yaml; 0 switches failures off")
-    temperature: float = key(1.0, "of training rollouts, which come from the full softmax: no top-p, top-k or min-p")
-    max_turn_tokens: int = key(448, "tokens after which an unfinished turn ends the episode as max_tokens")
-    read_rows: int = key(32, "rows that the sampler's model reads at once when prompts and tool messages come in")
-    fidelity: float = key(1.0, "C_tool of the simulator: 1 - fidelity of the calls deviate from the real service")
-
-    def __post_init__(self):
-        fine = {"tools": self.tools in ("schema", "signature", "names"), "tool_pool": self.tool_pool in ("task", "all"),
-                "max_turns": self.max_turns >= 1, "fidelity": 0 <= self.fidelity <= 1, "failure_scale": self.failure_scale >= 0}
-        for name in [name for name in fine if not fine[name]]:
-            raise ValueError(f"rollout.{name} cannot be {getattr(self, name)!r}: {self.__dataclass_fields__[name].metadata['doc']}")
 
 # ---------------------------------------------------------------------------- the tools as data
 def to_json(obj):

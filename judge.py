@@ -11,38 +11,15 @@ import os
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
-from env import PAGES, ROOT, ToolError, check, key, page, read_json, to_json
+from configs.keys import ROOT
+from env import PAGES, ToolError, check, page, read_json, to_json
 
 # What others wrote is shown as JSON: on one line, so that it closes no delimiter, and without the angle brackets of our tags and of chat templates.
 PAGES.filters["untrusted"] = lambda value: to_json(value).translate({ord("<"): "\uff1c", ord(">"): "\uff1e"})
 ASKED = Counter()      # verdicts, failures and tokens of this process, for the caps on both
 SCORE = {"type": "object", "properties": {"reason": {"type": "string"}, "score": {"type": "number", "minimum": 0, "maximum": 1}},
          "required": ["reason", "score"], "additionalProperties": False}
-
-
-@dataclass(frozen=True)
-class JudgeConfig:
-    """The LLM of `reward.judge: openai`. The paper names no model and no limits; every number below is ours."""
-
-    url: str = key("http://127.0.0.1:8000/v1", "any OpenAI-compatible endpoint; this is where vLLM serves by default")
-    model: str = key("judge", "the model's name there")
-    key_env: str = key("JUDGE_API_KEY", "environment variable with the API key; a local server needs none")
-    timeout_s: float = key(120.0, "for a whole request, from its start to the last byte")
-    tries: int = key(5, "requests for one verdict: the next one after a timeout, 408, 409, 429, 5xx or an unreadable verdict")
-    backoff_s: float = key(1.0, "wait before the second try, doubled before each later one; a longer Retry-After of the server's is kept to")
-    concurrency: int = key(96, "requests at once: the paper's 24 x 4 rollouts")
-    max_tokens: int = key(2048, "of one verdict, the thoughts of a reasoning model included")
-    max_run_tokens: int = key(50_000_000, "cap on cost: tokens of prompts and verdicts in one process, above which no request is sent and the run stops")
-    max_failures: float = key(0.05, "share of verdicts that may fail; above it the run stops, once 20 were asked for")
-    neighbours: int = key(3, "expert plans that the plan judge is shown")
-    cache: str = key("runs/judge", "folder of verdicts, a file a request: what was asked before costs nothing")
-
-    def __post_init__(self):
-        for name in ("tries", "concurrency", "max_tokens", "neighbours"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"reward.llm.{name} is {getattr(self, name)}; it must be at least 1")
 
 
 class Stop(Exception):

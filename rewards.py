@@ -12,108 +12,31 @@ records, never the rendered text of tool messages. No torch: a reader can play w
     python rewards.py trajectories.jsonl reward.form=result+format reward.judge=openai reward.llm.url=http://127.0.0.1:8123/v1
 """
 
-import difflib
 import hashlib
 import json
 import math
-import os
 import random
 import re
 import signal
 import sys
 import threading
 from collections import Counter
-from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import yaml
 
-from env import ROOT, key, load_tools, page, to_json, tool_signature
-from judge import JudgeConfig, ask_all
+from configs.keys import ROOT, RewardConfig, read_config, write_atomic
+from env import load_tools, page, to_json, tool_signature
+from judge import ask_all
 
-FORMS = ("plan*fine", "plan*(result+format)", "result+format", "plan+fine")
 FACETS = ("requirement", "coherence", "executability", "atomicity", "optimality")
 PARTS = ("tool", "format", "result", "traj", "cons")
 
 
-@dataclass(frozen=True)
-class RewardConfig:
-    """LtrReward. The paper gives the parts and the product; every number below is ours."""
-
-    form: str = key("plan*fine", "plan*fine: RL4, the paper's | plan*(result+format): RL2, RL3 | result+format: RL1 | "
-                                 "plan+fine: a mean over all, the sum of VisionCreator-R1")
-    judge: str = key("rules", "of R_plan and R_traj: rules (offline, deterministic, ours) | openai (the paper's LLM evaluators, see llm)")
-    llm: JudgeConfig = key(JudgeConfig(), "the LLM judge")
-    weights: dict = key({part: 1.0 for part in PARTS}, "of R_fine's parts; equal, as in VisionCreator-R1")
-    facet_weights: dict = key({"requirement": 2.0, "coherence": 1.0, "executability": 1.0, "atomicity": 1.0, "optimality": 1.0},
-                              "of R_plan's facets; the binary one counts double, since the rest is idle without it")
-    duration_tolerance: float = key(0.05, "relative; a 4 s step between clip lengths never passes, a cut frame always does")
-    size_tolerance: float = key(0.05, "relative, on the short side of 720p and 1080p; Kling's 1904x1088 passes")
-    aspect_tolerance: float = key(0.05, "relative; 1344x768 passes as 16:9 (1.6 % off), 1344x704 does not (7.4 %)")
-    quiet: float = key(0.1, "volume below which a sound counts as muted: -20 dB")
-    shown_s: float = key(0.5, "seconds that a caption or a shot must stand to be seen")
-    long_prompt: int = key(200, "words; a prompt beyond it names everything and shows nothing")
-    long_plan: float = key(2.0, "times the steps of the shortest expert plan; a longer plan is scaled down by its length")
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Config files, records, seeds and Ctrl-C, for the scripts that build on this one
-
-
-def read_config(config, path, overrides=()):
-    """`config` with a YAML file (None: none) on top, its `extends:` chain beneath, `section.key=value` strings above. SystemExit names what is wrong."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    path = path and Path(path)
-    if path and not path.is_file():
-        known = ", ".join(sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml")))
-        raise SystemExit(f"error: no config file {path}; configs here: {known}")
-    for item in overrides:
-        if "=" not in item:
-            raise SystemExit(f"error: {item!r} is no override; write section.key=value, such as vrl.steps=3")
-    try:
-        sources = OmegaConf.load(path) if path else OmegaConf.create(), OmegaConf.from_dotlist(list(overrides))
-        values, over = (OmegaConf.to_container(c, resolve=True) for c in sources)
-    except (yaml.YAMLError, OmegaConfBaseException) as e:
-        raise SystemExit(f"error: {' or '.join(map(str, filter(None, (path, *overrides))))} is not valid YAML: {' '.join(str(e).split())}") from e
-    if not isinstance(values, dict):
-        raise SystemExit(f"error: {path} must hold `section:` entries, got a {type(values).__name__}")
-    parent = values.pop("extends", None)
-    return build(build(read_config(config, path.parent / parent) if parent else config, values), over)
-
-
-def build(default, values, where=""):
-    """`default` with YAML values in place of its own, at any depth; each must have its default's type, a list is replaced whole.
-
-    SystemExit names the key of a wrong type, and for an unknown key the nearest known one.
-    """
-    known = {f.name: getattr(default, f.name) for f in fields(default)} if is_dataclass(default) else default
-    if isinstance(known, dict) and isinstance(values, dict):
-        for name in values:
-            if name not in known:
-                near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
-                raise SystemExit(f"error: unknown config key `{where}{name}`; the nearest known key is `{where}{near}`")
-        try:
-            return type(default)(**{**known, **{name: build(known[name], value, f"{where}{name}.") for name, value in values.items()}})
-        except ValueError as e:
-            raise SystemExit(f"error: config key {e}") from e
-    if isinstance(known, list) and isinstance(values, list) and known and is_dataclass(known[0]):
-        return [build(type(known[0])(), value, f"{where[:-1]}[{i}].") for i, value in enumerate(values)]
-    if type(values) is not type(known) and (type(known), type(values)) != (float, int):
-        kind = "section of keys" if is_dataclass(default) else type(known).__name__
-        raise SystemExit(f"error: config key `{where[:-1]}` must be of type {kind}, got {values!r} ({type(values).__name__})")
-    return type(known)(values)
-
-
-def write_atomic(path, text):
-    """Write a text file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
 
 
 def write_jsonl(path, records):
@@ -134,64 +57,6 @@ def read_jsonl(path):
         except json.JSONDecodeError as e:
             raise SystemExit(f"error: {path}, line {i} is not JSON ({e.msg}); remove the file to make it again") from e
     return records
-
-
-def print_keys(cls, values=None, where=""):
-    """Print every config key with its default and meaning."""
-    values = values or cls()
-    for f in fields(cls):
-        value = getattr(values, f.name)
-        if is_dataclass(value):
-            print(f"\n{f.name}:  # {f.metadata['doc']}")
-            print_keys(type(value), value, f"{where}{f.name}.")
-        else:
-            shown = [asdict(v) for v in value] if isinstance(value, list) and value and is_dataclass(value[0]) else value
-            print(f"{where}{f.name} = {to_json(shown)}   # {f.metadata['doc']}")
-
-
-def read_arguments(doc, switches, cls):
-    """A script's command line: (config file, overrides, set of the switches given). `--keys` prints the keys of `cls` and exits."""
-    import argparse
-
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default=str(ROOT / "configs" / "tiny.yaml"), help="experiment file (default: %(default)s)")
-    parser.add_argument("--keys", action="store_true", help="print every config key with its default and meaning")
-    for switch, text in switches:
-        parser.add_argument(switch, action="store_true", help=text)
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="config values on top of the file's")
-    args = parser.parse_args()
-    if args.keys:
-        print_keys(cls)
-        raise SystemExit(0)
-    return args.config, args.overrides, {switch for switch, _ in switches if getattr(args, switch.lstrip("-").replace("-", "_"))}
-
-
-def open_run(config):
-    """Create runs/<name>/ with the resolved config, or continue it; SystemExit if it belongs to another config.
-
-    The `bench` section may differ: it changes what is measured, not what is trained.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
-        raise SystemExit(f"error: config key `name` is {config.name!r}; it names a folder under runs/: letters, digits, '.', '_' and '-'")
-    run = ROOT / "runs" / config.name
-    resolved = asdict(config)
-    path = run / "config.yaml"
-    if path.is_file():
-        there = yaml.safe_load(path.read_text(encoding="utf-8"))
-        for section, value in resolved.items():
-            if section == "bench" or there.get(section) == value:
-                continue
-            where, old, new = section, there.get(section), value
-            if isinstance(value, dict) and isinstance(old, dict):
-                inner = next(k for k in {**value, **old} if old.get(k, "absent") != value.get(k, "absent"))
-                where, old, new = f"{section}.{inner}", old.get(inner, "absent"), value.get(inner, "absent")
-            raise SystemExit(f"error: {run.relative_to(ROOT)} belongs to another config: `{where}` is {old!r} there and {new!r} now; "
-                             f"give this run a name of its own (name=...) or remove the folder")
-    elif run.exists() and any(run.iterdir()):
-        raise SystemExit(f"error: {run.relative_to(ROOT)} is not empty and has no config.yaml; choose another name (name=...)")
-    else:
-        write_atomic(path, yaml.safe_dump(resolved, sort_keys=False))
-    return run
 
 
 def append_metrics(run, record):
@@ -820,8 +685,6 @@ def judge_by_llm(found, config):
 
 def combine(plan, parts, config):
     """R_vrt from R_plan and the parts that apply (None is left out, not given away), for each of the config's forms."""
-    if config.form not in FORMS:
-        raise SystemExit(f"error: config key `reward.form` must be one of {', '.join(FORMS)}; got {config.form!r}")
     here = {p: v for p, v in parts.items() if v is not None}
     weight = {p: config.weights[p] for p in here}
     fine = sum(weight[p] * here[p] for p in here) / sum(weight.values())
@@ -842,8 +705,6 @@ def ltr_reward(trajectory, config, pool=None):
 
 def ltr_rewards(trajectories, config, pools=None):
     """ltr_reward of many trajectories; an LLM judges `reward.llm.concurrency` of them at once."""
-    if config.judge not in ("rules", "openai"):
-        raise SystemExit(f"error: config key `reward.judge` must be rules or openai; got {config.judge!r}")
     found = []
     for t, pool in zip(trajectories, pools or [None] * len(trajectories)):
         pool = set(load_tools()) if pool is None else set(pool)

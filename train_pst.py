@@ -32,9 +32,10 @@ from safetensors.torch import load_file, save_file
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from env import ROOT, parse_utpc
-from make_data import Stage, command_line, draw, ensure_data, open_run, read_jsonl
-from rewards import StopSwitch, append_metrics
+from configs.keys import ROOT, Stage, command_line, open_run
+from env import parse_utpc
+from make_data import ensure_data
+from rewards import StopSwitch, append_metrics, draw, read_jsonl
 
 TEMPLATE = ROOT / "data" / "templates" / "chatml.jinja"
 END_OF_TURN = "<|im_end|>"

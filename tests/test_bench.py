@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from bench import print_table, rows_of  # noqa: E402
 from rewards import PARTS  # noqa: E402
+from bench import print_table, rows_of  # noqa: E402
 
 
 def figures(reward, cons=0.5, n=128, seed=0, sampled=True):

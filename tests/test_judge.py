@@ -18,11 +18,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import judge  # noqa: E402
-from env import RolloutConfig, VisGenEnv, load_tools, to_json  # noqa: E402
-from judge import ASKED, JudgeConfig, ask_all, digest, keep, make_request  # noqa: E402
-from make_data import Config, DataConfig, build, make_tasks, vision_agent  # noqa: E402
-from rewards import (FACETS, RewardConfig, expand_workflow, explain, fitting_workflows, load_workflows, ltr_reward, ltr_rewards, match_steps,  # noqa: E402
-                     nearest_workflows)
+from configs.keys import Config, DataConfig, JudgeConfig, RewardConfig, RolloutConfig, build  # noqa: E402
+from env import VisGenEnv, load_tools, to_json  # noqa: E402
+from rewards import (FACETS, expand_workflow, explain, fitting_workflows, load_workflows, ltr_reward, ltr_rewards,  # noqa: E402
+                     match_steps, nearest_workflows)
+from judge import ASKED, ask_all, digest, keep, make_request  # noqa: E402
+from make_data import make_tasks, vision_agent  # noqa: E402
 
 GOOD = 0.5      # the score that a good verdict gives throughout
 

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import rewards  # noqa: E402
-from env import RolloutConfig, VisGenEnv, load_tools, to_json  # noqa: E402
-from make_data import NO_CONSTRAINTS, DataConfig, make_tasks, read_request, vision_agent  # noqa: E402
-from rewards import (FACETS, FORMS, PARTS, RewardConfig, atomicity_facet, clip_seconds, coherence_facet, coherence_reward, combine,  # noqa: E402
+from configs.keys import FORMS, Config, DataConfig, RewardConfig, RolloutConfig, build, load_config  # noqa: E402
+from env import VisGenEnv, load_tools, to_json  # noqa: E402
+from rewards import (FACETS, PARTS, atomicity_facet, clip_seconds, coherence_facet, coherence_reward, combine,  # noqa: E402
                      consistency_reward, deliverables, executability_facet, expand_workflow, f1, fitting_workflows, format_reward,
                      ltr_reward, n_shots, needs, optimality_facet, plan_reward, requirement_facet, result_reward, stated_count, tool_reward)
+from make_data import NO_CONSTRAINTS, make_tasks, read_request, vision_agent  # noqa: E402
 
 CONFIG, POOL = RewardConfig(), set(load_tools())
 IMAGE, EDIT, CLIP, I2V = "tool_text2image_gemini", "tool_image_edit_gemini", "tool_text2video_veo", "tool_image2video_keling"
@@ -466,8 +467,6 @@ def test_forms(form, total):
 
 
 def test_rl1_to_rl4_by_config():
-    from make_data import load_config
-
     forms = {p.stem: load_config(p).reward.form for p in (ROOT / "configs" / "ablations").glob("rl*.yaml")}
     assert forms == {"rl1": "result+format", "rl2": "plan*(result+format)", "rl3": "plan*(result+format)"}
     assert load_config(ROOT / "configs" / "tiny.yaml").reward.form == RewardConfig().form == "plan*fine"
@@ -485,9 +484,9 @@ def test_part_weights():
 
 
 @pytest.mark.parametrize("change, words", [({"form": "sum"}, ["reward.form", "plan*fine", "'sum'"]), ({"judge": "oracle"}, ["reward.judge", "rules", "'oracle'"])])
-def test_unknown_form_or_judge_is_one_line(change, words, expert):
+def test_unknown_form_or_judge_is_one_line(change, words):
     with pytest.raises(SystemExit) as e:
-        ltr_reward(expert[0], RewardConfig(**change))
+        build(Config(), {"reward": change})
     assert all(w in str(e.value) for w in words) and "\n" not in str(e.value)
 
 
