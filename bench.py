@@ -19,9 +19,9 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
-from configs.keys import ROOT, command_line, open_run, write_atomic
+from configs.experiment import ROOT, command_line, open_run, read_jsonl, write_atomic, write_jsonl
 from env import to_json
-from rewards import PARTS, read_jsonl, write_jsonl
+from rewards import PARTS
 
 CUT = 24              # of 255: a cut lies between two frames whose colours, on 32 x 32 pixels, differ by more than this on average
 SAMPLE_RATE = 48_000  # Hz, unless the record names one: a millisecond, and a frame at 24, 25 or 30 fps, is a whole number of samples

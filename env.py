@@ -19,7 +19,7 @@ import jinja2
 import orjson
 import yaml
 
-from configs.keys import ROOT, RolloutConfig
+from configs.experiment import ROOT, RolloutConfig
 
 ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False)   # what is written here holds no cycles
 PAGES = jinja2.Environment(loader=jinja2.FileSystemLoader(ROOT / "data"), auto_reload=False)

@@ -12,7 +12,7 @@ import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
-from configs.keys import ROOT
+from configs.experiment import ROOT
 from env import PAGES, ToolError, check, page, read_json, to_json
 
 # What others wrote is shown as JSON: on one line, so that it closes no delimiter, and without the angle brackets of our tags and of chat templates.

@@ -20,10 +20,9 @@ from math import isqrt
 import yaml
 from tqdm import tqdm
 
-from configs.keys import ROOT, command_line, open_run, write_atomic
+from configs.experiment import ROOT, command_line, draw, open_run, write_atomic, write_jsonl
 from env import VisGenEnv, load_tools, to_json
-from rewards import (clip_lengths, clip_seconds, draw, expand_workflow, fitting_workflows, load_workflows, ltr_rewards, makes, n_shots,
-                     write_jsonl)
+from rewards import clip_lengths, clip_seconds, expand_workflow, fitting_workflows, load_workflows, ltr_rewards, makes, n_shots
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Tasks: requests in words, with the constraints that the words state

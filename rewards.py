@@ -12,14 +12,9 @@ records, never the rendered text of tool messages. No torch: a reader can play w
     python rewards.py trajectories.jsonl reward.form=result+format reward.judge=openai reward.llm.url=http://127.0.0.1:8123/v1
 """
 
-import hashlib
-import json
 import math
-import random
 import re
-import signal
 import sys
-import threading
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
@@ -27,65 +22,12 @@ from types import SimpleNamespace
 
 import yaml
 
-from configs.keys import ROOT, RewardConfig, read_config, write_atomic
-from env import load_tools, page, to_json, tool_signature
+from configs.experiment import ROOT, RewardConfig, read_config, read_jsonl, write_atomic
+from env import load_tools, page, tool_signature
 from judge import ask_all
 
 FACETS = ("requirement", "coherence", "executability", "atomicity", "optimality")
 PARTS = ("tool", "format", "result", "traj", "cons")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Config files, records, seeds and Ctrl-C, for the scripts that build on this one
-
-
-def write_jsonl(path, records):
-    """Write records as JSON lines, whole or not at all."""
-    write_atomic(path, "".join(to_json(r) + "\n" for r in records))
-
-
-def read_jsonl(path):
-    """Read JSON lines. SystemExit names a missing file, or the line that is not JSON."""
-    if not path.is_file():
-        raise SystemExit(f"error: {path} is missing; `python train_vrl.py --config ...` makes it")
-    records = []
-    for i, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line:
-            continue
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as e:
-            raise SystemExit(f"error: {path}, line {i} is not JSON ({e.msg}); remove the file to make it again") from e
-    return records
-
-
-def append_metrics(run, record):
-    """Append one record to the run's metrics.jsonl."""
-    with open(run / "metrics.jsonl", "a", encoding="utf-8") as f:
-        f.write(to_json(record) + "\n")
-
-
-def draw(*parts):
-    """A random.Random that depends on the parts alone, the same in every process."""
-    return random.Random(int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big"))
-
-
-class StopSwitch:
-    """Ctrl-C while it is entered only sets `on`, so that a step is finished and saved; a second Ctrl-C stops at once."""
-
-    def __enter__(self):
-        self.on, self.main = False, threading.current_thread() is threading.main_thread()
-        if self.main:
-            self.before = signal.signal(signal.SIGINT, self.press)
-        return self
-
-    def press(self, number, frame):
-        self.on = True
-        signal.signal(signal.SIGINT, self.before)
-
-    def __exit__(self, *_):
-        if self.main:
-            signal.signal(signal.SIGINT, self.before)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

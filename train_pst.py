@@ -32,10 +32,9 @@ from safetensors.torch import load_file, save_file
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from configs.keys import ROOT, Stage, command_line, open_run
+from configs.experiment import ROOT, Stage, StopSwitch, append_metrics, command_line, draw, open_run, read_jsonl
 from env import parse_utpc
 from make_data import ensure_data
-from rewards import StopSwitch, append_metrics, draw, read_jsonl
 
 TEMPLATE = ROOT / "data" / "templates" / "chatml.jinja"
 END_OF_TURN = "<|im_end|>"

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 import torch
 from tqdm import tqdm
 
-from configs.keys import ROOT, command_line, open_run, write_atomic
+from configs.experiment import ROOT, StopSwitch, append_metrics, command_line, draw, open_run, read_jsonl, write_atomic, write_jsonl
 from env import VisGenEnv, to_json
 from make_data import ensure_data
-from rewards import PARTS, StopSwitch, append_metrics, draw, ltr_rewards, read_jsonl, write_jsonl
+from rewards import PARTS, ltr_rewards
 from train_pst import (add_lora, base_policy, encode_prompt, encode_tool_messages, general_exact_match, list_checkpoints,
                        load_policy, load_tokenizer, config_digest, read_checkpoint, restore, save_checkpoint, set_up,
                        token_logprobs, train_pst, trained_parameters, use_autocast)
@@ -472,7 +472,7 @@ def part_spread(rollouts):
 def learning_rate(v, step):
     """Share of the peak learning rate at step `step` (from 0): a linear rise over `warmup` steps, 1, a linear fall over the last `cooldown`.
 
-    >>> from configs.keys import VrlConfig
+    >>> from configs.experiment import VrlConfig
     >>> [learning_rate(VrlConfig(steps=6, warmup=2, cooldown=4), step) for step in range(6)]
     [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
     """

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from configs.keys import RolloutConfig  # noqa: E402
+from configs.experiment import RolloutConfig  # noqa: E402
 from env import (RULES, VisGenEnv, audit, load_defaults, load_tools, parse_utpc, read_cases, speech_seconds, to_json,  # noqa: E402
                  tool_schemas, tool_signature)
 

@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import judge  # noqa: E402
-from configs.keys import Config, DataConfig, JudgeConfig, RewardConfig, RolloutConfig, build  # noqa: E402
+from configs.experiment import Config, DataConfig, JudgeConfig, RewardConfig, RolloutConfig, build  # noqa: E402
 from env import VisGenEnv, load_tools, to_json  # noqa: E402
 from rewards import (FACETS, expand_workflow, explain, fitting_workflows, load_workflows, ltr_reward, ltr_rewards,  # noqa: E402
                      match_steps, nearest_workflows)

@@ -16,10 +16,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import make_data  # noqa: E402
 import rewards  # noqa: E402
-from configs import keys  # noqa: E402
-from configs.keys import Config, DataConfig, ModelConfig, RewardConfig, RolloutConfig, Stage, build, load_config, open_run, print_keys  # noqa: E402
+from configs import experiment  # noqa: E402
+from configs.experiment import (Config, DataConfig, ModelConfig, RewardConfig, RolloutConfig, Stage, build, draw,  # noqa: E402
+                                load_config, open_run, print_keys, read_jsonl, write_jsonl)
 from env import ToolError, VisGenEnv, load_tools  # noqa: E402
-from rewards import draw, expand_workflow, fitting_workflows, load_workflows, ltr_reward, read_jsonl, write_jsonl  # noqa: E402
+from rewards import expand_workflow, fitting_workflows, load_workflows, ltr_reward  # noqa: E402
 from make_data import (NO_CONSTRAINTS, TAGS, combination, ensure_data, hub_general, load_scenarios, make_general, make_task,  # noqa: E402
                        make_tasks, make_visgen, read_request, task_agent, to_messages, train_tokenizer, vision_agent)
 
@@ -544,7 +545,7 @@ def test_general_unknown_kind_is_named():
 DIGEST = """
 import hashlib, json, sys
 sys.path.insert(0, ".")
-from configs.keys import Config
+from configs.experiment import Config
 from make_data import make_general, make_tasks, make_visgen
 c = Config(seed=int(sys.argv[1]))
 parts = [make_tasks(84, "train", c.data, 3 + c.seed), make_tasks(42, "heldout", c.data, c.seed), make_general(c, 60, "train")]
@@ -793,7 +794,7 @@ def test_a_learning_rate_may_be_written_as_1e_3(tmp_path):
     "name=[",
     "name=../elsewhere"])
 def test_values_that_cannot_be_end_in_one_line(tmp_path, monkeypatch, override):
-    monkeypatch.setattr(keys, "ROOT", tmp_path)
+    monkeypatch.setattr(experiment, "ROOT", tmp_path)
     (tmp_path / "a.yaml").write_text("seed: 1\n")
     line = error_of(lambda: open_run(load_config(tmp_path / "a.yaml", [override])))
     assert override.split("=")[0] in line
@@ -847,7 +848,7 @@ def test_values_inside_a_dictionary_have_their_default_s_type():
 
 
 def test_open_run_refuses_another_config(tmp_path, monkeypatch):
-    monkeypatch.setattr(keys, "ROOT", tmp_path)
+    monkeypatch.setattr(experiment, "ROOT", tmp_path)
     config = Config(name="x")
     run = open_run(config)
     assert run == tmp_path / "runs" / "x" and (run / "config.yaml").is_file()
@@ -862,7 +863,7 @@ def test_open_run_refuses_another_config(tmp_path, monkeypatch):
 
 
 def test_open_run_of_an_older_config_with_a_key_that_is_gone(tmp_path, monkeypatch):
-    monkeypatch.setattr(keys, "ROOT", tmp_path)
+    monkeypatch.setattr(experiment, "ROOT", tmp_path)
     path = open_run(Config(name="x")) / "config.yaml"
     path.write_text(path.read_text().replace("  steps: 60\n", "  steps: 60\n  old_key: 1\n"))
     assert "old_key" in error_of(open_run, Config(name="x"))
@@ -906,7 +907,7 @@ def test_jsonl_lines_may_hold_any_character(tmp_path):
 def test_ensure_data_makes_all_files_once(tmp_path, monkeypatch, capsys):
     for written in (lambda: load_scenarios("en"), make_data.load_voice, make_data.english_words):
         written()      # read once, before the root is another
-    for module in (keys, make_data):
+    for module in (experiment, make_data):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     config = Config(name="x", data=DataConfig(queries=42, general=60, general_heldout=12, train_tasks=42, heldout_tasks=42), model=ModelConfig(base_examples=50))
     run = open_run(config)

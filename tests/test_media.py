@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import bench  # noqa: E402
 import env as simulator  # noqa: E402
-from configs.keys import RolloutConfig  # noqa: E402
+from configs.experiment import RolloutConfig  # noqa: E402
 from env import VisGenEnv, load_tools, to_json  # noqa: E402
 from bench import CUT, draw_media, frames, index_folder, materialize, media, probe  # noqa: E402
 

@@ -15,8 +15,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train_pst as P
-from configs.keys import Config, DataConfig, ModelConfig, PstConfig, Stage
-from rewards import write_jsonl
+from configs.experiment import Config, DataConfig, ModelConfig, PstConfig, Stage, write_jsonl
 
 GOLDEN = Path(__file__).parent / "golden" / "loss_mask.json"
 TEXTS = ["Make three images of a copper kettle.", '{"name": "tool_text2image_gpt", "arguments": {"prompt": "a copper kettle", "n": 3}}',

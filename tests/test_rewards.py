@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import rewards  # noqa: E402
-from configs.keys import FORMS, Config, DataConfig, RewardConfig, RolloutConfig, build, load_config  # noqa: E402
+from configs.experiment import FORMS, Config, DataConfig, RewardConfig, RolloutConfig, build, load_config  # noqa: E402
 from env import VisGenEnv, load_tools, to_json  # noqa: E402
 from rewards import (FACETS, PARTS, atomicity_facet, clip_seconds, coherence_facet, coherence_reward, combine,  # noqa: E402
                      consistency_reward, deliverables, executability_facet, expand_workflow, f1, fitting_workflows, format_reward,

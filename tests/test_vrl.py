@@ -17,9 +17,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import train_vrl  # noqa: E402
-from configs.keys import Config, build  # noqa: E402
+from configs.experiment import Config, build, draw, read_jsonl  # noqa: E402
 from env import VisGenEnv  # noqa: E402
-from rewards import draw, PARTS, read_jsonl  # noqa: E402
+from rewards import PARTS  # noqa: E402
 from make_data import make_tasks, tag, train_tokenizer, vision_agent  # noqa: E402
 from train_pst import (add_lora, build_policy, encode_agent, encode_prompt, encode_tool_messages, encode_trajectory,  # noqa: E402
                        load_tokenizer, token_logprobs, trained_parameters)

@@ -1,4 +1,4 @@
-"""Every key of an experiment with its default and meaning, and how a YAML file of this folder becomes a Config.
+"""An experiment: every config key with its default and meaning, how a YAML file of this folder becomes a Config, and the run's files and seeds.
 
 One YAML describes one experiment: sections of keys, `extends:` for what another file says already, and `section.key=value` on the command line
 above both. A key that is not here is an error that names the nearest one. Any script prints the keys with --keys.
@@ -7,10 +7,14 @@ above both. A key that is not here is an error that names the nearest one. Any s
 import argparse
 import copy
 import difflib
+import hashlib
 import json
 import math
 import os
+import random
 import re
+import signal
+import threading
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 
@@ -312,6 +316,10 @@ def command_line(doc, switches=()):
     return load_config(args.config, args.overrides), given
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# The run: its folder and files, its seeds, Ctrl-C
+
+
 def write_atomic(path, text):
     """Write a text file so that it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -346,3 +354,52 @@ def open_run(config):
     else:
         write_atomic(path, yaml.safe_dump(resolved, sort_keys=False))
     return run
+
+
+def write_jsonl(path, records):
+    """Write records as JSON lines, whole or not at all."""
+    write_atomic(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+
+
+def read_jsonl(path):
+    """Read JSON lines. SystemExit names a missing file, or the line that is not JSON."""
+    if not path.is_file():
+        raise SystemExit(f"error: {path} is missing; `python train_vrl.py --config ...` makes it")
+    records = []
+    for i, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line:
+            continue
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as e:
+            raise SystemExit(f"error: {path}, line {i} is not JSON ({e.msg}); remove the file to make it again") from e
+    return records
+
+
+def append_metrics(run, record):
+    """Append one record to the run's metrics.jsonl."""
+    with open(run / "metrics.jsonl", "a", encoding="utf-8") as f:
+        f.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def draw(*parts):
+    """A random.Random that depends on the parts alone, the same in every process."""
+    return random.Random(int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big"))
+
+
+class StopSwitch:
+    """Ctrl-C while it is entered only sets `on`, so that a step is finished and saved; a second Ctrl-C stops at once."""
+
+    def __enter__(self):
+        self.on, self.main = False, threading.current_thread() is threading.main_thread()
+        if self.main:
+            self.before = signal.signal(signal.SIGINT, self.press)
+        return self
+
+    def press(self, number, frame):
+        self.on = True
+        signal.signal(signal.SIGINT, self.before)
+
+    def __exit__(self, *_):
+        if self.main:
+            signal.signal(signal.SIGINT, self.before)
