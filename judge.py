@@ -34,10 +34,11 @@ class JudgeConfig:
     backoff_s: float = key(1.0, "wait before the second try, doubled before each later one; a longer Retry-After of the server's is kept to")
     concurrency: int = key(96, "requests at once: the paper's 24 x 4 rollouts")
     max_tokens: int = key(2048, "of one verdict, the thoughts of a reasoning model included")
-    max_run_tokens: int = key(50_000_000, "cap on cost: tokens of prompts and verdicts in one process, above which no request is sent and the run stops")
+    max_run_tokens: int = key(100_000_000, "cap on cost: tokens, in and out, of one process; above it no request is sent and the run stops. "
+                                           "About 4,100 go into a trajectory that was told of all 36 tools: some 50 million in all of tiny.yaml")
     max_failures: float = key(0.05, "share of verdicts that may fail; above it the run stops, once 20 were asked for")
     neighbours: int = key(3, "expert plans that the plan judge is shown")
-    cache: str = key("runs/judge", "folder of verdicts, a file a request: what was asked before costs nothing")
+    cache: str = key("runs/.verdicts", "folder of verdicts, a file a request: what was asked before costs nothing (no run can have this name)")
 
     def __post_init__(self):
         for name in ("tries", "concurrency", "max_tokens", "neighbours"):
@@ -68,10 +69,12 @@ def make_request(llm, template, names, values, attempt):
 
 def read_verdict(reply, schema):
     """The verdict in a chat completion. ValueError, or env.check's ToolError, says what is wrong with it."""
-    choice = (getattr(reply, "choices", None) or [None])[0]      # what a gateway in trouble sends may have none
+    choices = getattr(reply, "choices", None)      # what a gateway in trouble sends may have none, or anything there
+    choice = choices[0] if isinstance(choices, list) and choices else None
     text = getattr(getattr(choice, "message", None), "content", None)
-    if not text or choice.finish_reason == "length":
-        raise ValueError(f"the verdict is {'cut off at max_tokens' if text else 'empty'}: {str(text or reply):.200}")
+    cut = getattr(choice, "finish_reason", None) == "length"
+    if cut or not text or not isinstance(text, str):
+        raise ValueError(f"the verdict is {'cut off at max_tokens' if cut else 'no text'}: {str(text or reply):.200}")
     verdict = read_json(text)
     check(verdict, schema, "verdict")
     return verdict
@@ -104,7 +107,8 @@ async def ask(client, slots, llm, template, names, values):
             try:
                 # A deadline for the whole: the client's own timeouts begin anew with every byte that drips in.
                 reply = await asyncio.wait_for(client.chat.completions.create(**request), llm.timeout_s)
-                used = getattr(getattr(reply, "usage", None), "total_tokens", None) or used
+                said = getattr(getattr(reply, "usage", None), "total_tokens", None)
+                used = said if type(said) is int else used
                 verdict = read_verdict(reply, request["response_format"]["json_schema"]["schema"])
             except (openai.APIError, asyncio.TimeoutError, ValueError, ToolError) as e:
                 error = e
@@ -132,10 +136,12 @@ def ask_all(llm, questions):
     """
     async def gather():
         import openai      # half a second, which the rules judge does without
+        from tqdm.asyncio import tqdm
 
         slots = asyncio.Semaphore(llm.concurrency)
         async with openai.AsyncOpenAI(base_url=llm.url, api_key=os.environ.get(llm.key_env) or "none", max_retries=0, timeout=None) as client:
-            return await asyncio.gather(*(ask(client, slots, llm, *question) for question in questions))
+            return await tqdm.gather(*(ask(client, slots, llm, *question) for question in questions), desc="LLM judge", unit="verdict", leave=False,
+                                     mininterval=1, disable=len(questions) < 500)
 
     try:
         asyncio.get_running_loop()

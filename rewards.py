@@ -44,13 +44,13 @@ class RewardConfig:
     form: str = key("plan*fine", "plan*fine: RL4, the paper's | plan*(result+format): RL2, RL3 | result+format: RL1 | "
                                  "plan+fine: a mean over all, the sum of VisionCreator-R1")
     judge: str = key("rules", "of R_plan and R_traj: rules (offline, deterministic, ours) | openai (the paper's LLM evaluators, see llm)")
-    llm: JudgeConfig = key(JudgeConfig(), "the LLM judge")
     weights: dict = key({part: 1.0 for part in PARTS}, "of R_fine's parts; equal, as in VisionCreator-R1")
     facet_weights: dict = key({"requirement": 2.0, "coherence": 1.0, "executability": 1.0, "atomicity": 1.0, "optimality": 1.0},
                               "of R_plan's facets; the binary one counts double, since the rest is idle without it")
     duration_tolerance: float = key(0.05, "relative; a 4 s step between clip lengths never passes, a cut frame always does")
     size_tolerance: float = key(0.05, "relative, on the short side of 720p and 1080p; Kling's 1904x1088 passes")
     aspect_tolerance: float = key(0.05, "relative; 1344x768 passes as 16:9 (1.6 % off), 1344x704 does not (7.4 %)")
+    llm: JudgeConfig = key(JudgeConfig(), "the LLM judge")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def print_keys(cls, values=None, where=""):
     for f in fields(cls):
         value = getattr(values, f.name)
         if is_dataclass(value):
-            print(f"\n{f.name}:  # {f.metadata['doc']}")
+            print(f"\n{where}{f.name}:  # {f.metadata['doc']}")
             print_keys(type(value), value, f"{where}{f.name}.")
         else:
             shown = [asdict(v) for v in value] if isinstance(value, list) and value and is_dataclass(value[0]) else value

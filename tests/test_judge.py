@@ -99,6 +99,8 @@ FAULTS = {
     "timeout": late, "slow drip": drip, "408": fails(408), "409": fails(409), "429": fails(429), "500": fails(500), "503": fails(503), "hang up": hang_up,
     "html page": page_of_html, "no choices": lambda h, r: reply_json(h, {**completion(""), "choices": []}),
     "null choices": lambda h, r: reply_json(h, {**completion(""), "choices": None}),
+    "choices no list": lambda h, r: reply_json(h, {**completion(""), "choices": {"a": 1}}), "choices a number": lambda h, r: reply_json(h, {**completion(""), "choices": 5}),
+    "reply a list": lambda h, r: reply_json(h, [1, 2]), "text a list": says(lambda r: [{"type": "text", "text": content_for(r)}]), "text an object": says(lambda r: {"a": 1}),
     "no message": lambda h, r: reply_json(h, {**completion(""), "choices": [{"index": 0, "finish_reason": "stop"}]}),
     "not JSON": lambda h, r: reply_json(h, b'{"choices": [', Content_Type="application/json"),
     "empty text": says(lambda r: ""), "null text": says(lambda r: None), "spaces": says(lambda r: "  \n"),
@@ -363,10 +365,10 @@ def test_the_token_budget_stops_the_run(server, config, episodes):
     assert score(episodes[:5], config(max_run_tokens=1000))      # cached
 
 
-def test_tokens_are_guessed_from_above_where_the_server_does_not_say(server, config, episodes):
-    server.script = lambda handler, request: reply_json(handler, {**completion(content_for(request)), "usage": None})
-    score(episodes[:1], config())
-    assert ASKED["tokens"] > 2 * 2048
+@pytest.mark.parametrize("usage", [None, {}, {"total_tokens": "many"}, "free"])
+def test_tokens_are_guessed_from_above_where_the_server_does_not_say(usage, server, config, episodes):
+    server.script = lambda handler, request: reply_json(handler, {**completion(content_for(request)), "usage": usage})
+    assert score(episodes[:1], config())[0]["traj"] == GOOD and ASKED["tokens"] > 2 * 2048
 
 
 def test_a_failed_judge_gives_its_rollout_no_advantage_and_no_say(server, config, episodes):
