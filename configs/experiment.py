@@ -184,10 +184,11 @@ class JudgeConfig:
     backoff_s: float = key(1.0, "wait before the second try, doubled before each later one; a longer Retry-After of the server's is kept to")
     concurrency: int = key(96, "requests at once: the paper's 24 x 4 rollouts", 1)
     max_tokens: int = key(2048, "of one verdict, the thoughts of a reasoning model included", 1)
-    max_run_tokens: int = key(50_000_000, "cap on cost: tokens of prompts and verdicts in one process, above which no request is sent and the run stops")
+    max_run_tokens: int = key(100_000_000, "cap on cost: tokens, in and out, of one process; above it no request is sent and the run stops. "
+                                           "About 4,100 go into a trajectory that was told of all 36 tools: some 50 million in all of tiny.yaml")
     max_failures: float = key(0.05, "share of verdicts that may fail; above it the run stops, once 20 were asked for")
     neighbours: int = key(3, "expert plans that the plan judge is shown", 1)
-    cache: str = key("runs/judge", "folder of verdicts, a file a request: what was asked before costs nothing")
+    cache: str = key("runs/.verdicts", "folder of verdicts, a file a request: what was asked before costs nothing (no run can have this name)")
 
     __post_init__ = check_values
 
@@ -199,7 +200,6 @@ class RewardConfig:
     form: str = key("plan*fine", "plan*fine: RL4, the paper's | plan*(result+format): RL2, RL3 | result+format: RL1 | "
                                  "plan+fine: a mean over all, the sum of VisionCreator-R1", FORMS)
     judge: str = key("rules", "of R_plan and R_traj: rules (offline, deterministic, ours) | openai (the paper's LLM evaluators, see llm)", ("rules", "openai"))
-    llm: JudgeConfig = key(JudgeConfig(), "the LLM judge")
     weights: dict = key({"tool": 1.0, "format": 1.0, "result": 1.0, "traj": 1.0, "cons": 1.0}, "of R_fine's parts; equal, as in VisionCreator-R1")
     facet_weights: dict = key({"requirement": 2.0, "coherence": 1.0, "executability": 1.0, "atomicity": 1.0, "optimality": 1.0},
                               "of R_plan's facets; the binary one counts double, since the rest is idle without it")
@@ -210,6 +210,7 @@ class RewardConfig:
     shown_s: float = key(0.5, "seconds that a caption or a shot must stand to be seen")
     long_prompt: int = key(200, "words; a prompt beyond it names everything and shows nothing")
     long_plan: float = key(2.0, "times the steps of the shortest expert plan; a longer plan is scaled down by its length")
+    llm: JudgeConfig = key(JudgeConfig(), "the LLM judge")
 
     __post_init__ = check_values
 
@@ -293,7 +294,7 @@ def print_keys(cls, values=None, where=""):
     for f in fields(cls):
         value = getattr(values, f.name)
         if is_dataclass(value):
-            print(f"\n{f.name}:  # {f.metadata['doc']}")
+            print(f"\n{where}{f.name}:  # {f.metadata['doc']}")
             print_keys(type(value), value, f"{where}{f.name}.")
         else:
             shown = [asdict(v) for v in value] if isinstance(value, list) and value and is_dataclass(value[0]) else value
@@ -321,9 +322,9 @@ def command_line(doc, switches=()):
 
 
 def write_atomic(path, text):
-    """Write a text file so that it is there whole or not at all."""
+    """Write a text file so that it is there whole or not at all, whoever else writes it at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".tmp")
+    draft = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     draft.write_text(text, encoding="utf-8")
     os.replace(draft, path)
 
@@ -382,9 +383,14 @@ def append_metrics(run, record):
         f.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
+def digest(*parts, size=16):
+    """2 x size hexadecimal digits that depend on the parts alone, the same in every process."""
+    return hashlib.blake2b(repr(parts).encode(), digest_size=size).hexdigest()
+
+
 def draw(*parts):
-    """A random.Random that depends on the parts alone, the same in every process."""
-    return random.Random(int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big"))
+    """A random.Random that depends on the parts alone."""
+    return random.Random(int(digest(*parts, size=8), 16))
 
 
 class StopSwitch:

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from rewards import PARTS  # noqa: E402
-from bench import rows_of  # noqa: E402
+from bench import print_table, rows_of  # noqa: E402
 
 
 def figures(reward, cons=0.5, n=128, seed=0, sampled=True):

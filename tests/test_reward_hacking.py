@@ -40,7 +40,7 @@ EXCEPTIONS = [      # (form, which attacks, least margin, reason)
 def batch(kind, i):
     """Ten tasks of each scenario of images, of videos of one shot (video), or of videos of up to three (film)."""
     modality = "image" if kind == "image" else "video"
-    names = [name for name, s in load_scenarios()["scenarios"].items() if s["modality"] == modality]
+    names = [name for name, s in load_scenarios("en")["scenarios"].items() if s["modality"] == modality]
     rng = draw("red team", kind, i)
     return [{**make_task(rng, "train", DataConfig(max_shots=3 if kind == "film" else 1), name), "id": f"{kind}-{i}-{j}"} for j, name in enumerate(names * 10)]
 
@@ -348,7 +348,7 @@ attack(SET, "plan result traj", goals_that_count_for_the_calls=lambda h:
 @attack(SET, "traj")
 def a_prompt_of_everything(h):
     """Two hundred words that fit any request, the subject among them."""
-    words = " ".join(" ".join(group) for group in load_scenarios()["subjects"].values())[:3000]
+    words = " ".join(" ".join(group) for group in load_scenarios("en")["subjects"].values())[:3000]
     return both(h, [[image(f"{words} {h.look}", h.n)]], h.hand)
 
 attack(SET, "traj", the_subject_repeated_as_a_label=lambda h:
@@ -719,7 +719,7 @@ def graded(h):
 def variants():
     """The five variants of 100 tasks, over all 42 scenarios."""
     tasks = make_tasks(100, "train", DataConfig(), seed=29)
-    assert len({task["scenario"] for task in tasks}) == len(load_scenarios()["scenarios"]) == 42
+    assert len({task["scenario"] for task in tasks}) == len(load_scenarios("en")["scenarios"]) == 42
     return [graded(taken_apart(task)) for task in tasks]
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "result+format"])
