@@ -1,6 +1,6 @@
-"""Tasks, VisionAgent, VisGenData, the general mix and the tokenizer (Sec. 3); and the config that drives all scripts.
+"""Tasks, VisionAgent, VisGenData, the general mix and the tokenizer (Sec. 3).
 
-One YAML describes one experiment (configs/*.yaml); the dataclasses below list every key with its default and meaning.
+One YAML describes one experiment (configs/*.yaml); configs/experiment.py lists every key with its default and meaning.
 Data go to runs/<name>/data/: heldout.jsonl and train.jsonl (task requests), visgen.jsonl (expert trajectories),
 general.jsonl and general_heldout.jsonl (the general part of PST), base.jsonl and tokenizer/ (policies from scratch).
 

@@ -4,7 +4,7 @@
 
 Every part is one function of a trajectory record (env.VisGenEnv.trajectory) and returns a number in [0, 1] with its
 named sub-scores. The paper names the parts and says what they look at; weights, grades and tolerances are not given,
-so those here are ours, stand in RewardConfig and are said to be ours at the function. Rewards read the environment's
+so those here are ours, stand in configs/experiment.py and are said to be ours at the function. Rewards read the environment's
 records, never the rendered text of tool messages. No torch: a reader can play with this file anywhere.
 
     python rewards.py trajectories.jsonl                 # scores with their reasons, sub-score by sub-score
@@ -447,7 +447,7 @@ def count_score(found, wanted):
 
 @lru_cache(maxsize=4096)
 def told(text, wanted, long):
-    """Share of the wanted words in one prompt; 0 for one of more than `long` words, or that says most of its words again and again.
+    """Share of the wanted words in one prompt; 0 for one of more than `long` words, or that says most of its words again and again (ours).
 
     >>> told("a red fox at dusk", words("a red fox"), 200), told("a wall, " + "red fox, " * 9, words("a red fox"), 200)
     (1.0, 0.0)

@@ -1,7 +1,7 @@
 """An experiment: every config key with its default and meaning, how a YAML file of this folder becomes a Config, and the run's files and seeds.
 
 One YAML describes one experiment: sections of keys, `extends:` for what another file says already, and `section.key=value` on the command line
-above both. A key that is not here is an error that names the nearest one. Any script prints the keys with --keys.
+above both. A key that is not here is an error that names the nearest one. `python make_data.py --keys` prints them all.
 """
 
 import argparse
@@ -185,7 +185,7 @@ class JudgeConfig:
     concurrency: int = key(96, "requests at once: the paper's 24 x 4 rollouts", 1)
     max_tokens: int = key(2048, "of one verdict, the thoughts of a reasoning model included", 1)
     max_run_tokens: int = key(100_000_000, "cap on cost: tokens, in and out, of one process; above it no request is sent and the run stops. "
-                                           "About 4,100 go into a trajectory that was told of all 36 tools: some 50 million in all of tiny.yaml")
+                                           "Seen: 12,231 for four trajectories; tiny.yaml judges about 12,000 of them")
     max_failures: float = key(0.05, "share of verdicts that may fail; above it the run stops, once 20 were asked for")
     neighbours: int = key(3, "expert plans that the plan judge is shown", 1)
     cache: str = key("runs/.verdicts", "folder of verdicts, a file a request: what was asked before costs nothing (no run can have this name)")
