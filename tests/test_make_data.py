@@ -20,8 +20,9 @@ from configs.experiment import (Config, DataConfig, ModelConfig, RewardConfig, R
                                 load_config, open_run, print_keys, read_jsonl, write_jsonl)
 from env import ToolError, VisGenEnv, load_tools  # noqa: E402
 from rewards import expand_workflow, fitting_workflows, load_workflows, ltr_reward  # noqa: E402
-from make_data import (NO_CONSTRAINTS, TAGS, combination, ensure_data, hub_general, load_scenarios, make_general, make_task,  # noqa: E402
-                       make_tasks, make_visgen, read_request, task_agent, to_messages, train_tokenizer, vision_agent)
+from data import general as general_data  # noqa: E402
+from data.general import TAGS, hub_general, load_scenarios, make_general, to_messages, train_tokenizer  # noqa: E402
+from make_data import NO_CONSTRAINTS, combination, ensure_data, make_task, make_tasks, make_visgen, read_request, task_agent, vision_agent  # noqa: E402
 
 SPLITS = ("train", "heldout")
 
@@ -544,7 +545,8 @@ DIGEST = """
 import hashlib, json, sys
 sys.path.insert(0, ".")
 from configs.experiment import Config
-from make_data import make_general, make_tasks, make_visgen
+from data.general import make_general
+from make_data import make_tasks, make_visgen
 c = Config(seed=int(sys.argv[1]))
 parts = [make_tasks(84, "train", c.data, 3 + c.seed), make_tasks(42, "heldout", c.data, c.seed), make_general(c, 60, "train")]
 parts.append(make_visgen(c, parts[0])[0])
@@ -617,9 +619,9 @@ def test_a_word_is_the_same_token_in_request_and_prompt(tokenizer, tasks):
 def test_json_keys_are_whole_with_their_punctuation(tokenizer):
     tok, _ = tokenizer
     text = '<plan>[{"id": 1, "tool": "llm", "goal": "a fox", "after": [1]}, {"id": 2, "tool": "llm", "goal": "b", "after": []}]</plan>'
-    split = re.findall(make_data.pieces(), text[6:-7])
+    split = re.findall(general_data.pieces(), text[6:-7])
     assert split[:4] == ['[{"id": ', "1", ', "tool": "', "llm"] and split[7:11] == ['", "after": [', "1", ']}, {"id": ', "2"] and "".join(split) == text[6:-7]
-    assert re.findall(make_data.pieces(), '{"name": "tool_x", "arguments": {"prompt": "a", "plum": 3}}') == [
+    assert re.findall(general_data.pieces(), '{"name": "tool_x", "arguments": {"prompt": "a", "plum": 3}}') == [
         '{"name": "', "tool_x", '", "arguments": {', '"prompt": "', "a", '", "', "plum", '":', " 3", "}}"]
     assert all(len(encode(tok, x)) == 1 for x in (', "tool": "', '", "goal": "', '", "after": [', '{"name": "', '", "arguments": {'))
 
@@ -903,7 +905,7 @@ def test_jsonl_lines_may_hold_any_character(tmp_path):
 
 
 def test_ensure_data_makes_all_files_once(tmp_path, monkeypatch, capsys):
-    for written in (lambda: load_scenarios("en"), make_data.load_voice, make_data.english_words):
+    for written in (lambda: load_scenarios("en"), make_data.load_voice, general_data.english_words):
         written()      # read once, before the root is another
     for module in (experiment, make_data):
         monkeypatch.setattr(module, "ROOT", tmp_path)

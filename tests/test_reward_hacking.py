@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from configs.experiment import FORMS, DataConfig, RewardConfig, RolloutConfig, draw  # noqa: E402
 from env import VisGenEnv, load_tools, to_json  # noqa: E402
 from rewards import PARTS, generates_clip, ltr_reward, makes  # noqa: E402
-from make_data import load_scenarios, make_task, make_tasks, vision_agent  # noqa: E402
+from data.general import load_scenarios  # noqa: E402
+from make_data import make_task, make_tasks, vision_agent  # noqa: E402
 
 MARGIN = 0.2
 SEED = 3

@@ -20,7 +20,8 @@ import train_vrl  # noqa: E402
 from configs.experiment import Config, build, draw, read_jsonl  # noqa: E402
 from env import VisGenEnv  # noqa: E402
 from rewards import PARTS  # noqa: E402
-from make_data import make_tasks, tag, train_tokenizer, vision_agent  # noqa: E402
+from data.general import tag, train_tokenizer  # noqa: E402
+from make_data import make_tasks, vision_agent  # noqa: E402
 from train_pst import (add_lora, build_policy, encode_agent, encode_prompt, encode_tool_messages, encode_trajectory,  # noqa: E402
                        load_tokenizer, token_logprobs, trained_parameters)
 from train_vrl import (Rollout, collate, group_advantages, grpo_loss, micro_batches, part_spread, sample_rollouts, score,  # noqa: E402

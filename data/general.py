@@ -1,0 +1,227 @@
+"""What the data are made from: the written scenarios, words, the general mix of PST (Table 7) and the tokenizer of a policy from scratch.
+
+The general mix is generated here (`make_general`), or read from the hub by name (`hub_general`, data.general_source: hub).
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from functools import lru_cache
+from math import isqrt
+
+import yaml
+
+from configs.experiment import ROOT, draw
+from env import load_tools, to_json
+
+
+@lru_cache
+def load_scenarios(language):
+    """data/scenarios.yaml: the 42 task types of Table 8, their wordings, and the subjects, styles and clauses that fill them; zh: scenarios_zh.yaml."""
+    if language not in ("en", "zh"):
+        raise SystemExit(f"error: config key `data.languages` holds {language!r}; allowed: en, zh")
+    return yaml.safe_load((ROOT / "data" / ("scenarios.yaml" if language == "en" else "scenarios_zh.yaml")).read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=1)
+def english_words():
+    """The words of data/words.txt, in order."""
+    lines = (ROOT / "data" / "words.txt").read_text(encoding="utf-8").splitlines()
+    return sorted({word for line in lines if not line.startswith("#") for word in line.split()})
+
+
+@lru_cache(maxsize=1)
+def common_words():
+    """Words of three letters or more, in order: of data/words.txt and of the training subjects and styles."""
+    book = load_scenarios("en")
+    shown = [g[:len(g) - len(g) // 5] for g in book["subjects"].values()] + [book["styles"][:len(book["styles"]) - len(book["styles"]) // 6]]
+    return sorted(w for w in {*english_words(), *(w for phrase in sum(shown, []) for w in phrase.split())} if len(w) > 2 and w.isalpha())
+
+
+def odd_words(rng, n):
+    """n words: common ones and, four in ten, made-up ones, which begin like one and end like another, so that no one knows them by heart.
+
+    One time in three nearly all are made up, and of four words' parts: pieces come again, and a copy must know more than the last one. Shares ours.
+    """
+    few = rng.random() < 0.33
+    of, words = rng.sample(common_words(), 4) if few else common_words(), []
+    for _ in range(n):
+        a, b = rng.choice(of), rng.choice(of)
+        plain = rng.random() < (0.1 if few else 0.6)
+        words.append(a if plain else a[:rng.randint(2, max(2, len(a) - 2))] + b[-rng.randint(2, max(2, len(b) - 2)):])
+    return words
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The general part of PST (Table 7): generated here, or read from the hub
+
+
+def tag(name, body):
+    """One UTPC block."""
+    return f"<{name}>{body if isinstance(body, str) else to_json(body)}</{name}>"
+
+
+def general_item(rng, kind):
+    """One general example: {"messages", "tools", "kind"}; the last message is the one right answer.
+
+    arithmetic: sums, differences, products and the number of equal parts that reach a total; copy: words, said again;
+    instruction: doubling, reversing, picking and looking up words; function: a call by a random JSON Schema (never one of the 36 tools).
+    """
+    tools = None
+    if kind == "arithmetic":
+        a, b = rng.randint(1, 40), rng.randint(1, 40)
+        m, n = rng.randint(2, 9), rng.randint(2, 9)
+        ask, reply = rng.choice([(f"What is {a} + {b}?", f"{a} + {b} = {a + b}"), (f"What is {a + b} - {b}?", f"{a + b} - {b} = {a}"),
+                                 (f"What is {m} x {n}?", f"{m} x {n} = {m * n}"),
+                                 (f"How many parts of {m} make {m * n}?", f"{n} x {m} = {m * n}, so {n}")])
+    elif kind == "copy":
+        some, other = (" ".join(odd_words(rng, rng.randint(low, 14))) for low in (3, 0))
+        ask, reply = f"Repeat: {some}" + (f". Leave out: {other}" if rng.random() < 0.4 else ""), f": {some}"
+    elif kind == "instruction":
+        some = odd_words(rng, rng.randint(3, 16))
+        text, names = " ".join(some), ["color", "city", "pet", "day", "song", "tool"]
+        pairs = dict(zip(rng.sample(names, 3), some))
+        looked = rng.choice(list(pairs))
+        ask, reply = rng.choice([(f"Repeat twice: {text}", f": {text}, {text}"), (f"Write these words backwards: {text}", f": {' '.join(reversed(some))}"),
+                                 (f"What is the last word? {text}", f": {some[-1]}"), (f"What is the first word? {text}", f": {some[0]}"),
+                                 (f"How many words? {text}", f": {len(some)}"), (f"What comes after {some[0]}? {text}", f": {some[1]}"),
+                                 (f"Please write the {text} for {names[0]}, as JSON.", to_json({names[0]: f"the {text}"})),
+                                 ("; ".join(f"{k} is {v}" for k, v in pairs.items()) + f". Which {looked}?", f": {pairs[looked]}")])
+    else:
+        tools = []
+        for _ in range(rng.randint(1, 2)):
+            params = {odd_words(rng, 1)[0]: rng.choice(["string", "integer", "words"]) for _ in range(rng.randint(1, 3))}
+            tools.append((odd_words(rng, 1)[0] + "_" + odd_words(rng, 1)[0], params))
+        name, params = rng.choice(tools)
+        values = {p: rng.randint(0, 60) if t == "integer" else " ".join(["a", *odd_words(rng, 1 if t == "string" else 3)])
+                  for p, t in params.items()}
+        ask = rng.choice(["Call {f} with {v}.", "Please use {f}: {v}.", "{v} for {f}, please."]).format(
+            f=name, v=" and ".join(f"{p} {v}" for p, v in rng.sample(list(values.items()), len(values))))
+        tools = [{"type": "function", "function": {"name": f, "parameters": {"type": "object", "required": list(ps), "properties": {
+            p: {"type": "integer" if t == "integer" else "string"} for p, t in ps.items()}}}} for f, ps in tools]
+        reply = tag("tool_call", {"name": name, "arguments": values})
+    return {"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": reply}], "tools": tools, "kind": kind}
+
+
+def make_general(config, n, split):
+    """n offline general examples, kinds in the config's ratio; held-out questions never occur in training.
+
+    A question belongs to one split by the digest of its text: every tenth is held out.
+    """
+    kinds = [k for k, w in config.data.general_kinds.items() for _ in range(w if split == "train" else 1)]
+    rng, items, seen = draw(config.seed, "general", split), [], set()
+    for _ in range(200 * n + 1000):
+        if len(items) == n:
+            return items
+        item = general_item(rng, kinds[len(items) % len(kinds)])
+        text = item["messages"][0]["content"]
+        held = int(hashlib.blake2b(text.encode(), digest_size=4).hexdigest(), 16) % 10 == 0
+        if held == (split == "heldout") and (split == "train" or text not in seen):
+            seen.add(text)
+            items.append(item)
+    raise SystemExit(f"error: config key `data.general_heldout`: no more than {len(items)} distinct held-out questions exist; lower it")
+
+
+def to_messages(record, form):
+    """A hub record as (messages, tools). Forms: alpaca, sharegpt, xlam. ValueError: the record is not of that form.
+
+    M3IT's pictures are left out: the policies here read text."""
+    try:
+        if form == "alpaca":
+            ask = "\n".join(str(record[k]) for k in ("instruction", "input", "inputs", "prompt", "question") if record.get(k))
+            reply = next((record[k] for k in ("output", "response", "answer", "outputs") if record.get(k)), None)
+            messages, tools = [{"role": "user", "content": ask}, {"role": "assistant", "content": reply}], None
+        elif form == "sharegpt":
+            roles = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
+                     "tool": "tool", "observation": "tool", "function": "tool", "function_response": "tool"}
+            turns = record.get("conversations") or record.get("messages") or []
+            turns = ([{"role": "system", "content": record["system"]}] if record.get("system") else []) + turns
+            messages, tools = [{"role": roles[t.get("from", t.get("role"))], "content": t.get("value", t.get("content"))} for t in turns], None
+        else:
+            calls = json.loads(record["answers"])
+            # xlam lists parameters flat; an argument without a default is required.
+            tools = [{"type": "function", "function": {"name": t["name"], "description": t.get("description", ""), "parameters": {
+                "type": "object", "properties": t["parameters"], "required": [p for p, d in t["parameters"].items() if "default" not in d]}}}
+                for t in json.loads(record["tools"])]
+            messages = [{"role": "user", "content": record["query"]}, {"role": "assistant", "content": "\n".join(tag("tool_call", c) for c in calls)}]
+    except (KeyError, TypeError, AttributeError) as e:
+        raise ValueError(f"not a {form} record: {e!r}") from e
+    if not messages or not all(isinstance(m["content"], str) and m["content"] for m in messages) or messages[-1]["role"] != "assistant":
+        raise ValueError(f"not a {form} record: keys {sorted(record)}")
+    return messages, tools
+
+
+def hub_general(config, sources=None):
+    """data.general examples from Table 7's data sets, streamed with `datasets`, shares by the paper's quantities.
+
+    `sources` (tests): [{load: {...arguments of load_dataset}, form, weight, kind}]; default data/general_datasets.yaml.
+    """
+    from datasets import load_dataset
+
+    sources = sources or yaml.safe_load((ROOT / "data" / "general_datasets.yaml").read_text(encoding="utf-8"))["datasets"]
+    total, items = sum(s["weight"] for s in sources), []
+    for s in sources:
+        share, bad = round(config.data.general * s["weight"] / total), 0
+        stream = load_dataset(**(s.get("load") or {"path": s["hub"]}), split="train", streaming=True)
+        for record in stream.shuffle(seed=config.seed, buffer_size=10 * share + 1):
+            if share <= 0:
+                break
+            try:
+                messages, tools = to_messages(record, s["form"])
+            except ValueError as e:
+                bad += 1
+                if bad > 100 + share:
+                    raise SystemExit(f"error: {s.get('hub', s.get('load'))} does not read as `{s['form']}`: {e}") from e
+                continue
+            items.append({"messages": messages, "tools": tools, "kind": s["kind"]})
+            share -= 1
+        print(f"  {s.get('hub', s.get('load'))}: {bad} unreadable records skipped")
+    draw(config.seed, "hub").shuffle(items)
+    return items
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The tokenizer of a policy from scratch
+
+
+UTPC_KEYS = ("id", "tool", "goal", "after", "name", "arguments", "deliverables", "summary", "ids", "size", "duration_s", "sound", "error",
+             "code", "param", "message", "retryable")
+TAGS = [f"<{slash}{name}>" for name in ("think", "plan", "tool_call", "answer", "tool_response", "tools") for slash in ("", "/")]
+@lru_cache(maxsize=1)
+def pieces():
+    """The pattern that splits text before BPE, which merges only inside a piece (shared/facts: what decides learning).
+
+    A word keeps the space before it, so that " copper" in a request is the same token as in a prompt; tool names are whole; digits
+    are single; UTPC's and the tools' JSON keys stand with their punctuation (`", "goal": "`); other runs of punctuation stay whole.
+    """
+    named = re.findall(r'"([a-z_]+)": \{"(?:type|enum)"', to_json([tool["parameters"] for tool in load_tools().values()]))
+    keys = "|".join(sorted({*named, *UTPC_KEYS}, key=lambda k: (-len(k), k)))
+    return (rf'(?:[\]}}"]+, |, )?[\[{{]*"(?:{keys})": [\[{{]*(?:"(?!(?:{keys})"))?'
+            r"| ?tool_[a-z0-9_]+| ?[A-Za-z_]+| ?[0-9]|[^\sA-Za-z0-9_]+(?: [^\sA-Za-z0-9_]+)*|\s+")
+
+
+def train_tokenizer(texts, often, vocab_size, path):
+    """Train a byte-level BPE and save it as a Hugging Face tokenizer folder.
+
+    Its corpus is data/words.txt and what `texts` holds at least `often` times (tags, JSON, tool names). Rarer words, the subjects
+    of training among them, are cut into pieces as a held-out word is: a policy that had them whole never learnt to copy pieces.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pieces()), "isolated"),
+                                                       pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    control = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size - len(TAGS), special_tokens=control, show_progress=False,
+                                  initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    tags = re.compile("|".join(TAGS))      # the tokenizer takes them out before it splits a text
+    counts = Counter(piece for text in texts for part in tags.split(text) for piece in re.findall(pieces(), part))
+    # The root of a count, so that boilerplate does not take all merges; an English word is worth as much as a hundred uses.
+    counts = Counter({piece: n for piece, n in counts.items() if n >= often}) + Counter({f" {word}": 100 for word in english_words()})
+    tokenizer.train_from_iterator((piece for piece, n in counts.items() for _ in range(isqrt(n))), trainer)
+    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in TAGS])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>",
+                            clean_up_tokenization_spaces=False).save_pretrained(path)
