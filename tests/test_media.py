@@ -11,11 +11,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-import bench  # noqa: E402
+from data import media as media_files  # noqa: E402
 import env as simulator  # noqa: E402
 from configs.experiment import RolloutConfig  # noqa: E402
 from env import VisGenEnv, load_tools, to_json  # noqa: E402
-from bench import CUT, draw_media, frames, index_folder, materialize, media, probe  # noqa: E402
+from data.media import CUT, draw_media, frames, index_folder, materialize, media, probe  # noqa: E402
 
 MEDIA = ("image", "video", "audio")
 
@@ -129,7 +129,7 @@ def test_files_are_what_the_records_say(group, tmp_path):
             _, reply = call(env, name, **args)
             calls, refused = calls + 1, refused + ("error" in reply)
         for artifact in env.artifacts.values():
-            suffixes = bench.SUFFIXES[artifact["kind"]]
+            suffixes = media_files.SUFFIXES[artifact["kind"]]
             path = tmp_path / f"a{suffixes[0] if (artifact['duration_s'] or 0) > 60 else rng.choice(suffixes)}"   # a song's MP3 takes 5 s
             materialize(artifact, path)
             wrong += [(seed, artifact["id"], artifact["tool"], *found) for found in differences(artifact, path)]
@@ -160,7 +160,7 @@ def test_a_wrong_record_is_noticed(tmp_path):
     clip(width=853, height=479, has_audio=True), clip(width=2, height=2000, n_frames=3), clip(fps=23.976, n_frames=50), clip(fps=29.97, n_frames=31, shots=31), clip(fps=60, n_frames=7),
     song(duration_s=0.001), song(duration_s=4.37, sample_rate=24_000, channels=1), song(duration_s=0.5, sample_rate=44_100)])
 def test_small_and_odd_files(record, tmp_path):
-    for suffix in bench.SUFFIXES[record["kind"]]:
+    for suffix in media_files.SUFFIXES[record["kind"]]:
         materialize(record, tmp_path / f"a{suffix}")
         assert not differences(record, tmp_path / f"a{suffix}")
 
@@ -191,7 +191,7 @@ def test_frames_are_made_one_at_a_time():
 
 def test_silence_where_the_record_has_no_sound():
     record = clip(n_frames=48, has_audio=True, sound_frames=[[24, 48], [36, 48]])
-    heard = bench.sound(record, 0, 96_000, 48_000, 2)
+    heard = media_files.sound(record, 0, 96_000, 48_000, 2)
     assert heard.shape == (2, 96_000) and not heard[:, :48_000].any() and 0.1 < abs(heard[:, 48_000:]).max() < 0.4
 
 
@@ -199,7 +199,7 @@ def test_beats_are_where_the_record_has_them():
     """120 bpm from 0.35 s on: the envelope jumps at 0.35, 0.85, 1.35 s."""
     import numpy
 
-    loud = numpy.abs(bench.sound(song(bpm=120, beat_offset_s=0.35), 0, 96_000, 48_000, 1)[0]).reshape(-1, 480).max(axis=1)   # 10 ms each
+    loud = numpy.abs(media_files.sound(song(bpm=120, beat_offset_s=0.35), 0, 96_000, 48_000, 1)[0]).reshape(-1, 480).max(axis=1)   # 10 ms each
     assert [i for i in range(1, 200) if loud[i] > 2 * loud[i - 1]] == [35, 85, 135, 185]
 
 
@@ -216,7 +216,7 @@ def test_same_artifact_same_bytes_another_one_others(tmp_path):
         assert digest(record, "b" + suffix) == first
         assert digest({**record, "id": "other_1"}, "c" + suffix) != first
         assert digest({**record, "arguments": {"prompt": "an owl"}}, "d" + suffix) != first
-        code = f"import bench; bench.materialize({record!r}, {str(tmp_path / ('e' + suffix))!r})"
+        code = f"from data.media import materialize; materialize({record!r}, {str(tmp_path / ('e' + suffix))!r})"
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, env={**os.environ, "PYTHONHASHSEED": "5"})
         assert hashlib.sha256((tmp_path / ("e" + suffix)).read_bytes()).hexdigest() == first
 
@@ -313,7 +313,7 @@ def studio(folder, *lengths, fps=24, seed=7):
                  for i, s in enumerate(lengths)] + [{"kind": "audio", "duration_s": 2.0}], seed)
     files = {}
     for artifact in env.artifacts.values():
-        files[artifact["id"]] = folder / f"{artifact['id']}{bench.SUFFIXES[artifact['kind']][0]}"
+        files[artifact["id"]] = folder / f"{artifact['id']}{media_files.SUFFIXES[artifact['kind']][0]}"
         materialize(artifact, files[artifact["id"]])
     return env, files
 
@@ -379,7 +379,7 @@ def test_the_drawn_database_is_the_one_that_records_name(tmp_path, monkeypatch):
     (tmp_path / "data/media/index.jsonl").write_text("".join(to_json(row) + "\n" for row in rows), encoding="utf-8")
     assert set(stand_ins()) == {row["path"] for row in rows} and len(rows) == 9
     simulator.media_files.cache_clear()
-    names = {f"{kind}/{i:04d}.{suffix}" for kind, suffix in zip(MEDIA, ("png", "mp4", "wav")) for i in range(bench.PER_KIND)}
+    names = {f"{kind}/{i:04d}.{suffix}" for kind, suffix in zip(MEDIA, ("png", "mp4", "wav")) for i in range(media_files.PER_KIND)}
     assert {row["path"] for row in rows} | set(without) <= names
     for row in rows:
         assert row == {"path": row["path"], **probe(tmp_path / "data/media" / row["path"])}
@@ -395,7 +395,7 @@ def test_drawing_is_seeded(tmp_path):
 
 def test_a_users_folder_is_added_and_bad_files_are_named(tmp_path, monkeypatch, capsys):
     database, own = tmp_path / "media", tmp_path / "mine"
-    monkeypatch.setattr(bench, "draw_media", lambda folder: draw_media(folder, per_kind=1))
+    monkeypatch.setattr(media_files, "draw_media", lambda folder: draw_media(folder, per_kind=1))
     media([], database)
     materialize(clip(shots=2, has_audio=True), own / "deep/film.mp4")
     materialize(song(), own / "song.mp3")
