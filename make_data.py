@@ -11,6 +11,7 @@ general.jsonl and general_heldout.jsonl (the general part of PST), base.jsonl an
 
 import hashlib
 import json
+import math
 import re
 import time
 from collections import Counter
@@ -46,35 +47,37 @@ def draw_constraints(rng, scenario, config):
     s, c = scenario, json.loads(json.dumps(NO_CONSTRAINTS))
     if s["modality"] == "image":
         low, high = s["counts"]
-        c["images"] = rng.randint(low, max(low, min(high, config.max_images)))
+        high = max(low, min(high, config.max_images))
+        c["images"] = rng.randint((low + high + 1) // 2 if config.long else low, high)
         c["input"] = s["input"] and rng.random() < (1.0 if s["title"] == "Stylization" else 0.4)
         kind = "" if c["input"] else rng.choice([k for k in ("transparent", "large", "html") if s[k]] + ["", ""])
         c["transparent"], c["web_page"] = kind == "transparent", kind == "html"
         c["resolution"] = "2K" if kind == "large" else None
-        if c["images"] > 1 and s["consistency"] and kind in ("", "html") and rng.random() < 0.6:
+        if c["images"] > 1 and s["consistency"] and kind in ("", "html") and rng.random() < (0.9 if config.long else 0.6):
             c["consistency"] = [rng.choice(s["consistency"])]
         aspects = [a for a in s["aspects"] if a in ("1:1", "3:2", "2:3")] if kind == "transparent" else s["aspects"]
         c["aspect_ratio"] = rng.choice(aspects) if aspects and rng.random() < 0.7 else None
         c["storyboard"] = s["title"] == "Storyboards"
     else:
-        c["videos"] = rng.randint(*s["counts"]) if rng.random() < 0.3 else 1
-        most = min(s["shots"][1], config.max_shots)
+        c["videos"] = rng.randint(*s["counts"]) if rng.random() < (0.1 if config.long else 0.3) else 1
+        most = min(s["shots"][1] * (2 if config.long else 1), config.max_shots)
         if c["videos"] > 1:
             c["duration_s"] = rng.choice([None, 4, 6, 8])
-        elif most >= 2 and rng.random() < 0.6:
-            c["shots"] = rng.randint(2, most)
+        elif most >= 2 and rng.random() < (0.95 if config.long else 0.6):
+            c["shots"] = rng.randint(max(2, most // 2) if config.long else 2, most)
             c["duration_s"] = rng.choice([None] + [c["shots"] * k + extra for k in (4, 5, 6, 8) for extra in (0, 0, -1, -2)])
         else:
             c["duration_s"] = rng.choice([None, 4, 5, 6, 7, 8, 10, 12, 16][: 9 if most >= 2 else 6])
         aspects = [a for a in s["aspects"] if a != "1:1" or c["videos"] == 1]
         c["aspect_ratio"] = rng.choice(aspects) if rng.random() < 0.6 else None
         c["resolution"] = "1080p" if rng.random() < 0.2 else None
-        if n_shots(c) > 1 and s["consistency"] and rng.random() < 0.5:
+        if n_shots(c) > 1 and s["consistency"] and rng.random() < (0.9 if config.long else 0.5):
             c["consistency"] = [rng.choice(s["consistency"])]
         if s["audio"] and c["videos"] == 1 and rng.random() < 0.6:
             parts = rng.sample(s["audio"], min(len(s["audio"]), rng.choice([1, 1, 2])))
             # One composite takes one sound track, so music and designed effects are asked for apart.
-            c["audio"] = [a for a in parts if a != "sfx" or "music" not in parts]
+            # No call makes more than 30 s of effects, and they are to be heard over half of the film.
+            c["audio"] = [a for a in parts if a != "sfx" or ("music" not in parts and (c["duration_s"] or 0) <= 60)]
         c["beat"] = "music" in c["audio"] and n_shots(c) > 1 and rng.random() < 0.4
     return c
 
@@ -140,7 +143,7 @@ def make_task(rng, split, config, scenario_name=None, language="en"):
                         ("object", "object" in c["consistency"] and s["consistency_word"]), ("scene", "scene" in c["consistency"]),
                         ("style", "style" in c["consistency"]), *((a, True) for a in c["audio"]), ("beat", c["beat"])):
         if value:
-            value = rng.choice([value, book["number_words"][value]]) if kind == "shots" else value
+            value = rng.choice([value, book["number_words"].get(value, value)]) if kind == "shots" else value
             said.append(re.sub(r"{\w+}", str(value), rng.choice(clauses[kind])))
     if split != "heldout":      # irrelevant detail; that of held-out requests stands in their wordings
         said += [re.sub("{word}", lambda _: odd_words(rng, 1)[0], rng.choice(book["asides"])) for _ in range(rng.choice([0, 0, 1, 2]))]
@@ -266,21 +269,21 @@ def call_arguments(step, c, made, fed, voice, rng):
     several = {"n": step["expect"]} if step["expect"] > 1 else {}
     film = [*made.get("caption", []), *made.get("voice", []), *made.get("speed", []), *made.get("trim", []), *made.get("join", []), *made.get("clip", [])]
     if key_ in ("image", "large", "ref", "frame", "cutout") and tool.startswith("tool_text2image"):
-        prompt = f"{look}, {voice['views'][i % 8]}" if key_ == "frame" else look
+        prompt = f"{look}, {voice['views'][i % len(voice['views'])]}" if key_ == "frame" else look
         if tool == "tool_text2image_gpt":
             return {"prompt": prompt, "size": GPT_SIZES[c["aspect_ratio"]], **several, "background": "transparent"}
         large = {"size": "2K"} if tool == "tool_text2image_seed" and c["resolution"] == "2K" else {}
         return {"prompt": prompt, **large, **aspect, **several}
     if key_ in ("edit", "frame", "restyle"):
         source = made.get("image") or made.get("ref") or ["in_1"]
-        prompt = look if key_ == "restyle" else f"same subject, {voice['views'][i % 8]}"
+        prompt = look if key_ == "restyle" else f"same subject, {voice['views'][i % len(voice['views'])]}"
         return {"images": source[:1], "prompt": prompt, **(aspect if key_ == "restyle" else {}), **several}
     if key_ == "clip":
         seconds = clip_seconds(c, clip_lengths(tool))
         if tool == "tool_image2video_keling":
-            return {"image": fed[0], "prompt": voice["motions"][i % 8], "duration": seconds,
+            return {"image": fed[0], "prompt": voice["motions"][i % len(voice["motions"])], "duration": seconds,
                     **({"mode": "pro"} if c["resolution"] == "1080p" else {})}
-        view = f", {voice['views'][i % 8]}" if n_shots(c) > 1 else ""
+        view = f", {voice['views'][i % len(voice['views'])]}" if n_shots(c) > 1 else ""
         return {"prompt": look + view, "duration": seconds, **aspect, **({"resolution": "1080p"} if c["resolution"] else {}), **several}
     if key_ == "board":
         return {"script": c["subject"], "n_shots": c["images"]}
@@ -304,16 +307,32 @@ def call_arguments(step, c, made, fed, voice, rng):
     return {"video": film[0], "subtitles": [{"start": 0, "end": 2, "text": c["subject"]}]}      # caption
 
 
-def vision_agent(task, env, seed):
+def jobs_at_once(tool):
+    """How many calls of a tool its service documents to run side by side (infinite where tools.yaml has no such limit)."""
+    return min((limit["jobs"] for limit in load_tools()[tool].get("limits", []) if "jobs" in limit), default=math.inf)
+
+
+METACOGNITION = ("plan check", "recovery", "verification")
+
+
+def vision_agent(task, env, seed, mind=METACOGNITION):
     """Run the scripted VisionAgent on one task in VisGenEnv and return its trajectory (Sec. 3.1).
 
-    All steps whose inputs are there are called in one turn. Errors are met by class: a retryable call is repeated up to three
-    times, anything else moves the step to the workflow's next tool, with a revised plan; a step without one ends the work.
+    All steps whose inputs are there are called in one turn. Metacognition is what `mind` holds (the paper names none of it in detail; ours):
+    plan check: the clips' lengths are added up and held against the request, so that a step trims them or speeds them up, and no more jobs
+    are begun in one turn than the service documents;
+    recovery: errors are met by class: a retryable call is repeated up to three times, anything else moves the step to the workflow's
+    next tool, with a revised plan; without it every failed call is repeated once; a step that still fails ends the work;
+    verification: what came back is counted, and a step that brought less than it should is carried on; without it any result will do.
     """
     rng, voice = draw(seed, "agent", task["id"]), load_voice()
     messages, _ = env.reset(task, seed)
     c = read_request(messages[-1]["content"])
-    steps = expand_workflow(fitting_workflows(c)[0], c)
+    workflow = fitting_workflows(c)[0]
+    steps = expand_workflow(workflow, c)
+    clip = next((clip_lengths(s["tool"]) for s in steps if s["key"] == "clip"), None)
+    if clip and "plan check" not in mind:      # whatever length the clips come to passes for the length asked for
+        steps = expand_workflow(workflow, {**c, "shots": n_shots(c), "duration_s": n_shots(c) * clip_seconds(c, clip)})
     for s in steps:
         many = {"image": c["images"] if not any(t["key"] == "edit" for t in steps) else 1, "large": c["images"],
                 "cutout": c["images"], "edit": c["images"] - 1, "restyle": c["images"], "clip": max(1, c["videos"])}
@@ -326,6 +345,8 @@ def vision_agent(task, env, seed):
         ready = [s for s in open_steps if set(s["after"]) <= done]
         if not ready:
             break
+        if "plan check" in mind:
+            ready = [s for i, s in enumerate(ready) if sum(t["tool"] == s["tool"] for t in ready[:i]) < jobs_at_once(s["tool"])]
         blocks = [tag("think", think)] + ([tag("plan", plan)] if plan else []) + blocks
         made = {}
         for s in steps:
@@ -340,8 +361,9 @@ def vision_agent(task, env, seed):
         for s, reply in zip(ready, map(lambda m: json.loads(m["content"]), replies)):
             s["tries"] += 1
             if "error" in reply:
-                retry = reply["error"]["retryable"] and s["tries"] < 3
-                others = s["tools"][s["tools"].index(s["tool"]) + 1:]
+                retry, others = s["tries"] < 2, []
+                if "recovery" in mind:
+                    retry, others = reply["error"]["retryable"] and s["tries"] < 3, s["tools"][s["tools"].index(s["tool"]) + 1:]
                 trouble = (reply["error"]["code"], "retry" if retry else "switch")
                 if not retry and others:
                     s["tool"], s["tries"] = others[0], 0
@@ -351,7 +373,7 @@ def vision_agent(task, env, seed):
                 continue
             s["ids"] += reply["ids"][:1] if s["key"] == "music" else reply["ids"]
             s["expect"] -= len(reply["ids"])
-            if s["expect"] <= 0 and s in open_steps:      # a partial result leaves the rest of the step open
+            if (s["expect"] <= 0 or "verification" not in mind) and s in open_steps:      # a partial result leaves the rest of the step open
                 done.add(s["id"])
                 open_steps.remove(s)
         upcoming = [s for s in open_steps if set(s["after"]) <= done]
