@@ -7,23 +7,37 @@ general.jsonl and general_heldout.jsonl (the general part of PST), base.jsonl an
     python make_data.py --config configs/tiny.yaml              # all of it, for one experiment
     python make_data.py --config configs/tiny.yaml data.queries=200 seed=1
     python make_data.py --keys                                  # every config key, default and meaning
+
+The stages of Fig. 3 one by one, by default of configs/visgen.yaml, the paper's scale; each reads the file of the one before and goes on where it stopped:
+
+    python make_data.py queries | trajectories | filter         # queries.jsonl, trajectories.jsonl, visgen.jsonl with the reasons of removal
+    python make_data.py review [--verdicts FILE]                # review.html for a human; reads back what it saved
+    python make_data.py visgen --queries 20000                  # all of them
+    python make_data.py statistics | card                       # Fig. 5 beside the paper's figures; a data card
+    python make_data.py metacognition                           # VisionAgent with and without it
+    python make_data.py bench                                   # write data/visgenbench.jsonl again
 """
 
 import hashlib
 import json
 import math
+import os
 import re
+import sys
 import time
 from collections import Counter
 from functools import lru_cache
+from pathlib import Path
 
 import yaml
 from tqdm import tqdm
 
-from configs.experiment import ROOT, command_line, draw, open_run, write_atomic, write_jsonl
+from configs.experiment import ROOT, append_jsonl, command_line, draw, each_line, open_run, read_jsonl, write_atomic, write_jsonl
+from data.figures import BENCH, draw_statistics, statistics_of
 from data.general import general_item, hub_general, load_scenarios, make_general, odd_words, tag, train_tokenizer
-from env import VisGenEnv, load_tools, to_json
-from rewards import clip_lengths, clip_seconds, expand_workflow, fitting_workflows, load_workflows, ltr_rewards, makes, n_shots
+from data.media import thumbnail
+from env import VisGenEnv, load_tools, page, to_json, tool_schemas
+from rewards import PARTS, clip_lengths, clip_seconds, expand_workflow, fitting_workflows, load_workflows, ltr_rewards, makes, n_shots
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Tasks: requests in words, with the constraints that the words state
@@ -39,6 +53,7 @@ def split_list(items, held, split):
 NO_CONSTRAINTS = {"images": 0, "videos": 0, "duration_s": None, "shots": None, "aspect_ratio": None, "resolution": None,
                   "consistency": [], "audio": [], "beat": False, "transparent": False, "web_page": False, "input": False,
                   "storyboard": False, "subject": "", "style": None}
+BENCH_WORDS = ROOT / "data" / "visgenbench.yaml"
 HAN = re.compile("[\u4e00-\u9fff]")      # a Chinese character: a text that holds one is Chinese
 
 
@@ -104,8 +119,8 @@ def count_phrase(rng, n, noun, language):
 def draw_subject(rng, group, split):
     """A written subject or, two times in three outside the held-out split, one put together from the words of written ones, common
     words and made-up ones ("a braided velour lantern"): nobody learns these by heart, so the policy has to read them. Shares ours."""
-    written = split_list(group, len(group) // 5, split)
-    if split == "heldout" or rng.random() < 0.33:
+    written = group if split == "bench" else split_list(group, len(group) // 5, split)
+    if split in ("bench", "heldout") or rng.random() < 0.33:
         return rng.choice(written)
     if HAN.search(written[0]):      # the measure word and the thing of one, the description of the other
         one, other = rng.sample(written, 2)
@@ -118,25 +133,40 @@ def draw_subject(rng, group, split):
             return phrase
 
 
-def make_task(rng, split, config, scenario_name=None, language="en"):
-    """One task record (design: Records). Wordings, subjects and combinations of constraints of the held-out split are its own."""
-    book = load_scenarios(language)
+@lru_cache
+def bench_book():
+    """The written material of VisGenBench's tasks: the scenarios with the words of data/visgenbench.yaml in place of their own."""
+    words, book = yaml.load(BENCH_WORDS.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)), load_scenarios("en")
+    return {**book, **words, "frames": [], "scenarios": {name: {**s, "wordings": words["wordings"][name]} for name, s in book["scenarios"].items()}}
+
+
+def make_task(rng, split, config, scenario_name=None, language="en", dimension=None, suits=lambda c: True):
+    """One task record (design: Records). Wordings and subjects of a split are its own; combinations of constraints of training are its own.
+
+    `suits`: what else the constraints must be; `dimension`: VisGenBench's, which decides what else the request says. None if nothing suits.
+    """
+    book, shown = bench_book() if split == "bench" else load_scenarios(language), split in ("visgen", "train")
+    part = (lambda items, held: items) if split == "bench" else lambda items, held: split_list(items, held, split)      # noqa: E731
     name = scenario_name or rng.choice(list(book["scenarios"]))
     s = book["scenarios"][name]
-    clauses = {k: split_list(v, 2, split) for k, v in book["clauses"].items()}
+    clauses = {k: part(v, 2) for k, v in book["clauses"].items()}
     for _ in range(1000):
         c = draw_constraints(rng, s, config)
-        if (combination_split(c) == "heldout") == (split == "heldout") and len(expand_workflow(fitting_workflows(c)[0], c)) <= config.max_steps:
+        if (combination_split(c) == "train") == shown and suits(c) and len(expand_workflow(fitting_workflows(c)[0], c)) <= config.max_steps:
             break
     else:
+        if dimension:
+            return None
         raise RuntimeError(f"scenario {name}: no combination of constraints of the {split} split in 1000 draws")
     c["subject"] = draw_subject(rng, book["subjects"][rng.choice(s["subjects"])], split)
+    details = rng.sample(book["details"], 2) if dimension == "match" else []
+    c["subject"] += f" with {details[0]} and {details[1]}" if details else ""
     if rng.random() < 0.6:
-        styles = split_list(book["styles"], len(book["styles"]) // 6, split)
+        styles = part(book["styles"], len(book["styles"]) // 6)
         c["style"] = rng.choice(styles)
-        if split != "heldout" and rng.random() < 0.6:
+        if shown and rng.random() < 0.6:
             c["style"] = " ".join(odd_words(rng, rng.randint(1, 3))) if language == "en" else "与".join(rng.sample(styles, 2))
-    said = []
+    said = [rng.choice(book[dimension])] if dimension in ("creative", "variety") else []
     for kind, value in (("duration", c["duration_s"]), ("shots", c["shots"]), ("aspect", c["aspect_ratio"]),
                         ("resolution_video", c["videos"] and c["resolution"]), ("large", c["resolution"] == "2K"),
                         ("transparent", c["transparent"]), ("html", c["web_page"]), ("input", c["input"] and "in_1"),
@@ -145,22 +175,24 @@ def make_task(rng, split, config, scenario_name=None, language="en"):
         if value:
             value = rng.choice([value, book["number_words"].get(value, value)]) if kind == "shots" else value
             said.append(re.sub(r"{\w+}", str(value), rng.choice(clauses[kind])))
-    if split != "heldout":      # irrelevant detail; that of held-out requests stands in their wordings
+    if shown:      # irrelevant detail; that of other requests stands in their wordings
         said += [re.sub("{word}", lambda _: odd_words(rng, 1)[0], rng.choice(book["asides"])) for _ in range(rng.choice([0, 0, 1, 2]))]
     rng.shuffle(said)
     what = count_phrase(rng, c["images"] or c["videos"], s["noun"], language)
     style = book["grammar"]["style"].format(c["style"]) if c["style"] else ""
-    framed = split != "heldout" and rng.random() < 0.5
-    wordings = split_list(book["frames"], 0, split) if framed else split_list(s["wordings"], 3, split)
+    framed = shown and rng.random() < 0.5
+    wordings = split_list(book["frames"], 0, split) if framed else part(s["wordings"], 3)
     request = rng.choice(wordings).format(what=what, subject=c["subject"], style=style, extras=book["grammar"]["between"].join(said))
     inputs = [{"id": "in_1", "kind": "image", "width": w, "height": h, "duration_s": None}
               for w, h in [rng.choice([(1024, 1024), (1280, 960), (960, 1280), (1600, 900)])]] if c["input"] else []
     workflow, pool = task_agent(request)
     asked = sum(bool(v) for k, v in c.items() if k not in ("images", "videos", "subject"))
+    words = {"subject": c["subject"], "style": c["style"], **{f"detail_{i}": d for i, d in enumerate(details, 1)}}
+    rubric = {"rubric": [item.format(**words) for item in book["rubrics"][s["modality"]].get(dimension, [])]} if dimension else {}
     return {"id": "", "split": split, "modality": s["modality"], "scenario": name,
-            "dimension": "duration" if c["duration_s"] else "storyboard" if c["shots"] else "amount",
+            "dimension": dimension or ("duration" if c["duration_s"] else "storyboard" if c["shots"] else "amount"),
             "request": " ".join(request.split()), "language": language, "inputs": inputs, "constraints": c,
-            "difficulty": "easy" if asked <= 1 else "medium" if asked <= 3 else "hard", "workflow": workflow, "pool": pool}
+            "difficulty": "easy" if asked <= 1 else "medium" if asked <= 3 else "hard", "workflow": workflow, "pool": pool, **rubric}
 
 
 def make_tasks(n, split, config, seed):
@@ -173,6 +205,38 @@ def make_tasks(n, split, config, seed):
     return list(tasks.values())
 
 
+# What a request must ask for, to be a task of a dimension of VisGenBench (Table 1); the others suit any request.
+SUITS = {"object": lambda c: "object" in c["consistency"], "scene": lambda c: "scene" in c["consistency"], "style": lambda c: "style" in c["consistency"],
+         "variety": lambda c: c["images"] + c["videos"] > 1 and not c["consistency"], "duration": lambda c: c["duration_s"], "storyboard": lambda c: c["shots"]}
+
+
+def make_bench():
+    """VisGenBench's 1,200 tasks with Table 1's composition, the scenarios in turn; `in_104` marks the stratified subset VisGenBench-104.
+
+    Ours where the paper is silent: every third image task comes with the user's picture, every other video task of a scenario is long.
+    """
+    book, tasks = bench_book(), {}
+    sizes = [(modality, dimension, n) for modality, row in book["composition"].items() for dimension, n in row.items()]
+    exact = {key: 104 * n / 1200 for *key, n in sizes for key in [tuple(key)]}
+    few = {key: int(x) for key, x in exact.items()}
+    for key in sorted(exact, key=lambda key: few[key] - exact[key])[:104 - sum(few.values())]:      # the largest remainders
+        few[key] += 1
+    for modality, dimension, n in sizes:
+        rng, names, made, tries = draw("VisGenBench", modality, dimension), [k for k, s in book["scenarios"].items() if s["modality"] == modality], 0, 0
+        rng.shuffle(names)
+        while made < n:
+            tries += 1
+            lone, limits = made % 3 == 0, DataConfig(**book["limits"], long=made % 2 == 0)
+            task = make_task(rng, "bench", limits, names[tries % len(names)], dimension=dimension, suits=lambda c: SUITS.get(dimension, bool)(c) and (
+                c["input"] or modality == "video" or not lone))
+            if task is None or task["request"] in tasks:
+                continue
+            in_104 = (made + 1) * few[modality, dimension] // n > made * few[modality, dimension] // n      # spread over the stratum
+            tasks[task["request"]] = {**task, "id": f"vgb1-{len(tasks) + 1:04d}", "in_104": in_104}
+            made += 1
+    return list(tasks.values())
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # VisionAgent (Sec. 3.1, Fig. 4), scripted: TaskAgent reads and routes, MetaAgent thinks, plans, calls and verifies
 
@@ -180,20 +244,23 @@ def make_tasks(n, split, config, seed):
 @lru_cache
 def reading_patterns(language):
     """How the scripted TaskAgent recognises each constraint in a request: the written clauses turned into patterns."""
-    book = load_scenarios(language)
+    book, bench = load_scenarios(language), bench_book() if language == "en" else None
     number = "|".join([r"\d+", "an?", *book["number_words"].values()])
     slot = {"d": r"\d+", "k": number, "a": r"\d+:\d+", "r": r"\d+p", "id": r"in_\d+",
             "thing": "|".join(sorted({s["consistency_word"] for s in book["scenarios"].values()}))}
     # Each with its longest piece outside slots: to look for that first is much cheaper than the pattern.
     clause = {kind: [(max(re.split(r"{\w+}", text), key=len), re.sub(r"\\{(\w+)\\}", lambda m: f"({slot[m[1]]})", re.escape(text))) for text in texts]
-              for kind, texts in book["clauses"].items()}
+              for kind, own in book["clauses"].items() for texts in [own + (bench["clauses"][kind] if bench else [])]}
     nouns = sorted({(n, name) for name, s in book["scenarios"].items() for n in s["noun"]}, key=lambda x: -len(x[0]))
     noun = [(re.compile(book["grammar"]["noun"].format(number, re.escape(n)), re.I), name) for n, name in nouns]
     # A request is matched with its noun phrase ("two posters") taken out, so a frame is one pattern for all scenarios.
-    slots, texts = book["grammar"]["slots"], sum((s["wordings"] for s in book["scenarios"].values()), book["frames"])
-    pattern = {t: re.compile(re.sub(r"\\{(\w+)\\}", lambda m: slots[m[1]], re.escape(t.replace(" {extras}", "{extras}"))), re.I) for t in texts}
     # The longest first: "Design {what} for {subject}" would also fit "Design {what} for a game about {subject}".
-    wording = {name: [pattern[text] for text in sorted(s["wordings"] + book["frames"], key=len, reverse=True)] for name, s in book["scenarios"].items()}
+    texts = {name: sorted(s["wordings"] + book["frames"], key=len, reverse=True) + (bench["scenarios"][name]["wordings"] if bench else [])
+             for name, s in book["scenarios"].items()}
+    slots = book["grammar"]["slots"]
+    pattern = {t: re.compile(re.sub(r"\\{(\w+)\\}", lambda m: slots[m[1]], re.escape(t.replace(" {extras}", "{extras}"))), re.I)
+               for t in {t for some in texts.values() for t in some}}
+    wording = {name: [pattern[text] for text in some] for name, some in texts.items()}
     return clause, noun, wording
 
 
@@ -392,21 +459,153 @@ def vision_agent(task, env, seed, mind=METACOGNITION):
     return env.trajectory()
 
 
-def make_visgen(config, tasks):
-    """VisGenData (Sec. 3): run VisionAgent on the queries and keep what LtrReward passes. Returns (records, counts)."""
-    env, made, pools = VisGenEnv(config.rollout), [], []
-    for task in tqdm(tasks, desc="VisionAgent", unit="task", mininterval=1):
-        trajectory = vision_agent(task, env, draw(config.seed, "visgen", task["id"]).getrandbits(31))
-        made.append({**trajectory, "tools": env.info["tools"]})
-        pools.append(env.pool)
-    for trajectory, reward in zip(made, ltr_rewards(made, config.reward, pools)):
-        trajectory["reward"] = reward
-    answered = [t for t in made if t["ended"] == "answer"]
-    kept = [t for t in answered if t["reward"]["total"] >= config.data.min_reward]
-    return kept, Counter(queries=len(tasks), answered=len(answered), kept=len(kept))
+# ---------------------------------------------------------------------------------------------------------------------
+# The funnel of Fig. 3: queries -> trajectories -> LtrReward's filter -> human review -> VisGenData. Every stage reads the files of the one before
+
+
+def make_queries(config, folder):
+    """Stage 1: queries.jsonl, the task records that VisionAgent is asked; kept if it is there (it may be your own). Returns the tasks."""
+    path, n = folder / "queries.jsonl", config.data.queries
+    if not path.is_file():
+        write_jsonl(path, make_tasks(n, "visgen", config.data, draw(config.seed, "queries").getrandbits(31)))
+    return list(each_line(path))
+
+
+def make_trajectories(config, folder):
+    """Stage 2: trajectories.jsonl, what VisionAgent did on each query and LtrReward; appended as it comes, so a stopped run goes on."""
+    path, tasks, made = folder / "trajectories.jsonl", make_queries(config, folder), set()
+    if path.is_file():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)      # without the line that a break cut off
+        made = {t["task"]["id"] for t in each_line(path)}
+    left, env = [task for task in tasks if task["id"] not in made], VisGenEnv(config.rollout)
+    with tqdm(total=len(left), desc="VisionAgent", unit="task", mininterval=1, disable=not left) as bar:
+        for at in range(0, len(left), 200):
+            some, pools = [], []
+            for task in left[at:at + 200]:
+                some.append(vision_agent(task, env, draw(config.seed, "visgen", task["id"]).getrandbits(31)))
+                pools.append(env.pool)
+            for trajectory, reward in zip(some, ltr_rewards(some, config.reward, pools)):
+                trajectory["reward"] = reward
+            append_jsonl(path, some)
+            bar.update(len(some))
+
+
+def sift(trajectories, config):
+    """Stage 3, the algorithmic filter: ids kept in order, and rows {id, stage, reason} of what goes.
+
+    `data.per_plan` keeps a plan from filling the data: of trajectories of one task type with the same plan the first ones stay.
+    """
+    kept, removed, alike = [], [], Counter()
+    for t in trajectories:
+        task, reward = t["task"], t["reward"]
+        plan = task["scenario"], to_json([(step["tool"], step["after"]) for step in t["plan"] or []])
+        if t["ended"] != "answer":
+            stage, reason = "trajectories", f"no answer ({t['ended']})"
+        elif not reward["total"] >= config.data.min_reward:      # NaN, where an LLM judge failed, is not kept
+            worst = min((p for p in ("plan", *PARTS) if reward[p] is not None), key=lambda p: reward[p])
+            stage, reason = "filter", f"LtrReward below {config.data.min_reward}, lowest in {worst}"
+        elif config.data.per_plan and alike[plan] >= config.data.per_plan:
+            stage, reason = "filter", f"{config.data.per_plan} of its task type have the same plan"
+        else:
+            alike[plan] += 1
+            kept.append(task["id"])
+            continue
+        removed.append({"id": task["id"], "stage": stage, "reason": reason})
+    return kept, removed
+
+
+def read_verdicts(path, ids):
+    """Human verdicts {id: {"verdict": keep | drop, "reason"}} of a file that the review sheet saved; the last one on an id counts.
+
+    What cannot be used is said by line and skipped: no JSON, no verdict, an id that is no candidate."""
+    verdicts, bad = {}, 0
+    for n, row in each_line(path, numbered=True):
+        wrong = ("is no object with `id` and `verdict`" if not isinstance(row, dict) or "id" not in row else
+                 f"has the verdict {row.get('verdict')!r}; keep or drop" if row.get("verdict") not in ("keep", "drop") else
+                 f"names {row['id']!r}, which is no candidate" if row["id"] not in ids else None)
+        if wrong:
+            bad += 1
+            print(f"  {path}, line {n} {wrong}: skipped")
+        else:
+            verdicts[row["id"]] = {"verdict": row["verdict"], "reason": str(row.get("reason") or "no reason given")}
+    print(f"  {path}: {len(verdicts)} verdicts" + (f", {bad} lines skipped" if bad else ""))
+    return verdicts
+
+
+def export_review(config, folder, ids, most=100):
+    """Write review.html: up to `most` candidates that nobody has judged yet, drawn by seed, with stand-in pictures and boxes for the verdict."""
+    chosen = set(draw(config.seed, "review", len(ids)).sample(ids, min(most, len(ids))))
+    items = [t for t in each_line(folder / "trajectories.jsonl") if t["task"]["id"] in chosen]
+    for t in items:
+        handed = [a for a in t["artifacts"] if a["id"] in ((t["answer"] or {}).get("deliverables") or [])]
+        t["shown"] = [{**a, "pictures": [thumbnail(a, shot) for shot in range(a["shots"] or 1)] if a["kind"] in ("image", "video") else []} for a in handed]
+    write_atomic(folder / "review.html", page("templates/review.jinja", items=items, name=config.name))
+    print(f"  {folder / 'review.html'}: {len(items)} of {len(ids)} candidates to judge; save the verdicts there, then "
+          f"`python make_data.py review --verdicts FILE`")
+
+
+def make_visgen(config, folder):
+    """Stage 4 and the result: visgen.jsonl (whole trajectories), chat.jsonl (messages and tools alone), removed.jsonl. Returns the counts.
+
+    What no human has judged is labelled unreviewed; nothing else is claimed about it.
+    """
+    path, verdict_path = folder / "trajectories.jsonl", folder / "verdicts.jsonl"
+    kept, removed = sift(each_line(path), config)
+    verdicts = read_verdicts(verdict_path, set(kept)) if verdict_path.is_file() else {}
+    dropped = {i for i in kept if verdicts.get(i, {}).get("verdict") == "drop"}
+    removed += [{"id": i, "stage": "review", "reason": f"human review: {verdicts[i]['reason']}"} for i in kept if i in dropped]
+    wanted, listed, visgen = set(kept) - dropped, config.rollout.tools == "schema", []
+    for t in (t for t in each_line(path) if t["task"]["id"] in wanted):
+        pool = t["task"]["pool"] if config.rollout.tool_pool == "task" else list(load_tools())
+        visgen.append({**t, "tools": tool_schemas(pool) if listed else None, "review": "kept by a human" if t["task"]["id"] in verdicts else "unreviewed"})
+    write_jsonl(folder / "visgen.jsonl", visgen)
+    write_jsonl(folder / "chat.jsonl", map(chat_record, visgen))
+    write_jsonl(folder / "removed.jsonl", removed)
+    gone = Counter(r["stage"] for r in removed)
+    counts = {"queries": len(kept) - len(dropped) + len(removed), "reviewed": len(verdicts), "reasons": Counter(f"{r['stage']}: {r['reason']}" for r in removed)}
+    counts["answered"] = counts["queries"] - gone["trajectories"]
+    counts["candidates"] = counts["answered"] - gone["filter"]
+    return {**counts, "kept": len(visgen)}
+
+
+def chat_record(t):
+    """{"messages", "tools"} as `datasets`, TRL's SFTTrainer and the OpenAI API take it. They want tool replies to answer calls of their own
+    format, and UTPC's calls are text, so a reply goes back as the user's text, in the tags that Qwen's template gives it."""
+    messages = []
+    for m in t["messages"]:
+        if m["role"] != "tool":
+            messages.append({"role": m["role"], "content": m["content"]})
+        elif messages[-1]["role"] == "user":
+            messages[-1]["content"] += "\n" + tag("tool_response", m["content"])
+        else:
+            messages.append({"role": "user", "content": tag("tool_response", m["content"])})
+    return {"messages": messages, **({"tools": t["tools"]} if t["tools"] else {})}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# What metacognition is worth (Sec. 3.1)
+
+
+def metacognition(config, run, n=1000):
+    """Success of VisionAgent with and without metacognition, and without each part, on the same n requests, which no other split uses by its seed.
+
+    Success: an answer that meets every constraint that the request states (R_result 1). Written to metacognition.json beside the paper's figures."""
+    tasks, env, rows = make_tasks(n, "visgen", config.data, draw(config.seed, "metacognition").getrandbits(31)), VisGenEnv(config.rollout), []
+    arms = {"with metacognition": METACOGNITION, **{f"without {part}": tuple(p for p in METACOGNITION if p != part) for part in METACOGNITION},
+            "thinking alone": ()}
+    for name, mind in arms.items():
+        made = [(vision_agent(task, env, draw(config.seed, "metacognition", task["id"]).getrandbits(31), mind), env.pool) for task in tqdm(tasks, desc=name)]
+        rewards = ltr_rewards([t for t, _ in made], config.reward, [pool for _, pool in made])
+        rows.append({"agent": name, "n": n, "success": sum(r["result"] > 1 - 1e-9 for r in rewards) / n, "reward": sum(r["total"] for r in rewards) / n,
+                     "calls": sum(len(t["calls"]) for t, _ in made) / n})
+    write_atomic(run / "metacognition.json", to_json(rows))
+    print(page("templates/metacognition.jinja", rows=rows, scale=config.rollout.failure_scale))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Commands
+
+COMMANDS = ("queries", "trajectories", "filter", "review", "visgen", "statistics", "card", "bench", "metacognition")
 
 
 def ensure_data(config, run):
@@ -419,11 +618,12 @@ def ensure_data(config, run):
           "(about a minute)", flush=True)
     for split, n in (("heldout", data.heldout_tasks), ("train", data.train_tasks)):
         write_jsonl(folder / f"{split}.jsonl", make_tasks(n, split, data, draw(config.seed, split).getrandbits(31)))
-    visgen, counts = make_visgen(config, make_tasks(data.queries, "visgen", data, draw(config.seed, "queries").getrandbits(31)))
+    make_trajectories(config, folder)
+    counts = make_visgen(config, folder)
+    visgen = read_jsonl(folder / "visgen.jsonl")
     if not visgen:
         raise SystemExit("error: no trajectory passed `data.min_reward`; lower it or raise `data.queries`")
     general = make_general(config, data.general, "train") if data.general_source == "offline" else hub_general(config)
-    write_jsonl(folder / "visgen.jsonl", visgen)
     write_jsonl(folder / "general.jsonl", general)
     rng = draw(config.seed, "base")
     write_jsonl(folder / "base.jsonl", [general_item(rng, "copy") for _ in range(config.model.base_examples)])
@@ -439,12 +639,65 @@ def ensure_data(config, run):
     write_atomic(folder / "done.json", to_json(counts))
 
 
+def write_bench():
+    """Write data/visgenbench.jsonl, which is fixed: whoever changes words or rules gives it a new version."""
+    tasks = make_bench()
+    write_jsonl(BENCH, tasks)
+    print(f"{BENCH}: {len(tasks)} tasks, {sum(t['in_104'] for t in tasks)} of them VisGenBench-104")
+
+
+def print_funnel(config, folder, counts):
+    """The funnel's counts beside the paper's, with the reasons of removal; kept in funnel.json."""
+    write_atomic(folder / "funnel.json", to_json(counts))
+    print(page("templates/funnel.jinja", folder=folder, config=config, **counts))
+
+
+def review(config, folder, file):
+    """Take in a verdict file that the sheet saved, if one is given, and write a sheet of what nobody has judged yet."""
+    kept, _ = sift(each_line(folder / "trajectories.jsonl"), config)
+    path, judged = folder / "verdicts.jsonl", {}
+    if file:
+        judged = read_verdicts(Path(file), set(kept))
+        append_jsonl(path, [{"id": i, **verdict} for i, verdict in judged.items()])
+    if path.is_file():
+        judged = read_verdicts(path, set(kept))
+    export_review(config, folder, [i for i in kept if i not in judged])
+
+
+def print_statistics(config, folder, template):
+    """Fig. 5's figures or the data card, printed; the picture goes to statistics.png."""
+    found = statistics_of(config, folder)
+    draw_statistics(found, folder / "statistics.png")
+    counts = json.loads((folder / "funnel.json").read_text(encoding="utf-8"))
+    print(page(f"templates/{template}.jinja", folder=folder, config=config, counts=counts, **found))
+
+
 def main():
-    """Make all data of one experiment."""
-    config, _ = command_line(__doc__)
+    """Make all data of one experiment, or run one stage of the funnel (see the top of this file)."""
+    command = sys.argv.pop(1) if sys.argv[1:2] and sys.argv[1] in COMMANDS else ""
+    options = [("--queries", "data.queries", "data.queries, in short"), ("--verdicts", None, "a file that the review sheet saved (command review)")]
+    config, given = command_line(__doc__, options=options, default="visgen.yaml" if command else "tiny.yaml")
+    if command == "bench":
+        return write_bench()
     run = open_run(config)
-    ensure_data(config, run)
-    print(f"data are in {(run / 'data').relative_to(ROOT)}")
+    folder = run / "data"
+    if command == "queries":
+        print(f"{folder / 'queries.jsonl'}: {len(make_queries(config, folder))} queries")
+    if command in ("trajectories", "visgen"):
+        make_trajectories(config, folder)
+        print(f"{folder / 'trajectories.jsonl'}: " + ", ".join(f"{n} ended with {end}" for end, n in Counter(
+            t["ended"] for t in each_line(folder / "trajectories.jsonl")).items()))
+    if command in ("filter", "visgen", "review"):
+        if command != "filter":
+            review(config, folder, given.get("--verdicts"))
+        print_funnel(config, folder, make_visgen(config, folder))
+    if command in ("statistics", "card", "visgen"):
+        print_statistics(config, folder, "card" if command == "card" else "statistics")
+    if command == "metacognition":
+        metacognition(config, run)
+    if not command:
+        ensure_data(config, run)
+        print(f"data are in {folder.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -76,6 +76,7 @@ class DataConfig:
     general_heldout: int = key(192, "held-out general items, as many of each kind, exact match")
     train_tasks: int = key(2000, "tasks that VRL draws from, in wordings that no expert trajectory shows, nor the held-out tasks")
     heldout_tasks: int = key(128, "held-out tasks: subjects, wordings and combinations that training never shows")
+    per_plan: int = key(0, "most trajectories of one task type with the same plan (tools and what follows what); 0: all stay")
     max_shots: int = key(3, "most shots of a video task")
     max_images: int = key(6, "most images of an image task")
     max_steps: int = key(24, "most steps of a task's expert plan (the paper's trajectories have 15 on average)")
@@ -302,20 +303,27 @@ def print_keys(cls, values=None, where=""):
             print(f"{where}{f.name} = {json.dumps(shown, ensure_ascii=False)}   # {f.metadata['doc']}")
 
 
-def command_line(doc, switches=()):
-    """Parse `--config FILE [switches] [section.key=value ...]`: (Config, set of the switches given). `--keys` prints all keys and exits."""
+def command_line(doc, switches=(), options=(), default="tiny.yaml"):
+    """Parse `--config FILE [switches] [options] [section.key=value ...]`: (Config, {switch or option given: its value}). `--keys` prints all keys.
+
+    `switches`: (name, meaning); `options`: (name, the config key that it sets or None, meaning); `default`: the config of the command alone.
+    """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default=str(ROOT / "configs" / "tiny.yaml"), help="experiment file (default: %(default)s)")
+    parser.add_argument("--config", default=str(ROOT / "configs" / default), help="experiment file (default: %(default)s)")
     parser.add_argument("--keys", action="store_true", help="print every config key with its default and meaning")
     for switch, text in switches:
         parser.add_argument(switch, action="store_true", help=text)
+    for option, _, text in options:
+        parser.add_argument(option, help=text)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="config values on top of the file's")
     args = parser.parse_args()
     if args.keys:
         print_keys(Config)
         raise SystemExit(0)
-    given = {switch for switch, _ in switches if getattr(args, switch.lstrip("-").replace("-", "_"))}
-    return load_config(args.config, args.overrides), given
+    names = [switch for switch, _ in switches] + [option for option, _, _ in options]
+    given = {name: value for name in names if (value := getattr(args, name.lstrip("-").replace("-", "_")))}
+    overrides = args.overrides + [f"{key}={given[option]}" for option, key, _ in options if key and option in given]
+    return load_config(args.config, overrides), given
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -378,10 +386,36 @@ def read_jsonl(path):
     return records
 
 
+def each_line(path, numbered=False):
+    """The records of a JSONL file that people may have edited, one at a time; `numbered`: (line number, record). A line that is not JSON is
+    reported with its number and skipped, and their number is said at the end. SystemExit for a missing file."""
+    if not path.is_file():
+        raise SystemExit(f"error: {path} is missing; `python make_data.py --help` says which command makes it")
+    bad = 0
+    with open(path, encoding="utf-8", newline="\n") as file:
+        for n, line in enumerate(file, 1):
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as e:
+                bad += bool(line.strip())
+                if line.strip():
+                    print(f"  {path}, line {n} is not JSON ({e.msg}): skipped")
+                continue
+            yield (n, record) if numbered else record
+    if bad:
+        print(f"  {path}: {bad} broken lines skipped")
+
+
+def append_jsonl(path, records):
+    """Append records as JSON lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8", newline="\n") as file:
+        file.write("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+
+
 def append_metrics(run, record):
     """Append one record to the run's metrics.jsonl."""
-    with open(run / "metrics.jsonl", "a", encoding="utf-8") as f:
-        f.write(json.dumps(record, ensure_ascii=False) + "\n")
+    append_jsonl(run / "metrics.jsonl", [record])
 
 
 def digest(*parts, size=16):

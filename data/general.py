@@ -21,7 +21,8 @@ def load_scenarios(language):
     """data/scenarios.yaml: the 42 task types of Table 8, their wordings, and the subjects, styles and clauses that fill them; zh: scenarios_zh.yaml."""
     if language not in ("en", "zh"):
         raise SystemExit(f"error: config key `data.languages` holds {language!r}; allowed: en, zh")
-    return yaml.safe_load((ROOT / "data" / ("scenarios.yaml" if language == "en" else "scenarios_zh.yaml")).read_text(encoding="utf-8"))
+    text = (ROOT / "data" / ("scenarios.yaml" if language == "en" else "scenarios_zh.yaml")).read_text(encoding="utf-8")
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 @lru_cache(maxsize=1)

@@ -2,7 +2,9 @@
 decodes a file and says what it holds. The media database (Sec. 4.3.1), data/media/, is such files with an index: `python bench.py media`.
 """
 
+import base64
 import html
+import io
 import math
 import random
 from fractions import Fraction
@@ -39,6 +41,15 @@ def background(artifact, shot, of):
         words = f"{artifact['id']}\n{shot + 1} of {of}" if artifact["kind"] == "video" else str(artifact["id"])
         draw.multiline_text((size // 2, size // 2), words, fill="white" if shot % 2 else "black", font=ImageFont.load_default(size))
     return picture
+
+
+def thumbnail(artifact, shot, most=180):
+    """One shot (or the picture) as a data URI of at most `most` pixels a side, for pages that stand alone."""
+    scale = most / max(artifact["width"], artifact["height"])
+    small = {**artifact, "width": max(2, round(artifact["width"] * scale)), "height": max(2, round(artifact["height"] * scale))}
+    file = io.BytesIO()
+    background(small, shot, artifact["shots"] or 1).save(file, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def frames(artifact):

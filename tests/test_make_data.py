@@ -22,7 +22,8 @@ from env import ToolError, VisGenEnv, load_tools  # noqa: E402
 from rewards import expand_workflow, fitting_workflows, load_workflows, ltr_reward  # noqa: E402
 from data import general as general_data  # noqa: E402
 from data.general import TAGS, hub_general, load_scenarios, make_general, to_messages, train_tokenizer  # noqa: E402
-from make_data import NO_CONSTRAINTS, combination, ensure_data, make_task, make_tasks, make_visgen, read_request, task_agent, vision_agent  # noqa: E402
+from make_data import (NO_CONSTRAINTS, combination, ensure_data, make_task, make_tasks, make_trajectories, make_visgen, read_request,  # noqa: E402
+                       task_agent, vision_agent)
 
 SPLITS = ("train", "heldout")
 
@@ -456,12 +457,14 @@ def test_agent_gives_up_after_three_failures_of_a_step(tasks, monkeypatch):
         assert max(Counter((c["name"], json.dumps(c["arguments"])) for c in trajectory["calls"]).values()) >= 3
 
 
-def test_visgen_keeps_what_the_reward_passes(tasks):
+def test_visgen_keeps_what_the_reward_passes(tasks, tmp_path):
     config = Config(data=DataConfig(min_reward=0.97), rollout=RolloutConfig(failure_scale=10.0))
-    kept, counts = make_visgen(config, tasks["train"][:126])
+    write_jsonl(tmp_path / "queries.jsonl", tasks["train"][:126])
+    make_trajectories(config, tmp_path)
+    counts, kept = make_visgen(config, tmp_path), read_jsonl(tmp_path / "visgen.jsonl")
     assert counts["queries"] == 126 and counts["kept"] == len(kept) < counts["answered"] <= 126
     assert min(r["reward"]["total"] for r in kept) >= 0.97 and all(r["ended"] == "answer" for r in kept)
-    assert {"task", "messages", "calls", "artifacts", "plan", "answer", "ended", "reward"} <= set(kept[0])
+    assert {"task", "messages", "calls", "artifacts", "plan", "answer", "ended", "reward", "review"} <= set(kept[0])
 
 
 # --- the general mix
@@ -542,14 +545,17 @@ def test_general_unknown_kind_is_named():
 
 
 DIGEST = """
-import hashlib, json, sys
+import hashlib, json, pathlib, sys, tempfile
 sys.path.insert(0, ".")
-from configs.experiment import Config
+from configs.experiment import Config, DataConfig
 from data.general import make_general
-from make_data import make_tasks, make_visgen
-c = Config(seed=int(sys.argv[1]))
+from make_data import make_tasks, make_trajectories, make_visgen
+c = Config(seed=int(sys.argv[1]), data=DataConfig(queries=84))
 parts = [make_tasks(84, "train", c.data, 3 + c.seed), make_tasks(42, "heldout", c.data, c.seed), make_general(c, 60, "train")]
-parts.append(make_visgen(c, parts[0])[0])
+with tempfile.TemporaryDirectory() as folder:
+    make_trajectories(c, pathlib.Path(folder))
+    make_visgen(c, pathlib.Path(folder))
+    parts.append((pathlib.Path(folder) / "visgen.jsonl").read_text())
 print(*[hashlib.sha256(json.dumps(p, sort_keys=False).encode()).hexdigest() for p in parts])
 """
 
@@ -913,7 +919,8 @@ def test_ensure_data_makes_all_files_once(tmp_path, monkeypatch, capsys):
     run = open_run(config)
     ensure_data(config, run)
     files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (run / "data").iterdir() if p.is_file()}
-    assert set(files) == {"heldout.jsonl", "train.jsonl", "visgen.jsonl", "general.jsonl", "base.jsonl", "general_heldout.jsonl", "done.json"}
+    assert set(files) == {"heldout.jsonl", "train.jsonl", "queries.jsonl", "trajectories.jsonl", "visgen.jsonl", "chat.jsonl", "removed.jsonl",
+                          "general.jsonl", "base.jsonl", "general_heldout.jsonl", "done.json"}
     assert [len(read_jsonl(run / "data" / f"{n}.jsonl")) for n in ("heldout", "train", "general", "general_heldout")] == [42, 42, 60, 12]
     assert (run / "data" / "tokenizer" / "tokenizer.json").is_file()
     assert "funnel: 42 queries" in capsys.readouterr().out

@@ -1,0 +1,71 @@
+"""What VisGenData is like: Fig. 5's figures, its diversity, and the picture of them (`python make_data.py statistics`)."""
+
+import re
+from collections import Counter
+
+from configs.experiment import ROOT, each_line
+from env import to_json
+
+BENCH = ROOT / "data" / "visgenbench.jsonl"
+
+
+def word_runs(text, n=5):
+    """The runs of n words in a text: what n-gram overlap is counted in."""
+    some = re.findall(r"\w+", text.lower())
+    return {tuple(some[i:i + n]) for i in range(len(some) - n + 1)}
+
+
+def statistics_of(config, folder):
+    """Fig. 5's figures of visgen.jsonl, and its diversity, as a dict.
+
+    Actions are UTPC's blocks: the paper's a_t are reasoning tokens, planning steps and tool calls. Tokens are the run's tokenizer's, all messages and
+    listed tools; where there is none, a quarter of the characters, which is said.
+    """
+    count, unit = lambda text: len(text) // 4, "characters / 4"      # noqa: E731
+    if (folder / "tokenizer").is_dir():
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        count, unit = lambda text: len(tokenizer(text)["input_ids"]), f"tokens of the run's BPE of {len(tokenizer)}"      # noqa: E731
+    rows, plans, runs, requests = [], {}, set(), set()
+    for t in each_line(folder / "visgen.jsonl"):
+        task = t["task"]
+        rows.append({"actions": sum(len(turn["order"]) for turn in t["turns"]), "calls": len(t["calls"]), "scenario": task["scenario"], "difficulty":
+                     task["difficulty"], "tokens": count(to_json(t["tools"]) * bool(t["tools"]) + "\n".join(m["content"] for m in t["messages"]))})
+        plans.setdefault(task["scenario"], set()).add(to_json([(step["tool"], step["after"]) for step in t["plan"] or []]))
+        requests.add(task["request"])
+        runs |= word_runs(task["request"])
+    if not rows:
+        raise SystemExit(f"error: {folder / 'visgen.jsonl'} holds no trajectory; lower `data.min_reward` or raise `data.queries`")
+    bench = [word_runs(task["request"]) for task in each_line(BENCH)]
+    hard = [r for r in rows if r["difficulty"] == "hard"]
+    share = lambda some, test: sum(map(test, some)) / max(1, len(some))      # noqa: E731
+    return {"rows": rows, "n": len(rows), "unit": unit, "types": Counter(r["scenario"] for r in rows), "difficulty": Counter(r["difficulty"] for r in rows),
+            "mean": {k: sum(r[k] for r in rows) / len(rows) for k in ("actions", "calls", "tokens")}, "requests": len(requests),
+            "over_20": {k: share(rows, lambda r: r[k] > 20) for k in ("actions", "calls")}, "hard_20": {k: share(hard, lambda r: r[k] >= 20) for k in
+            ("actions", "calls")}, "hard": len(hard), "over_32k": share(rows, lambda r: r["tokens"] > 32_000), "plans": sorted(map(len, plans.values())),
+            "overlap": sum(len(b & runs) for b in bench) / sum(map(len, bench))}
+
+
+def draw_statistics(found, path):
+    """Fig. 5 as a picture: actions, tokens, task types, difficulty, with the paper's means as lines."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 2, figsize=(12, 9), constrained_layout=True)
+    for ax, name, label, mean in ((axes[0, 0], "actions", "actions of a trajectory", 15), (axes[0, 1], "tokens", found["unit"], 29_000)):
+        ax.hist([r[name] for r in found["rows"]], bins=40)
+        ax.axvline(mean, color="black", linestyle="--", label=f"the paper's mean, {mean}")
+        ax.axvline(found["mean"][name], color="tab:orange", label=f"mean here, {found['mean'][name]:.1f}")
+        ax.set(xlabel=label, ylabel="trajectories")
+        ax.legend()
+    names, sizes = zip(*found["types"].most_common())
+    axes[1, 0].bar(names, sizes)
+    axes[1, 0].tick_params(axis="x", rotation=90, labelsize=6)
+    axes[1, 0].set(ylabel="trajectories", title=f"{len(names)} task types")
+    axes[1, 1].bar(*zip(*((k, found["difficulty"][k]) for k in ("easy", "medium", "hard"))))
+    axes[1, 1].set(ylabel="trajectories", title="difficulty")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

@@ -1,0 +1,195 @@
+"""The funnel of Fig. 3: stages, resuming, broken lines, human review, formats; metacognition."""
+import json
+import re
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+import make_data  # noqa: E402
+from configs.experiment import draw, load_config, read_jsonl, write_jsonl  # noqa: E402
+from data.figures import word_runs  # noqa: E402
+from data.general import tag  # noqa: E402
+from env import VisGenEnv, load_tools, parse_utpc  # noqa: E402
+from make_data import METACOGNITION, chat_record, jobs_at_once, make_tasks, make_trajectories, make_visgen, sift, vision_agent  # noqa: E402
+from rewards import ltr_rewards  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def config():
+    return load_config(ROOT / "configs" / "visgen.yaml", ["data.queries=210"])
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    """A funnel run through once: its folder and counts. Nobody may write there."""
+    folder = tmp_path_factory.mktemp("visgen")
+    make_trajectories(config, folder)
+    return folder, make_visgen(config, folder)
+
+
+def copy_of(folder, to, names):
+    for name in names:
+        (to / name).write_bytes((folder / name).read_bytes())
+
+
+def test_each_stage_counts_what_it_takes(whole):
+    folder, counts = whole
+    kept, removed = read_jsonl(folder / "visgen.jsonl"), read_jsonl(folder / "removed.jsonl")
+    assert counts["queries"] == 210 == len(kept) + len(removed) and counts["kept"] == len(kept) == counts["candidates"] and counts["reviewed"] == 0
+    assert {t["task"]["id"] for t in kept}.isdisjoint(r["id"] for r in removed)
+    assert sum(counts["reasons"].values()) == len(removed) and all(r["reason"] and r["stage"] in ("trajectories", "filter") for r in removed)
+    assert all(t["reward"]["total"] >= 0.9 and t["ended"] == "answer" and t["review"] == "unreviewed" for t in kept)
+
+
+def test_the_filter_says_why(whole, config):
+    made = read_jsonl(whole[0] / "trajectories.jsonl")[:6]
+    made = [{**t, "task": {**made[0]["task"], "id": f"t{i}"}, "plan": made[0]["plan"], "reward": {**t["reward"], "total": 1.0}} for i, t in enumerate(made)]
+    made[0] = {**made[0], "ended": "max_turns", "answer": None}
+    made[1] = {**made[1], "reward": {**made[1]["reward"], "total": 0.5, "result": 0.1}}
+    made[2] = {**made[2], "reward": {**made[2]["reward"], "total": float("nan")}}
+    kept, removed = sift(made, replace(config, data=replace(config.data, per_plan=2)))
+    assert kept == ["t3", "t4"]
+    assert [(r["id"], r["stage"]) for r in removed] == [("t0", "trajectories"), ("t1", "filter"), ("t2", "filter"), ("t5", "filter")]
+    assert removed[0]["reason"] == "no answer (max_turns)" and removed[1]["reason"] == "LtrReward below 0.9, lowest in result"
+    assert "same plan" in removed[3]["reason"]
+    assert len(sift(made, replace(config, data=replace(config.data, per_plan=0)))[0]) == 3
+
+
+@pytest.mark.parametrize("at", [0.001, 0.35, 0.999])
+def test_a_stopped_run_goes_on_and_ends_the_same(whole, config, tmp_path, at):
+    folder, _ = whole
+    copy_of(folder, tmp_path, ["queries.jsonl", "trajectories.jsonl"])
+    path = tmp_path / "trajectories.jsonl"
+    data = path.read_bytes()
+    path.write_bytes(data[:int(len(data) * at)])      # in the middle of a line
+    make_trajectories(config, tmp_path)
+    assert path.read_bytes() == data
+    make_visgen(config, tmp_path)
+    assert (tmp_path / "visgen.jsonl").read_bytes() == (folder / "visgen.jsonl").read_bytes()
+
+
+def test_broken_lines_are_named_counted_and_skipped(whole, config, tmp_path, capsys):
+    folder, _ = whole
+    copy_of(folder, tmp_path, ["queries.jsonl"])
+    lines = (tmp_path / "queries.jsonl").read_text().splitlines()[:8]
+    lines[2], lines[5] = '{"id": "visgen-', "no json"
+    (tmp_path / "queries.jsonl").write_text("\n".join(lines) + "\n\n")
+    make_trajectories(config, tmp_path)
+    said = capsys.readouterr().out
+    assert "line 3 is not JSON" in said and "line 6 is not JSON" in said and "2 broken lines skipped" in said and "line 9" not in said
+    assert len(read_jsonl(tmp_path / "trajectories.jsonl")) == 6
+
+
+def test_human_review_there_and_back(whole, config, tmp_path, capsys):
+    folder, counts = whole
+    copy_of(folder, tmp_path, ["queries.jsonl", "trajectories.jsonl"])
+    make_data.review(config, tmp_path, None)
+    sheet = (tmp_path / "review.html").read_text()
+    shown = re.findall(r'<article id="([^"]+)"', sheet)
+    assert len(shown) == len(set(shown)) == min(100, counts["candidates"]) and sheet.count('value="keep"') == sheet.count('value="drop"') == len(shown)
+    assert "data:image/jpeg;base64," in sheet and "src=\"http" not in sheet
+    verdicts = [{"id": shown[0], "verdict": "drop", "reason": "dull", "reviewer": "A"}, {"id": shown[1], "verdict": "keep", "reviewer": "A"},
+                {"id": shown[2], "verdict": "maybe"}, {"id": "nobody-1", "verdict": "keep"}, ["x"]]
+    file = tmp_path / "downloaded.jsonl"
+    file.write_text("\n".join(map(json.dumps, verdicts)) + "\n{broken\n")
+    make_data.review(config, tmp_path, str(file))
+    said = capsys.readouterr().out
+    assert "line 3 has the verdict 'maybe'" in said and "line 4 names 'nobody-1'" in said and "line 5 is no object" in said and "line 6 is not JSON" in said
+    assert "2 verdicts, 3 lines skipped" in said
+    again = re.findall(r'<article id="([^"]+)"', (tmp_path / "review.html").read_text())
+    assert not {shown[0], shown[1]} & set(again)
+    after = make_visgen(config, tmp_path)
+    kept = {t["task"]["id"]: t["review"] for t in read_jsonl(tmp_path / "visgen.jsonl")}
+    assert shown[0] not in kept and kept[shown[1]] == "kept by a human" and kept[shown[2]] == "unreviewed"
+    assert after["reviewed"] == 2 and after["kept"] == counts["kept"] - 1 and after["reasons"]["review: human review: dull"] == 1
+
+
+def test_the_sheet_escapes_what_the_agent_wrote(whole, config, tmp_path):
+    folder, _ = whole
+    made = read_jsonl(folder / "trajectories.jsonl")[:1]
+    evil = "<script>alert(1)</script>"
+    made[0]["task"]["request"] = made[0]["answer"]["summary"] = made[0]["plan"][0]["goal"] = made[0]["calls"][0]["arguments"]["prompt"] = evil
+    write_jsonl(tmp_path / "trajectories.jsonl", made)
+    make_data.export_review(config, tmp_path, [made[0]["task"]["id"]])
+    sheet = (tmp_path / "review.html").read_text()
+    assert evil not in sheet and "&lt;script&gt;alert(1)" in sheet
+
+
+# --- formats
+
+
+def rounded(values):
+    """0.3 comes back from `datasets` as 0.30000000000000004."""
+    return json.loads(json.dumps(values), parse_float=lambda text: round(float(text), 9))
+
+
+def test_chat_records_load_with_datasets_and_lose_nothing(whole):
+    from datasets import load_dataset
+
+    folder, counts = whole
+    made = read_jsonl(folder / "visgen.jsonl")
+    loaded = load_dataset("json", data_files=str(folder / "chat.jsonl"), split="train", cache_dir=str(folder / "cache"))
+    assert len(loaded) == counts["kept"]
+    for t, row, line in zip(made, loaded, read_jsonl(folder / "chat.jsonl")):
+        assert row["messages"] == line["messages"] and rounded(row["tools"]) == rounded(line["tools"]) == rounded(t["tools"])
+
+
+def test_chat_records_are_what_the_chat_apis_ask_for(whole):
+    for t, row in ((t, chat_record(t)) for t in read_jsonl(whole[0] / "visgen.jsonl")):
+        roles = [m["role"] for m in row["messages"]]
+        assert roles == ["system"] + ["user", "assistant"] * (len(roles) // 2) and all(set(m) == {"role", "content"} and m["content"] for m in row["messages"])
+        replies = re.findall(r"<tool_response>(.*?)</tool_response>", "\n".join(m["content"] for m in row["messages"][2:]), re.S)
+        assert replies == [m["content"] for m in t["messages"] if m["role"] == "tool"] and len(replies) == len(t["calls"])
+        for tool in row["tools"]:
+            assert set(tool) == {"type", "function"} and set(tool["function"]) == {"name", "description", "parameters"}
+
+
+# --- VisionAgent at the paper's scale
+
+
+def test_long_requests_reach_the_paper_s_scale(whole, config):
+    made = read_jsonl(whole[0] / "trajectories.jsonl")
+    hard = [t for t in made if t["task"]["difficulty"] == "hard"]
+    actions = [sum(len(turn["order"]) for turn in t["turns"]) for t in made]
+    assert 13 <= sum(actions) / len(actions) <= 27
+    assert sum(len(t["calls"]) >= 20 for t in hard) > len(hard) / 2
+
+
+def test_the_expert_keeps_to_a_service_s_jobs_at_once(whole):
+    assert jobs_at_once("tool_image2video_keling") == 5
+    for t in read_jsonl(whole[0] / "trajectories.jsonl"):
+        side_by_side = Counter((c["turn"], c["name"]) for c in t["calls"])
+        assert all(n <= jobs_at_once(name) for (_, name), n in side_by_side.items() if name in load_tools())
+        assert not any(c["error"] and c["error"]["code"] == "concurrency_limit" for c in t["calls"])
+
+
+def test_each_part_of_metacognition_is_worth_something(config):
+    tasks, env, success = make_tasks(250, "visgen", config.data, 3), VisGenEnv(config.rollout), {}
+    for mind in (METACOGNITION, *(tuple(p for p in METACOGNITION if p != part) for part in METACOGNITION), ()):
+        made = [(vision_agent(task, env, draw("m", task["id"]).getrandbits(31), mind), env.pool) for task in tasks]
+        rewards = ltr_rewards([t for t, _ in made], config.reward, [pool for _, pool in made])
+        success[mind] = sum(r["result"] > 1 - 1e-9 for r in rewards) / len(tasks)
+    full, thinking = success.pop(METACOGNITION), success.pop(())
+    assert full > 0.97 and all(part < full for part in success.values()) and thinking < min(success.values()) + 0.02 and full - thinking > 0.2
+
+
+def test_without_recovery_every_failed_call_is_repeated_once(config):
+    hard = replace(config.rollout, failure_scale=6.0)
+    seen = Counter()
+    for task in make_tasks(120, "visgen", config.data, 4):
+        env = VisGenEnv(hard)
+        t = vision_agent(task, env, 1, ("plan check", "verification"))
+        assert sum(parse_utpc(m["content"])["plan"] is not None for m in t["messages"] if m["role"] == "assistant") == 1      # never revised
+        for c, after in zip(t["calls"], t["calls"][1:]):
+            seen["again" if c["error"] and after["name"] == c["name"] else ""] += 1
+    assert seen["again"] > 5
+
+
+def test_runs_of_words():
+    assert word_runs("One two, three four FIVE six") == {("one", "two", "three", "four", "five"), ("two", "three", "four", "five", "six")}
+    assert tag("a", "b") == "<a>b</a>"
