@@ -76,10 +76,17 @@ def tokens_of(reply, request):
 
 
 def cost(endpoint):
-    """US$ so far in words, or that it is not known."""
+    """US$ for the tokens so far; None where the config names no price."""
     llm, asked = endpoint.llm, endpoint.asked
     usd = ((asked["tokens"] - asked["tokens_out"]) * llm.price_in + asked["tokens_out"] * llm.price_out) / 1e6
-    return f"US$ {usd:.2f}" if llm.price_in or llm.price_out else f"US$ not known, `{endpoint.section}.price_in` and `price_out` are 0"
+    return usd if llm.price_in or llm.price_out else None
+
+
+def bill(endpoint):
+    """What was used so far, in words."""
+    asked, usd = endpoint.asked, cost(endpoint)
+    price = f"US$ {usd:.2f}" if usd is not None else f"US$ not known: `{endpoint.section}.price_in` and `price_out` are 0"
+    return f"{asked['requests']} requests, {asked['tokens'] - asked['tokens_out']} tokens in, {asked['tokens_out']} out, {price}"
 
 
 async def chat(endpoint, make, read):
@@ -97,8 +104,8 @@ async def chat(endpoint, make, read):
         if path.is_file():
             return json.loads(path.read_text(encoding="utf-8"))
         if asked["tokens"] >= llm.max_run_tokens:
-            raise Stop(f"error: {endpoint.who} has used {asked['tokens']} tokens for {asked[endpoint.unit]} {endpoint.unit} ({cost(endpoint)}); config key "
-                       f"`{endpoint.section}.max_run_tokens` allows {llm.max_run_tokens}. What was answered so far stands in {llm.cache}")
+            raise Stop(f"error: {endpoint.who} has used {asked['tokens']} tokens for {asked[endpoint.unit]} {endpoint.unit} ({bill(endpoint)}); "
+                       f"config key `{endpoint.section}.max_run_tokens` allows {llm.max_run_tokens}. What was answered so far stands in {llm.cache}")
         asked["requests"] += 1
         try:
             # A deadline for the whole: the client's own timeouts begin anew with every byte that drips in.
