@@ -399,7 +399,7 @@ def guide_of(route, env, n):
 
 async def vision_agent_by_llm(endpoint, task, config):
     """Run VisionAgent on one task in VisGenEnv: TaskAgent routes, MetaAgent writes turns until the episode ends (Sec. 3.1). Returns the trajectory
-    with its `tools`, its `pool` and what TaskAgent said (`agent`). configs.llm.Failed if the endpoint gives no reply to some turn.
+    with its `tools`, its `pool` and what TaskAgent said (`agent`). configs.llm.Failed if the endpoint gives some turn no reply.
 
     The calls are text, so a tool message goes back as the user's: endpoints take the role `tool` only for calls of their own. A turn that is cut
     off at `max_tokens` is played as it is. The guide stands in the requests, not in the trajectory: the policy has to do without.

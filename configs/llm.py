@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from tqdm import tqdm
+
 from configs.experiment import ROOT, LlmConfig, digest, write_atomic
 from env import PAGES, ToolError, check, clean, page, read_json, to_json
 
@@ -149,17 +151,19 @@ def run_jobs(endpoint, job, items, title=""):
     """[await job(item) for item in items], `concurrency` at once; with a title, under a progress bar. SystemExit with the counts above a cap."""
     async def gather():
         import openai
-        from tqdm.asyncio import tqdm
 
-        slots = asyncio.Semaphore(endpoint.llm.concurrency)
+        slots = asyncio.Semaphore(endpoint.llm.concurrency)      # first come, first served: in the items' order
 
         async def one(item):
             async with slots:
-                return await job(item)
+                found = await job(item)
+            bar.update()
+            return found
 
-        async with openai.AsyncOpenAI(base_url=endpoint.llm.url, api_key=os.environ.get(endpoint.llm.key_env) or "none", max_retries=0,
-                                      timeout=None) as endpoint.client:
-            return await tqdm.gather(*map(one, items), desc=title, leave=False, mininterval=1, disable=not title)
+        with tqdm(total=len(items), desc=title, leave=False, mininterval=1, disable=not title) as bar:
+            async with openai.AsyncOpenAI(base_url=endpoint.llm.url, api_key=os.environ.get(endpoint.llm.key_env) or "none", max_retries=0,
+                                          timeout=None) as endpoint.client:
+                return await asyncio.gather(*map(one, items))
 
     try:
         asyncio.get_running_loop()
