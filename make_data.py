@@ -377,7 +377,7 @@ def vision_agent(task, env, seed):
 
 
 async def route_by_llm(endpoint, task):
-    """TaskAgent (Fig. 4): {scenario, workflow, tools} for a request, from its text and the attached media alone. configs.llm.Failed if none is had."""
+    """TaskAgent (Fig. 4): {scenario, workflow, tools} for a request, from its text and attached media alone. configs.llm.Failed if none is had."""
     scenarios, workflows, tools = load_scenarios("en")["scenarios"], load_workflows(), load_tools()
     one_of = lambda names: {"type": "string", "enum": list(names)}      # noqa: E731
     form = {"scenario": one_of(scenarios), "workflow": one_of(workflows), "tools": {"type": "array", "items": one_of(tools)}}
@@ -430,7 +430,7 @@ def read_finished(path, tasks):
     finished = {t["task"]["id"]: t for t in (read_jsonl(path) if end else [])}
     for task in tasks:
         if task["id"] in finished and finished[task["id"]]["task"]["request"] != task["request"]:
-            raise SystemExit(f"error: {path} has another request for task {task['id']}; remove the file, or give this run a name of its own (name=...)")
+            raise SystemExit(f"error: {path} has another request for task {task['id']}; remove the file, or choose another name (name=...)")
     return finished
 
 

@@ -66,7 +66,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LlmConfig:
-    """A model at an OpenAI-compatible endpoint: `reward.llm` is the LLM judge's, `data.llm` VisionAgent's. The paper gives no limits; they are ours."""
+    """A model at an OpenAI-compatible endpoint: `reward.llm` is the LLM judge's, `data.llm` VisionAgent's. The limits are ours."""
 
     url: str = key("http://127.0.0.1:8000/v1", "any OpenAI-compatible endpoint; this is where vLLM serves by default")
     model: str = key("judge", "the model's name there")
@@ -77,12 +77,12 @@ class LlmConfig:
     concurrency: int = key(96, "verdicts or tasks at once, a request each: the paper's 24 x 4 rollouts", 1)
     temperature: float = key(0.0, "of sampling; 0 is greedy", [0, 2])
     max_tokens: int = key(2048, "of one verdict or turn, the thoughts of a reasoning model included", 1)
-    max_run_tokens: int = key(100_000_000, "cap on cost: tokens, in and out, of one process (judge) or one pass over the tasks (VisionAgent); above it "
-                                           "no request is sent and the run stops. Seen: 12,231 to judge four trajectories; tiny.yaml judges about 12,000")
+    max_run_tokens: int = key(100_000_000, "cap on cost: tokens, in and out, of one process (judge) or one llm_agents call; above it no "
+                                           "request is sent and the run stops. Seen: 12,231 to judge four trajectories")
     max_failures: float = key(0.05, "share of verdicts or tasks that may fail; above it the run stops, once 20 were asked for", [0, 1])
     price_in: float = key(0.0, "US$ per million tokens read; with price_out also 0, the cost counts as not known", 0)
     price_out: float = key(0.0, "US$ per million tokens written", 0)
-    neighbours: int = key(3, "workflows shown as expert plans: to the plan judge those nearest to the request, to MetaAgent its own and those nearest to it", 1)
+    neighbours: int = key(3, "workflows shown as expert plans: the plan judge's nearest to the request, MetaAgent's own and its nearest", 1)
     cache: str = key("runs/.verdicts", "folder of replies, a file a request: what was asked before costs nothing (no run can have this name)")
 
     __post_init__ = check_values
