@@ -32,12 +32,16 @@ from pathlib import Path
 import yaml
 from tqdm import tqdm
 
-from configs.experiment import ROOT, append_jsonl, command_line, draw, each_line, open_run, read_jsonl, write_atomic, write_jsonl
+from configs.experiment import (ROOT, DataConfig, append_jsonl, command_line, draw, each_line, open_run, read_jsonl, write_atomic,
+                                write_jsonl)
+from configs.llm import Endpoint, Failed, bill, chat, check_failures, cost, make_request, read_object, read_text, run_jobs
 from data.figures import BENCH, draw_statistics, statistics_of
 from data.general import general_item, hub_general, load_scenarios, make_general, odd_words, tag, train_tokenizer
-from data.media import thumbnail
-from env import VisGenEnv, load_tools, page, to_json, tool_schemas
+from data.review import export_review, read_verdicts
+from env import VisGenEnv, load_defaults, load_tools, page, to_json, tool_schemas, tool_signature
 from rewards import PARTS, clip_lengths, clip_seconds, expand_workflow, fitting_workflows, load_workflows, ltr_rewards, makes, n_shots
+
+BENCH_WORDS = ROOT / "data" / "visgenbench.yaml"
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Tasks: requests in words, with the constraints that the words state
@@ -460,6 +464,101 @@ def vision_agent(task, env, seed, mind=METACOGNITION):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# VisionAgent by an LLM (`data.agent: openai`): the same two agents, whose words are a model's
+
+
+async def route_by_llm(endpoint, task):
+    """TaskAgent (Fig. 4): {scenario, workflow, tools} for a request, from its text and attached media alone. configs.llm.Failed if none is had."""
+    scenarios, workflows, tools = load_scenarios("en")["scenarios"], load_workflows(), load_tools()
+    one_of = lambda names: {"type": "string", "enum": list(names)}      # noqa: E731
+    form = {"scenario": one_of(scenarios), "workflow": one_of(workflows), "tools": {"type": "array", "items": one_of(tools)}}
+    values = {"request": task["request"], "inputs": task["inputs"], "scenarios": scenarios, "workflows": workflows,
+              "tools": [tool_signature(name) for name in tools]}
+    return await chat(endpoint, lambda attempt: make_request(endpoint.llm, "prompts/task_agent.jinja", form, values, attempt), read_object)
+
+
+def guide_of(route, env, n):
+    """What MetaAgent is told beside the environment's messages: how to work, the chosen workflow and the n - 1 nearest to it, the pool's schemas."""
+    flows = load_workflows()
+    chosen = flows[route["workflow"]]
+    apart = lambda flow: len({*flow["requires"], *flow["fits"]} ^ {*chosen["requires"], *chosen["fits"]})      # noqa: E731
+    near = sorted((f for f in flows.values() if f["modality"] == chosen["modality"]), key=lambda f: (f is not chosen, apart(f)))
+    return page("prompts/meta_agent.jinja", scenario=load_scenarios("en")["scenarios"][route["scenario"]]["title"], workflows=near[:n],
+                tools=[to_json(schema["function"]) for schema in tool_schemas(env.pool)], most_turns=env.rollout.max_turns,
+                most_errors=load_defaults()["max_errors"])
+
+
+async def vision_agent_by_llm(endpoint, task, config):
+    """Run VisionAgent on one task in VisGenEnv: TaskAgent routes, MetaAgent writes turns until the episode ends (Sec. 3.1). Returns the trajectory
+    with its `tools`, its `pool` and what TaskAgent said (`agent`). configs.llm.Failed if the endpoint gives some turn no reply.
+
+    The calls are text, so a tool message goes back as the user's: endpoints take the role `tool` only for calls of their own. A turn that is cut
+    off at `max_tokens` is played as it is. The guide stands in the requests, not in the trajectory: the policy has to do without.
+    """
+    route, seed = await route_by_llm(endpoint, task), draw(config.seed, "visgen", task["id"]).getrandbits(31)
+    own = {tool for step in load_workflows()[route["workflow"]]["steps"] for tool in step["tool"]}
+    env = VisGenEnv(config.rollout)
+    opening, info = env.reset({**task, "workflow": route["workflow"], "pool": [t for t in load_tools() if t in own or t in route["tools"]]}, seed)
+    guide = guide_of(route, env, endpoint.llm.neighbours)
+    said = [{"role": "system", "content": f"{opening[0]['content']}\n\n{guide}"}, *opening[1:]]
+    while not env.ended:
+        text = await chat(endpoint, lambda attempt: {"model": endpoint.llm.model, "messages": list(said), "temperature": endpoint.llm.temperature,
+                                                     "seed": seed + attempt, "max_tokens": endpoint.llm.max_tokens},
+                          lambda reply, _: read_text(reply)[0])
+        replies, *_ = env.step(text)
+        responses = "\n".join(f"<tool_response>{reply['content']}</tool_response>" for reply in replies)
+        said += [{"role": "assistant", "content": text}, {"role": "user", "content": responses}]
+    return {**env.trajectory(), "tools": info["tools"], "pool": env.pool, "agent": {"model": endpoint.llm.model, **route}}
+
+
+def read_finished(path, tasks):
+    """{task id: trajectory} of a file of llm_agents; a last line that was broken off is cut from it. SystemExit where it has other requests."""
+    whole = path.read_bytes() if path.is_file() else b""
+    end = whole.rfind(b"\n") + 1
+    if end < len(whole):
+        print(f"{path}: the last line was broken off; that task is made again")
+        os.truncate(path, end)
+    finished = {t["task"]["id"]: t for t in (each_line(path) if end else [])}
+    for task in tasks:
+        if task["id"] in finished and finished[task["id"]]["task"]["request"] != task["request"]:
+            raise SystemExit(f"error: {path} has another request for task {task['id']}; remove the file, or choose another name (name=...)")
+    return finished
+
+
+def llm_agents(tasks, config, path):
+    """VisionAgent by the LLM of `data.llm` on many tasks at once: (trajectories in the tasks' order, counts).
+
+    Each finished trajectory is a line of the file `path` at once; tasks that stand there are not made again. A task whose endpoint failed for good is
+    left out and counted with its reason. SystemExit with the counts above `max_failures` or `max_run_tokens`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = read_finished(path, tasks)
+    todo, left_out, asked = [t for t in tasks if t["id"] not in done], {}, Counter()
+    found, endpoint = len(tasks) - len(todo), Endpoint(config.data.llm, "data.llm", "VisionAgent", "replies", asked)
+    with open(path, "a", encoding="utf-8") as file:
+        async def job(task):
+            try:
+                done[task["id"]] = await vision_agent_by_llm(endpoint, task, config)
+            except Failed as e:
+                left_out[task["id"]] = str(e)
+                check_failures(endpoint, len(left_out), len(left_out) + asked["made"], "tasks", e)
+                return
+            asked["made"] += 1
+            file.write(to_json(done[task["id"]]) + "\n")
+            file.flush()
+
+        try:
+            run_jobs(endpoint, job, todo, "VisionAgent")
+        finally:
+            print(f"VisionAgent by {endpoint.llm.model}: {len(tasks)} tasks, {found} made before, {asked['made']} now, {len(left_out)} left out; "
+                  f"{bill(endpoint)}")
+            for reason, n in Counter(left_out.values()).most_common():
+                print(f"  {n} left out: {reason}")
+    counts = {"tasks": len(tasks), "before": found, "made": asked["made"], "left_out": left_out, "requests": asked["requests"],
+              "tokens_in": asked["tokens"] - asked["tokens_out"], "tokens_out": asked["tokens_out"], "usd": cost(endpoint)}
+    return [done[task["id"]] for task in tasks if task["id"] in done], counts
+
+
 # The funnel of Fig. 3: queries -> trajectories -> LtrReward's filter -> human review -> VisGenData. Every stage reads the files of the one before
 
 
@@ -473,11 +572,16 @@ def make_queries(config, folder):
 
 def make_trajectories(config, folder):
     """Stage 2: trajectories.jsonl, what VisionAgent did on each query and LtrReward; appended as it comes, so a stopped run goes on."""
-    path, tasks, made = folder / "trajectories.jsonl", make_queries(config, folder), set()
+    path, tasks, made, env = folder / "trajectories.jsonl", make_queries(config, folder), set(), VisGenEnv(config.rollout)
     if path.is_file():
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)      # without the line that a break cut off
         made = {t["task"]["id"] for t in each_line(path)}
-    left, env = [task for task in tasks if task["id"] not in made], VisGenEnv(config.rollout)
+    left = [task for task in tasks if task["id"] not in made]
+    if config.data.agent == "openai":
+        some, _ = llm_agents(left, config, folder / "agent.jsonl")
+        for trajectory, reward in zip(some, ltr_rewards(some, config.reward, [t["pool"] for t in some])):
+            trajectory["reward"] = reward
+        return append_jsonl(path, some)
     with tqdm(total=len(left), desc="VisionAgent", unit="task", mininterval=1, disable=not left) as bar:
         for at in range(0, len(left), 200):
             some, pools = [], []
@@ -514,36 +618,6 @@ def sift(trajectories, config):
     return kept, removed
 
 
-def read_verdicts(path, ids):
-    """Human verdicts {id: {"verdict": keep | drop, "reason"}} of a file that the review sheet saved; the last one on an id counts.
-
-    What cannot be used is said by line and skipped: no JSON, no verdict, an id that is no candidate."""
-    verdicts, bad = {}, 0
-    for n, row in each_line(path, numbered=True):
-        wrong = ("is no object with `id` and `verdict`" if not isinstance(row, dict) or "id" not in row else
-                 f"has the verdict {row.get('verdict')!r}; keep or drop" if row.get("verdict") not in ("keep", "drop") else
-                 f"names {row['id']!r}, which is no candidate" if row["id"] not in ids else None)
-        if wrong:
-            bad += 1
-            print(f"  {path}, line {n} {wrong}: skipped")
-        else:
-            verdicts[row["id"]] = {"verdict": row["verdict"], "reason": str(row.get("reason") or "no reason given")}
-    print(f"  {path}: {len(verdicts)} verdicts" + (f", {bad} lines skipped" if bad else ""))
-    return verdicts
-
-
-def export_review(config, folder, ids, most=100):
-    """Write review.html: up to `most` candidates that nobody has judged yet, drawn by seed, with stand-in pictures and boxes for the verdict."""
-    chosen = set(draw(config.seed, "review", len(ids)).sample(ids, min(most, len(ids))))
-    items = [t for t in each_line(folder / "trajectories.jsonl") if t["task"]["id"] in chosen]
-    for t in items:
-        handed = [a for a in t["artifacts"] if a["id"] in ((t["answer"] or {}).get("deliverables") or [])]
-        t["shown"] = [{**a, "pictures": [thumbnail(a, shot) for shot in range(a["shots"] or 1)] if a["kind"] in ("image", "video") else []} for a in handed]
-    write_atomic(folder / "review.html", page("templates/review.jinja", items=items, name=config.name))
-    print(f"  {folder / 'review.html'}: {len(items)} of {len(ids)} candidates to judge; save the verdicts there, then "
-          f"`python make_data.py review --verdicts FILE`")
-
-
 def make_visgen(config, folder):
     """Stage 4 and the result: visgen.jsonl (whole trajectories), chat.jsonl (messages and tools alone), removed.jsonl. Returns the counts.
 
@@ -551,12 +625,15 @@ def make_visgen(config, folder):
     """
     path, verdict_path = folder / "trajectories.jsonl", folder / "verdicts.jsonl"
     kept, removed = sift(each_line(path), config)
+    seen = {*kept, *(r["id"] for r in removed)}
+    removed += [{"id": task["id"], "stage": "trajectories", "reason": "no reply from the LLM's endpoint"} for task in each_line(folder / "queries.jsonl")
+                if task["id"] not in seen]
     verdicts = read_verdicts(verdict_path, set(kept)) if verdict_path.is_file() else {}
     dropped = {i for i in kept if verdicts.get(i, {}).get("verdict") == "drop"}
     removed += [{"id": i, "stage": "review", "reason": f"human review: {verdicts[i]['reason']}"} for i in kept if i in dropped]
     wanted, listed, visgen = set(kept) - dropped, config.rollout.tools == "schema", []
     for t in (t for t in each_line(path) if t["task"]["id"] in wanted):
-        pool = t["task"]["pool"] if config.rollout.tool_pool == "task" else list(load_tools())
+        pool = t.get("pool") or (t["task"]["pool"] if config.rollout.tool_pool == "task" else list(load_tools()))
         visgen.append({**t, "tools": tool_schemas(pool) if listed else None, "review": "kept by a human" if t["task"]["id"] in verdicts else "unreviewed"})
     write_jsonl(folder / "visgen.jsonl", visgen)
     write_jsonl(folder / "chat.jsonl", map(chat_record, visgen))

@@ -12,22 +12,19 @@ records, never the rendered text of tool messages. No torch: a reader can play w
     python rewards.py trajectories.jsonl reward.form=result+format reward.judge=openai reward.llm.url=http://127.0.0.1:8123/v1
 """
 
-import asyncio
-import json
 import math
-import os
 import re
 import sys
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import yaml
 
-from configs.experiment import ROOT, RewardConfig, digest, read_config, read_jsonl, write_atomic
-from env import PAGES, ToolError, check, load_tools, page, read_json, to_json, tool_signature
+from configs.experiment import ROOT, RewardConfig, read_config, read_jsonl, write_atomic
+from configs.llm import Endpoint, ask, run_jobs
+from env import load_tools, page, tool_signature
 
 FACETS = ("requirement", "coherence", "executability", "atomicity", "optimality")
 PARTS = ("tool", "format", "result", "traj", "cons")
@@ -590,107 +587,19 @@ def coherence_reward(trajectory, config, media=None):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The LLM judge: R_plan's vPlanJudger and R_traj's evaluator. A failed judgement is missing, never 0; all retries are made here,
-# none inside the client; a request that was answered once is never sent again.
+# The LLM judge: R_plan's vPlanJudger and R_traj's evaluator (configs/llm.py is its client). A failed judgement is missing, never 0
 
-# What others wrote is shown as JSON: on one line, so that it closes no delimiter, and without the angle brackets of our tags and of chat templates.
-PAGES.filters["untrusted"] = lambda value: to_json(value).translate({ord("<"): "\uff1c", ord(">"): "\uff1e"})
-ASKED = Counter()      # verdicts, failures and tokens of this process, for the caps on both
+
+ASKED = Counter()      # verdicts, failures, requests and tokens of this process, for the caps
 SCORE = {"type": "object", "properties": {"reason": {"type": "string"}, "score": {"type": "number", "minimum": 0, "maximum": 1}},
          "required": ["reason", "score"], "additionalProperties": False}
 
 
-class Stop(Exception):
-    """The run must end; it becomes a SystemExit outside the event loop, which that would tear down."""
-
-
-def make_request(llm, template, names, values, attempt):
-    """Arguments of a chat completion that asks for {name: {reason, score}}, greedy and with a fixed seed.
-
-    The nonce of the prompt's delimiters follows from the content, so that the same question is the same request and no content can hold its own
-    nonce; another attempt gets another one, since a greedy model repeats itself.
-    """
-    schema = {"type": "object", "properties": dict.fromkeys(names, SCORE), "required": list(names), "additionalProperties": False}
-    return {"model": llm.model, "messages": [{"role": "user", "content": page(template, nonce=digest(values, attempt), **values)}],
-            "temperature": 0, "seed": 0, "max_tokens": llm.max_tokens,
-            "response_format": {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": schema}}}
-
-
-def read_verdict(reply, schema):
-    """The verdict in a chat completion. ValueError, or env.check's ToolError, says what is wrong with it."""
-    choices = getattr(reply, "choices", None)      # what a gateway in trouble sends may have none, or anything there
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    text = getattr(getattr(choice, "message", None), "content", None)
-    cut = getattr(choice, "finish_reason", None) == "length"
-    if cut or not text or not isinstance(text, str):
-        raise ValueError(f"the verdict is {'cut off at max_tokens' if cut else 'no text'}: {str(text or reply):.200}")
-    verdict = read_json(text)
-    check(verdict, schema, "verdict")
-    return verdict
-
-
-async def ask(client, slots, llm, template, names, values):
-    """One verdict, from the cache or within `llm.tries` requests; None if none could be read. Stop above a cap, with the counts."""
-    import openai
-
-    wait, path = 0.0, None
-    for attempt in range(llm.tries):
-        await asyncio.sleep(wait)
-        async with slots:
-            request = make_request(llm, template, names, values, attempt)
-            path = path or ROOT / llm.cache / f"{digest(llm.url, request)}.json"
-            if path.is_file():
-                return json.loads(path.read_text(encoding="utf-8"))
-            if ASKED["tokens"] >= llm.max_run_tokens:
-                raise Stop(f"error: the judge has used {ASKED['tokens']} tokens for {ASKED['verdicts']} verdicts; config key "
-                           f"`reward.llm.max_run_tokens` allows {llm.max_run_tokens}. The verdicts so far stand in {llm.cache}")
-            used = len(str(request)) // 3 + llm.max_tokens      # a guess from above where the server does not say, as after a timeout
-            try:
-                # A deadline for the whole: the client's own timeouts begin anew with every byte that drips in.
-                reply = await asyncio.wait_for(client.chat.completions.create(**request), llm.timeout_s)
-                said = getattr(getattr(reply, "usage", None), "total_tokens", None)
-                used = said if type(said) is int else used
-                verdict = read_verdict(reply, request["response_format"]["json_schema"]["schema"])
-            except (openai.APIError, asyncio.TimeoutError, ValueError, ToolError) as e:
-                error = e
-            else:
-                ASKED.update(verdicts=1, tokens=used)
-                write_atomic(path, to_json(verdict))
-                return verdict
-        status, headers = getattr(error, "status_code", 500), getattr(getattr(error, "response", None), "headers", {})
-        ASKED["tokens"] += 0 if isinstance(error, openai.APIError) else used
-        if status < 500 and status not in (408, 409, 429):
-            break
-        asked_for = headers.get("retry-after", "")
-        wait = max(llm.backoff_s * 2 ** attempt, min(float(asked_for), llm.timeout_s) if asked_for.isdecimal() else 0.0)
-    ASKED.update(verdicts=1, failed=1)
-    if ASKED["verdicts"] >= 20 and ASKED["failed"] > llm.max_failures * ASKED["verdicts"]:
-        raise Stop(f"error: the judge at {llm.url} failed on {ASKED['failed']} of {ASKED['verdicts']} verdicts; config key "
-                   f"`reward.llm.max_failures` allows {llm.max_failures:.0%}. The last error: {type(error).__name__} {' '.join(str(error).split()):.400}")
-    return None
-
-
 def ask_all(llm, questions):
     """Verdicts {name: {reason, score}} on questions (template, names, values), in order; None where one failed, SystemExit above a cap."""
-    async def gather():
-        import openai      # half a second, which the rules judge does without
-        from tqdm.asyncio import tqdm
-
-        slots = asyncio.Semaphore(llm.concurrency)
-        async with openai.AsyncOpenAI(base_url=llm.url, api_key=os.environ.get(llm.key_env) or "none", max_retries=0, timeout=None) as client:
-            return await tqdm.gather(*(ask(client, slots, llm, *question) for question in questions), desc="LLM judge", unit="verdict", leave=False,
-                                     mininterval=1, disable=len(questions) < 500)
-
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        run = asyncio.run
-    else:                                     # a notebook's thread runs a loop already
-        run = lambda work: ThreadPoolExecutor(1).submit(asyncio.run, work).result()      # noqa: E731
-    try:
-        return run(gather())
-    except Stop as e:
-        raise SystemExit(str(e)) from e
+    judge = Endpoint(llm, "reward.llm", "the judge", "verdicts", ASKED)
+    return run_jobs(judge, lambda question: ask(judge, question[0], dict.fromkeys(question[1], SCORE), question[2]), questions,
+                    "LLM judge" if len(questions) >= 500 else "")
 
 
 def match_steps(plan, calls):
@@ -711,8 +620,9 @@ def judge_by_llm(found, config):
     asked = []
     for x in (x for x in found if x["judged"]):
         plan, (task, calls, answer) = x["judged"], (x["trajectory"][k] for k in ("task", "calls", "answer"))
-        experts = [{"title": load_workflows()[name]["title"], "steps": [{k: s[k] for k in ("id", "tool", "goal", "after")} for s in
-                    expand_workflow(name, task["constraints"])]} for name in list(nearest_workflows(task["constraints"]))[:config.llm.neighbours]]
+        experts = [{**{k: load_workflows()[name][k] for k in ("title", "practice")},
+                    "steps": [{k: s[k] for k in ("id", "tool", "goal", "after")} for s in expand_workflow(name, task["constraints"])]}
+                   for name in list(nearest_workflows(task["constraints"]))[:config.llm.neighbours]]
         rows, spare = match_steps(plan, calls)
         asked += [(x, x["facets"], "prompts/plan_judge.jinja", FACETS, {
             "request": task["request"], "inputs": task["inputs"], "pool": [tool_signature(tool) for tool in sorted(x["pool"])],
@@ -737,6 +647,13 @@ def combine(plan, parts, config):
     return {"total": total, "plan": plan, "fine": fine, **parts}
 
 
+def judged_plan(trajectory, config, pool):
+    """(plan, R_plan, facets) of the plan that counts; None and zeros where none stood before the first call. What is written well once the work is
+    done is no plan, and does not make up for a bad one before it: of several the worst one counts."""
+    plans = [p["plan"] for p in trajectory["plans"]] if planned_first(trajectory["turns"]) else []
+    return min(((p, *plan_reward(p, trajectory["task"], config, pool)) for p in plans or [None]), key=lambda judged: judged[1])
+
+
 def ltr_reward(trajectory, config, pool=None):
     """LtrReward of one trajectory: {total, plan, fine, tool, format, result, traj, cons, facets, checks, reasons}.
 
@@ -751,9 +668,7 @@ def ltr_rewards(trajectories, config, pools=None):
     found = []
     for t, pool in zip(trajectories, pools or [None] * len(trajectories)):
         pool = set(load_tools()) if pool is None else set(pool)
-        # What is written well once the work is done is no plan, and does not make up for a bad one before it: the worst one counts.
-        plans = [p["plan"] for p in t["plans"]] if planned_first(t["turns"]) else []
-        plan, (score, facets) = min(((p, plan_reward(p, t["task"], config, pool)) for p in plans or [None]), key=lambda judged: judged[1][0])
+        plan, score, facets = judged_plan(t, config, pool)
         media = read_media(t)
         parts = {"tool": tool_reward(t["calls"]), "format": format_reward(t), "result": result_reward(t, config, media),
                  "traj": coherence_reward(t, config, media), "cons": consistency_reward(t, media)}
@@ -768,7 +683,8 @@ def explain(trajectory, reward, config):
     """Rows [name, score, weight, reason in words] of one trajectory's reward: the parts, the sub-scores of each two spaces in."""
     c = trajectory["task"]["constraints"]
     handed, name = deliverables(trajectory), fitting_workflows(c)[0]
-    text = page("templates/reasons.jinja", t={**trajectory, "plan": trajectory["plan"] or []}, c=c, reward=reward, config=config, handed=handed,
+    plan, _, _ = judged_plan(trajectory, config, set(trajectory.get("pool") or load_tools()))
+    text = page("templates/reasons.jinja", t={**trajectory, "plan": plan or []}, c=c, reward=reward, config=config, handed=handed,
                 sizes=" and ".join(f"{a['width']}x{a['height']}" for a in handed if a["kind"] == ("image" if c["images"] else "video")),
                 expert={"title": load_workflows()[name]["title"], "n": len(expand_workflow(name, c))})
     return [line.split("\t") for line in text.split("\n")]

@@ -65,6 +65,30 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class LlmConfig:
+    """A model at an OpenAI-compatible endpoint: `reward.llm` is the LLM judge's, `data.llm` VisionAgent's. The limits are ours."""
+
+    url: str = key("http://127.0.0.1:8000/v1", "any OpenAI-compatible endpoint; this is where vLLM serves by default")
+    model: str = key("judge", "the model's name there")
+    key_env: str = key("JUDGE_API_KEY", "environment variable with the API key; a local server needs none")
+    timeout_s: float = key(120.0, "for a whole request, from its start to the last byte")
+    tries: int = key(5, "requests for one verdict or turn: the next one after a timeout, 408, 409, 429, 5xx or an unreadable reply", 1)
+    backoff_s: float = key(1.0, "wait before the second try, doubled before each later one; a longer Retry-After of the server's is kept to")
+    concurrency: int = key(96, "verdicts or tasks at once, a request each: the paper's 24 x 4 rollouts", 1)
+    temperature: float = key(0.0, "of sampling; 0 is greedy", [0, 2])
+    max_tokens: int = key(2048, "of one verdict or turn, the thoughts of a reasoning model included", 1)
+    max_run_tokens: int = key(100_000_000, "cap on cost: tokens, in and out, of one process (judge) or one llm_agents call; above it no "
+                                           "request is sent and the run stops. Seen: 12,231 to judge four trajectories")
+    max_failures: float = key(0.05, "share of verdicts or tasks that may fail; above it the run stops, once 20 were asked for", [0, 1])
+    price_in: float = key(0.0, "US$ per million tokens read; with price_out also 0, the cost counts as not known", 0)
+    price_out: float = key(0.0, "US$ per million tokens written", 0)
+    neighbours: int = key(3, "workflows shown as expert plans: the plan judge's nearest to the request, MetaAgent's own and its nearest", 1)
+    cache: str = key("runs/.verdicts", "folder of replies, a file a request: what was asked before costs nothing (no run can have this name)")
+
+    __post_init__ = check_values
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """VisGenData (Sec. 3) and the general mix (Table 7) at this experiment's scale."""
 
@@ -82,6 +106,9 @@ class DataConfig:
     max_steps: int = key(24, "most steps of a task's expert plan (the paper's trajectories have 15 on average)")
     long: bool = key(False, "requests at the paper's scale (Fig. 5): most films have many shots and most sets one identity")
     languages: list = key(["en"], "languages of the requests: en (42 task types) and zh (15 of them); with both, all 57 in turn")
+    agent: str = key("scripted", "VisionAgent: scripted (offline, deterministic, ours) | openai (an LLM, see llm)", ("scripted", "openai"))
+    llm: LlmConfig = key(LlmConfig(model="agent", key_env="AGENT_API_KEY", concurrency=32, temperature=0.7, max_tokens=4096, neighbours=1,
+                                   cache="runs/.turns"), "the LLM of `data.agent: openai`")
 
     __post_init__ = check_values
 
@@ -175,27 +202,6 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True)
-class JudgeConfig:
-    """The LLM of `reward.judge: openai`. The paper names no model and no limits; every number below is ours."""
-
-    url: str = key("http://127.0.0.1:8000/v1", "any OpenAI-compatible endpoint; this is where vLLM serves by default")
-    model: str = key("judge", "the model's name there")
-    key_env: str = key("JUDGE_API_KEY", "environment variable with the API key; a local server needs none")
-    timeout_s: float = key(120.0, "for a whole request, from its start to the last byte")
-    tries: int = key(5, "requests for one verdict: the next one after a timeout, 408, 409, 429, 5xx or an unreadable verdict", 1)
-    backoff_s: float = key(1.0, "wait before the second try, doubled before each later one; a longer Retry-After of the server's is kept to")
-    concurrency: int = key(96, "requests at once: the paper's 24 x 4 rollouts", 1)
-    max_tokens: int = key(2048, "of one verdict, the thoughts of a reasoning model included", 1)
-    max_run_tokens: int = key(100_000_000, "cap on cost: tokens, in and out, of one process; above it no request is sent and the run stops. "
-                                           "Seen: 12,231 for four trajectories; tiny.yaml judges about 12,000 of them")
-    max_failures: float = key(0.05, "share of verdicts that may fail; above it the run stops, once 20 were asked for")
-    neighbours: int = key(3, "expert plans that the plan judge is shown", 1)
-    cache: str = key("runs/.verdicts", "folder of verdicts, a file a request: what was asked before costs nothing (no run can have this name)")
-
-    __post_init__ = check_values
-
-
-@dataclass(frozen=True)
 class RewardConfig:
     """LtrReward. The paper gives the parts and the product; every number below is ours."""
 
@@ -212,7 +218,7 @@ class RewardConfig:
     shown_s: float = key(0.5, "seconds that a caption or a shot must stand to be seen")
     long_prompt: int = key(200, "words; a prompt beyond it names everything and shows nothing")
     long_plan: float = key(2.0, "times the steps of the shortest expert plan; a longer plan is scaled down by its length")
-    llm: JudgeConfig = key(JudgeConfig(), "the LLM judge")
+    llm: LlmConfig = key(LlmConfig(), "the LLM of `reward.judge: openai`")
 
     __post_init__ = check_values
 

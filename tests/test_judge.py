@@ -17,10 +17,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from configs.experiment import Config, DataConfig, JudgeConfig, RewardConfig, RolloutConfig, build, digest, write_atomic  # noqa: E402
+from configs.experiment import Config, DataConfig, LlmConfig, RewardConfig, RolloutConfig, build, digest, write_atomic  # noqa: E402
+from configs.llm import make_request  # noqa: E402
 from env import VisGenEnv, load_tools, to_json  # noqa: E402
-from rewards import (ASKED, FACETS, expand_workflow, explain, fitting_workflows, load_workflows, ltr_reward, ltr_rewards,  # noqa: E402
-                     make_request, match_steps, nearest_workflows)
+from rewards import (ASKED, FACETS, SCORE, expand_workflow, explain, fitting_workflows, load_workflows, ltr_reward, ltr_rewards,  # noqa: E402
+                     match_steps, nearest_workflows)
 from make_data import make_tasks, vision_agent  # noqa: E402
 import train_vrl  # noqa: E402
 
@@ -171,7 +172,7 @@ def server():
 def config(server, tmp_path):
     """settings(key=value): a RewardConfig that asks the scripted server, quick to lose patience, with a cache of its own."""
     def settings(**llm):
-        return RewardConfig(judge="openai", llm=JudgeConfig(**{"url": server.url, "model": "m", "timeout_s": 20.0, "tries": 3, "backoff_s": 0.01,
+        return RewardConfig(judge="openai", llm=LlmConfig(**{"url": server.url, "model": "m", "timeout_s": 20.0, "tries": 3, "backoff_s": 0.01,
                                                                "cache": str(tmp_path / "cache"), **llm}))
     return settings
 
@@ -206,7 +207,7 @@ def test_verdicts_take_the_rules_place_but_the_binary_facet_stays(server, config
         assert form["type"] == "json_schema" and form["json_schema"]["strict"] and not form["json_schema"]["schema"]["additionalProperties"]
         assert {k.lower(): v for k, v in headers.items()}["authorization"] == "Bearer sesame"
     assert sorted(len(r["response_format"]["json_schema"]["schema"]["required"]) for r in server.seen) == [1, 5]
-    assert ASKED == {"verdicts": 2, "tokens": 200}
+    assert ASKED == {"requests": 2, "verdicts": 2, "tokens": 200, "tokens_out": 0}
 
 
 def test_the_binary_facet_s_rule_overrides_a_generous_judge(server, config, episodes):
@@ -507,7 +508,7 @@ def test_content_cannot_foretell_its_nonce(episodes):
     values = {"request": "a fox", "inputs": [], "pool": [], "facets": dict.fromkeys(FACETS, 1.0), "experts": [{"title": "", "steps": []}], "plan": []}
 
     def nonce(request):
-        text = make_request(JudgeConfig(), "prompts/plan_judge.jinja", FACETS, {**values, "request": request}, 0)["messages"][0]["content"]
+        text = make_request(LlmConfig(), "prompts/plan_judge.jinja", dict.fromkeys(FACETS, SCORE), {**values, "request": request}, 0)["messages"][0]["content"]
         return re.search(r"^BEGIN (\w+)$", text, re.M).group(1)
 
     assert nonce("a fox") == nonce("a fox") and len({nonce("a fox"), nonce("a fox " + nonce("a fox")), nonce("a foy")}) == 3
@@ -613,7 +614,7 @@ def test_script_override_of_the_form(tmp_path, episodes):
 def test_a_real_server_judges(episodes, tmp_path, capsys):
     """Verdicts come in the schema's form; asked again in another cache they are the same, since decoding is greedy."""
     ASKED.clear()
-    settings = [RewardConfig(judge="openai", llm=JudgeConfig(url=os.environ["JUDGE_URL"], model=os.environ["JUDGE_MODEL"], cache=str(tmp_path / name), timeout_s=300.0,
+    settings = [RewardConfig(judge="openai", llm=LlmConfig(url=os.environ["JUDGE_URL"], model=os.environ["JUDGE_MODEL"], cache=str(tmp_path / name), timeout_s=300.0,
                                                              tries=1, concurrency=4, max_tokens=600, max_failures=1.0, neighbours=1)) for name in "ab"]
     began = time.time()
     found = score(episodes[:4], settings[0])

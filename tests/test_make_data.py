@@ -296,7 +296,7 @@ def test_the_15_workflows(tasks):
     assert {t["workflow"] for t in tasks["train"]} == set(flows)
     for name, flow in flows.items():
         keys = [s["key"] for s in flow["steps"]]
-        assert len(keys) == len(set(keys))
+        assert len(keys) == len(set(keys)) and len(flow["practice"].split()) >= 15
         for s in flow["steps"]:
             assert set(s["tool"]) <= set(load_tools()) and s.get("repeat") in (None, "shots", "rest")
 

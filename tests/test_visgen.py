@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT))
 import make_data  # noqa: E402
 from configs.experiment import draw, load_config, read_jsonl, write_jsonl  # noqa: E402
 from data.figures import word_runs  # noqa: E402
+from data.review import export_review  # noqa: E402
 from data.general import tag  # noqa: E402
 from env import VisGenEnv, load_tools, parse_utpc  # noqa: E402
 from make_data import METACOGNITION, chat_record, jobs_at_once, make_tasks, make_trajectories, make_visgen, sift, vision_agent  # noqa: E402
@@ -115,7 +116,7 @@ def test_the_sheet_escapes_what_the_agent_wrote(whole, config, tmp_path):
     evil = "<script>alert(1)</script>"
     made[0]["task"]["request"] = made[0]["answer"]["summary"] = made[0]["plan"][0]["goal"] = made[0]["calls"][0]["arguments"]["prompt"] = evil
     write_jsonl(tmp_path / "trajectories.jsonl", made)
-    make_data.export_review(config, tmp_path, [made[0]["task"]["id"]])
+    export_review(config, tmp_path, [made[0]["task"]["id"]])
     sheet = (tmp_path / "review.html").read_text()
     assert evil not in sheet and "&lt;script&gt;alert(1)" in sheet
 

@@ -1,0 +1,35 @@
+"""Human review of trajectories (Fig. 3): a sheet to judge them on, and the file of verdicts that it saves."""
+
+from configs.experiment import draw, each_line, write_atomic
+from data.media import thumbnail
+from env import page
+
+
+def read_verdicts(path, ids):
+    """Human verdicts {id: {"verdict": keep | drop, "reason"}} of a file that the review sheet saved; the last one on an id counts.
+
+    What cannot be used is said by line and skipped: no JSON, no verdict, an id that is no candidate."""
+    verdicts, bad = {}, 0
+    for n, row in each_line(path, numbered=True):
+        wrong = ("is no object with `id` and `verdict`" if not isinstance(row, dict) or "id" not in row else
+                 f"has the verdict {row.get('verdict')!r}; keep or drop" if row.get("verdict") not in ("keep", "drop") else
+                 f"names {row['id']!r}, which is no candidate" if row["id"] not in ids else None)
+        if wrong:
+            bad += 1
+            print(f"  {path}, line {n} {wrong}: skipped")
+        else:
+            verdicts[row["id"]] = {"verdict": row["verdict"], "reason": str(row.get("reason") or "no reason given")}
+    print(f"  {path}: {len(verdicts)} verdicts" + (f", {bad} lines skipped" if bad else ""))
+    return verdicts
+
+
+def export_review(config, folder, ids, most=100):
+    """Write review.html: up to `most` candidates that nobody has judged yet, drawn by seed, with stand-in pictures and boxes for the verdict."""
+    chosen = set(draw(config.seed, "review", len(ids)).sample(ids, min(most, len(ids))))
+    items = [t for t in each_line(folder / "trajectories.jsonl") if t["task"]["id"] in chosen]
+    for t in items:
+        handed = [a for a in t["artifacts"] if a["id"] in ((t["answer"] or {}).get("deliverables") or [])]
+        t["shown"] = [{**a, "pictures": [thumbnail(a, shot) for shot in range(a["shots"] or 1)] if a["kind"] in ("image", "video") else []} for a in handed]
+    write_atomic(folder / "review.html", page("templates/review.jinja", items=items, name=config.name))
+    print(f"  {folder / 'review.html'}: {len(items)} of {len(ids)} candidates to judge; save the verdicts there, then "
+          f"`python make_data.py review --verdicts FILE`")
