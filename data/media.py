@@ -52,21 +52,28 @@ def thumbnail(artifact, shot, most=180):
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
+def pixel_format(artifact):
+    """FFmpeg's name of how a video's pixels are kept."""
+    return "yuv444p" if artifact["width"] % 2 or artifact["height"] % 2 else "yuv420p"
+
+
 def frames(artifact):
-    """A video's frames in order, as arrays of height x width x 3, one at a time. In each shot a square crosses the picture and a
-    bar grows: a report shows motion, and neither is large enough to be taken for a cut."""
-    import numpy
+    """A video's frames in order, one at a time, as arrays of brightness over colour (yuv420p, height * 3 / 2 x width; yuv444p, 3 x height x width, where
+    a side is odd: colour at half size has no place for it). In each shot a square crosses the picture and a bar grows, both in brightness alone: a report
+    shows motion, and neither is large enough to be taken for a cut."""
+    import av
 
     width, height, total, shots = (artifact[name] for name in ("width", "height", "n_frames", "shots"))
     lengths = artifact.get("shot_frames") or [total * (i + 1) // shots - total * i // shots for i in range(shots)]
     side = min(width, height) // 6
     for shot, length in enumerate(lengths):
-        still = numpy.asarray(background(artifact, shot, len(lengths)))
+        still = av.VideoFrame.from_image(background(artifact, shot, len(lengths))).reformat(format=pixel_format(artifact)).to_ndarray()
         for i in range(length):
             frame = still.copy()
             x, y = (width - side) * i // length, (height - side) * (1 + shot % 3) // 4
-            frame[y:y + side, x:x + side] = 255 - still[y:y + side, x:x + side]
-            frame[height - height // 40:, :width * (i + 1) // length] = 128
+            bright = frame.reshape(-1, width)[:height]
+            bright[y:y + side, x:x + side] = 255 - bright[y:y + side, x:x + side]
+            bright[height - height // 40:, :width * (i + 1) // length] = 128
             yield frame
 
 
@@ -96,15 +103,15 @@ def encode(artifact, path, container, codec):
         fps, seconds, steps, done = Fraction(1), artifact["duration_s"], [None] * math.ceil(artifact["duration_s"]), 0   # a second a step
         if artifact["kind"] == "video":
             fps, steps = Fraction(str(artifact["fps"])), frames(artifact)
-            seconds, odd = artifact["n_frames"] / fps, artifact["width"] % 2 or artifact["height"] % 2
-            picture = file.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "crf": "26"})
+            seconds = artifact["n_frames"] / fps
+            picture = file.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "qp": "30", "aq-mode": "0"})
             picture.width, picture.height = artifact["width"], artifact["height"]
-            picture.pix_fmt = "yuv444p" if odd else "yuv420p"      # colour at half size has no place for an odd side
+            picture.pix_fmt = pixel_format(artifact)
             picture.time_base, picture.thread_count = 1 / fps, 1   # the number of threads is written into the file
         track = file.add_stream(codec, rate=rate, layout=layout, options=quick.get(codec, {})) if artifact["has_audio"] else None
         for i, pixels in enumerate(steps):
             if pixels is not None:
-                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+                frame = av.VideoFrame.from_ndarray(pixels, format=picture.pix_fmt)
                 frame.pts, frame.time_base, frame.duration = i, 1 / fps, 1
                 file.mux(picture.encode(frame))
             end = min(round((i + 1) * rate / fps), round(seconds * rate))
@@ -154,6 +161,7 @@ def probe(path):
     ValueError or OSError) for a file that cannot be decoded; ValueError for one without picture and sound."""
     import av
     import numpy
+    from av.video.reformatter import VideoReformatter
 
     seen = dict.fromkeys(("kind", "width", "height", "n_frames", "fps", "duration_s", "has_audio", "cuts"))
     with av.open(str(path)) as file:
@@ -162,9 +170,9 @@ def probe(path):
         moving = [s for s in file.streams.video if not s.disposition & av.stream.Disposition.attached_pic]   # a song's cover is no film
         seen["has_audio"] = bool(file.streams.audio)
         if moving:
-            stream, before, count, cuts = moving[0], None, 0, 0
+            stream, before, count, cuts, reformatter = moving[0], None, 0, 0, VideoReformatter()      # one for the film: building it costs ten frames
             for frame in file.decode(stream):
-                small = frame.reformat(32, 32, "rgb24", interpolation="AREA").to_ndarray().astype("int16")
+                small = reformatter.reformat(frame, 32, 32, "rgb24", interpolation="AREA").to_ndarray().astype("int16")
                 cuts += before is not None and float(numpy.abs(small - before).mean()) > CUT
                 before, count = small, count + 1
             if not count:
