@@ -11,14 +11,24 @@ held-out general items; n, decoder and seed stand in the table's head. Results g
 """
 
 import json
+import os
 import statistics
 import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from configs.experiment import ROOT, command_line, open_run, read_jsonl, write_atomic
-from data.media import media
+from tqdm import tqdm
+
+from configs.experiment import ROOT, append_jsonl, command_line, cut_tail, each_line, open_run, read_jsonl, write_atomic, write_jsonl
+from data.figures import BENCH
+from data.media import SUFFIXES, materialize, media, probe
 from env import to_json
-from rewards import PARTS
+from make_data import make_trajectories
+from rewards import PARTS, consistency_reward, deliverables, on_topic, read_media, words
 
 # ---------------------------------------------------------------------------- measuring policies
 
@@ -82,6 +92,200 @@ def print_table(many):
         print(f"{label:26}" + "".join(f"{c:>18}" for c in cells))
 
 
+# ---------------------------------------------------------------------------- VisGenBench (Sec. 5.1): act, measure on files, grade
+
+SUBJECTIVE = ("creative", "match", "object", "scene", "style", "variety")
+OBJECTIVE = ("amount", "duration", "storyboard")
+COLUMNS = (*SUBJECTIVE, *OBJECTIVE, "s_rate")      # the order of the paper's tables
+
+
+def bench_tasks(subset, run):
+    """VisGenBench's tasks: all 1200, its stratified 104, N of them evenly spread, or a run's held-out tasks (`heldout`)."""
+    if subset == "heldout":
+        return read_jsonl(run / "data" / "heldout.jsonl")
+    tasks = list(each_line(BENCH))
+    if subset == "104":
+        return [t for t in tasks if t["in_104"]]
+    if not subset.isdecimal() or not 1 <= int(subset) <= len(tasks):
+        raise SystemExit(f"error: --subset is {subset!r}; it must be 104, heldout or a number from 1 to {len(tasks)}")
+    return [tasks[i * len(tasks) // int(subset)] for i in range(int(subset))]
+
+
+def load_trained(config, run, device, tokenizer):
+    """(policy, its name) of the run: after VRL if it has a checkpoint, else after PST. SystemExit if it has neither."""
+    from train_pst import add_lora, base_policy, list_checkpoints, load_policy, read_checkpoint, restore
+    from train_vrl import sync_sampler
+
+    final = ROOT / config.pst.init_from if config.pst.init_from else run / "pst" / "final"
+    saved = list_checkpoints(run / "vrl")
+    if not saved and not final.is_dir():
+        raise SystemExit(f"error: {run.relative_to(ROOT)} has no trained policy; `python train_vrl.py --config ...` trains one")
+    from_base = saved and config.vrl.start == "base"
+    model = (base_policy(config, run, tokenizer, device) if from_base else load_policy(final, config, tokenizer, device)).float()
+    if saved:
+        policy = model
+        if config.vrl.tune == "lora":
+            start = base_policy(config, run, tokenizer, device) if from_base else load_policy(final, config, tokenizer, device)
+            policy = add_lora(config, start, norm=config.vrl.norm_lr > 0)
+        restore(policy, [], *read_checkpoint(config, saved[-1]))
+        if policy is not model:
+            sync_sampler(model, policy)
+    return model.eval().requires_grad_(False), saved[-1].name if saved else "pst"
+
+
+def act(agent, tasks, config, run, folder):
+    """Every task played once by the agent, in VisGenEnv: trajectories.jsonl in `folder`, appended as they come, so a stopped run goes on."""
+    path = folder / "trajectories.jsonl"
+    if agent != "policy":
+        write_jsonl(folder / "queries.jsonl", tasks)
+        make_trajectories(replace(config, data=replace(config.data, agent="openai" if agent == "openai" else "scripted")), folder)
+    else:
+        from train_pst import load_tokenizer, set_up
+        from train_vrl import sample_rollouts, score
+
+        cut_tail(path)
+        made = {t["task"]["id"] for t in each_line(path)} if path.is_file() else set()
+        left, device, tokenizer = [t for t in tasks if t["id"] not in made], set_up(config), load_tokenizer(config, run)
+        model, _ = load_trained(config, run, device, tokenizer) if left else (None, "")
+        for at in range(0, len(left), config.bench.chunk):
+            rollouts = sample_rollouts(model, tokenizer, left[at:at + config.bench.chunk], config, 0.0, seed=config.seed, progress=f"greedy, from task {at}")
+            score(rollouts, config)
+            append_jsonl(path, [r.trajectory for r in rollouts])
+    found = {t["task"]["id"]: t for t in each_line(path)}
+    return [found[t["id"]] for t in tasks if t["id"] in found]
+
+
+def measure_files(trajectory):
+    """What the answer hands over, written as files and probed: {id: what probe saw}, and in words where file and record disagree.
+
+    The simulator's books are not believed: sizes, frames, seconds and cuts are counted on the decoded pixels. A disagreement is a fault of ours.
+    """
+    seen, faults = {}, []
+    with tempfile.TemporaryDirectory() as folder:
+        for a in (a for a in deliverables(trajectory) if a["kind"] in SUFFIXES):
+            path = Path(folder) / f"{a['id']}{SUFFIXES[a['kind']][0]}"
+            materialize(a, path)
+            found = seen[a["id"]] = probe(path)
+            path.unlink()
+            booked = {**{k: a[k] for k in ("kind", "width", "height", "n_frames", "has_audio")}, "cuts": a["shots"] and a["shots"] - 1}
+            faults += [f"{trajectory['task']['id']}: {a['id']} has {k} {found[k]} in its file and {v} in its record" for k, v in booked.items()
+                       if found[k] is not None and v is not None and found[k] != v]
+            if a["duration_s"] and found["duration_s"] and abs(a["duration_s"] - found["duration_s"]) > 0.03:
+                faults.append(f"{trajectory['task']['id']}: {a['id']} lasts {found['duration_s']} s in its file and {a['duration_s']} s in its record")
+    return seen, faults
+
+
+def booked_files(trajectory):
+    """measure_files from the simulator's records alone (--no-files): much faster, and no evidence."""
+    return {a["id"]: {**{k: a[k] for k in ("kind", "width", "height", "n_frames", "duration_s", "has_audio")}, "cuts": a["shots"] and a["shots"] - 1}
+            for a in deliverables(trajectory) if a["kind"] in SUFFIXES}, []
+
+
+def objective_scores(task, files, config):
+    """S-Rate and the objective columns of one task from its measured files; None where the request states no such thing (grades ours).
+
+    s_rate: a picture (or film) was delivered where one was asked for. amount: as many as asked, 1 or 0. duration: 1 within the tolerance, else 1 less the
+    relative error, at least 0, the mean over films; the paper's column is real-valued too. storyboard: as many shots, counted by cuts, 1 or 0, the mean.
+
+    >>> from rewards import RewardConfig
+    >>> task = {"modality": "video", "constraints": {"images": 0, "videos": 1, "duration_s": 10, "shots": 2}}
+    >>> objective_scores(task, {"vid_1": {"kind": "video", "duration_s": 8.0, "cuts": 1}}, RewardConfig())
+    {'s_rate': 1.0, 'amount': 1.0, 'duration': 0.8, 'storyboard': 1.0}
+    """
+    c, right = task["constraints"], [f for f in files.values() if f["kind"] == task["modality"]]
+    close = lambda f: abs(f["duration_s"] - c["duration_s"]) / c["duration_s"]      # noqa: E731
+    graded = [1.0 if close(f) <= config.duration_tolerance else max(0.0, 1.0 - close(f)) for f in right] if c["duration_s"] else []
+    return {"s_rate": float(bool(right)), "amount": float(len(right) == c["images"] + c["videos"]),
+            "duration": (sum(graded) / max(1, len(graded)) if c["duration_s"] else None),
+            "storyboard": (sum(f["cuts"] + 1 == c["shots"] for f in right) / max(1, len(right)) if c["shots"] else None)}
+
+
+def structural_scores(trajectory, config):
+    """What records can show of the subjective dimensions, each in [0, 1]: a stand-in for the VLM-Grader under a name of its own (all ours).
+
+    match: share of the subject's words in the prompt behind each delivered picture or clip, the worst one; object, scene: made from one reference;
+    style: the style's words in the prompts, or one reference where the request names no style; variety: share of deliverables that look different by seed and
+    prompt, times the share of distinct prompts. creative: None, since no record shows an idea.
+    """
+    task, media = trajectory["task"], read_media(trajectory)
+    c, items = task["constraints"], [a for a in deliverables(trajectory) if a["kind"] == task["modality"]]
+    if not items:
+        return dict.fromkeys(SUBJECTIVE, 0.0) | {"creative": None}
+    together, _ = consistency_reward(trajectory, media)
+    looks = {media.looks[a["id"]] for a in items}
+    prompts = {str(media.by_id[part]["arguments"].get("prompt", "")) for a in items for part in media.footage[a["id"]]}
+    parts = sum(len(media.footage[a["id"]]) for a in items)
+    said = lambda text: min(on_topic(a["id"], media, words(text), config) for a in items)      # noqa: E731
+    return {"creative": None, "match": said(c["subject"]), "object": together, "scene": together,
+            "style": said(c["style"]) if c["style"] else together, "variety": len(looks) / len(items) * len(prompts) / parts}
+
+
+def grade(trajectory, config, with_files):
+    """One line of grades.jsonl: what the task's columns are made of, from its trajectory."""
+    task = trajectory["task"]
+    files, faults = (measure_files if with_files else booked_files)(trajectory)
+    return {"id": task["id"], "modality": task["modality"], "dimension": task["dimension"], "scenario": task["scenario"], "files": files, "faults": faults,
+            **objective_scores(task, files, config.reward), "structural": structural_scores(trajectory, config.reward), "vlm": None}
+
+
+def grade_all(trajectories, config, folder, with_files):
+    """grades.jsonl of `folder`, a line a task in the tasks' order; made on all cores, appended as it comes, and gone on with where it stopped."""
+    path = folder / ("grades.jsonl" if with_files else "grades-from-records.jsonl")
+    cut_tail(path)
+    done = {g["id"]: g for g in each_line(path)} if path.is_file() else {}
+    left = [t for t in trajectories if t["task"]["id"] not in done]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        work = pool.map(partial(grade, config=config, with_files=with_files), left, chunksize=1 if with_files else 50)
+        for g in tqdm(work, total=len(left), desc="files measured" if with_files else "records read", unit="task", mininterval=1, disable=not left):
+            append_jsonl(path, [g])
+            done[g["id"]] = g
+    return [done[t["task"]["id"]] for t in trajectories]
+
+
+def columns_of(grades, grader="structural", draws=2000):
+    """{column: {"mean", "low", "high", "n"}} of the paper's ten columns and their plain mean, O-Score: 95 % bootstrap intervals over tasks.
+
+    A column is the mean over the tasks of its dimension, S-Rate over all tasks. A column that nobody could grade is None, and O-Score is over the others.
+    """
+    import numpy
+
+    def value(g, column):
+        return g[column] if column in (*OBJECTIVE, "s_rate") else (g[grader] or {}).get(column)
+
+    rng, found, samples = numpy.random.default_rng(0), {}, []
+    for column in COLUMNS:
+        values = numpy.array([v for g in grades if column in ("s_rate", g["dimension"]) and (v := value(g, column)) is not None], dtype=float)
+        if not len(values):
+            found[column] = None
+            continue
+        means = values[rng.integers(len(values), size=(draws, len(values)))].mean(axis=1)
+        low, high = numpy.quantile(means, (0.025, 0.975))
+        found[column] = {"mean": float(values.mean()), "low": float(low), "high": float(high), "n": len(values)}
+        samples.append(means)
+    low, high = numpy.quantile(numpy.mean(samples, axis=0), (0.025, 0.975))
+    means = [f["mean"] for f in found.values() if f]
+    return {**found, "o_score": {"mean": sum(means) / len(means), "low": float(low), "high": float(high), "n": len(means)}}
+
+
+def run_bench(config, run, agent, subset, with_files):
+    """VisGenBench for one agent: play, measure, grade, print. Returns the folder, runs/<name>/bench/<agent>-<subset>/."""
+    folder, began = run / "bench" / f"{agent}-{subset}", time.time()
+    tasks = bench_tasks(subset, run)
+    trajectories = act(agent, tasks, config, run, folder)
+    played = time.time()
+    grades = grade_all(trajectories, config, folder, with_files)
+    faults = [f for g in grades for f in g["faults"]]
+    found = {"agent": agent, "subset": subset, "tasks": len(tasks), "played": len(trajectories), "seed": config.seed, "files": with_files,
+             "columns": columns_of(grades), "faults": faults}
+    write_atomic(folder / "columns.json", to_json(found))
+    print(f"{agent} on {len(tasks)} tasks, {len(trajectories)} played: {played - began:.0f} s to play, {time.time() - played:.0f} s to "
+          f"{'write files and measure them' if with_files else 'read the records; nothing was measured'}")
+    print(f"{len(faults)} disagreements between files and records" + "".join(f"\n  {f}" for f in faults[:10]))
+    for column, c in found["columns"].items():
+        print(f"  {column:12}" + (f"{c['mean']:.3f}  [{c['low']:.3f}, {c['high']:.3f}]  n = {c['n']}" if c else "not graded"))
+    return folder
+
+
 def main():
     if sys.argv[1:2] == ["media"]:
         return media(sys.argv[2:], ROOT / "data" / "media")
@@ -99,8 +303,15 @@ def main():
             if not many[-1]:
                 raise SystemExit(f"error: {path} holds no policy; remove it and measure again")
         return print_table(many)
-    config, _ = command_line(__doc__)
+    options = [("--agent", None, "VisGenBench: who acts: expert (VisionAgent, scripted), openai (VisionAgent by data.llm), policy (what the run trained)"),
+               ("--subset", None, "VisGenBench: 104 (default), a number up to 1200, or heldout")]
+    config, given = command_line(__doc__, switches=[("--no-files", "VisGenBench: read the simulator's records, measure no files")], options=options)
     run = open_run(config)
+    if "--agent" in given:
+        if given["--agent"] not in ("expert", "openai", "policy"):
+            raise SystemExit(f"error: --agent is {given['--agent']!r}; expert, openai or policy")
+        run_bench(config, run, given["--agent"], given.get("--subset", "104"), "--no-files" not in given)
+        return
     if not (run / "data" / "done.json").is_file():
         raise SystemExit(f"error: {run.relative_to(ROOT)} has no data yet; `python train_vrl.py --config ...` makes the run")
     print_table([measure(config, run)])

@@ -21,7 +21,6 @@ The stages of Fig. 3 one by one, by default of configs/visgen.yaml, the paper's 
 import hashlib
 import json
 import math
-import os
 import re
 import sys
 import time
@@ -32,7 +31,7 @@ from pathlib import Path
 import yaml
 from tqdm import tqdm
 
-from configs.experiment import (ROOT, DataConfig, append_jsonl, command_line, draw, each_line, open_run, read_jsonl, write_atomic,
+from configs.experiment import (ROOT, DataConfig, append_jsonl, command_line, cut_tail, draw, each_line, open_run, read_jsonl, write_atomic,
                                 write_jsonl)
 from configs.llm import Endpoint, Failed, bill, chat, check_failures, cost, make_request, read_object, read_text, run_jobs
 from data.figures import BENCH, draw_statistics, statistics_of
@@ -513,12 +512,8 @@ async def vision_agent_by_llm(endpoint, task, config):
 
 def read_finished(path, tasks):
     """{task id: trajectory} of a file of llm_agents; a last line that was broken off is cut from it. SystemExit where it has other requests."""
-    whole = path.read_bytes() if path.is_file() else b""
-    end = whole.rfind(b"\n") + 1
-    if end < len(whole):
-        print(f"{path}: the last line was broken off; that task is made again")
-        os.truncate(path, end)
-    finished = {t["task"]["id"]: t for t in (each_line(path) if end else [])}
+    cut_tail(path)
+    finished = {t["task"]["id"]: t for t in (each_line(path) if path.is_file() else [])}
     for task in tasks:
         if task["id"] in finished and finished[task["id"]]["task"]["request"] != task["request"]:
             raise SystemExit(f"error: {path} has another request for task {task['id']}; remove the file, or choose another name (name=...)")
@@ -573,8 +568,8 @@ def make_queries(config, folder):
 def make_trajectories(config, folder):
     """Stage 2: trajectories.jsonl, what VisionAgent did on each query and LtrReward; appended as it comes, so a stopped run goes on."""
     path, tasks, made, env = folder / "trajectories.jsonl", make_queries(config, folder), set(), VisGenEnv(config.rollout)
+    cut_tail(path)
     if path.is_file():
-        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)      # without the line that a break cut off
         made = {t["task"]["id"] for t in each_line(path)}
     left = [task for task in tasks if task["id"] not in made]
     if config.data.agent == "openai":

@@ -184,6 +184,7 @@ class BenchConfig:
 
     tasks: int = key(128, "held-out tasks measured (at most data.heldout_tasks)")
     sampled: bool = key(True, "also measure at temperature 1 beside greedy decoding")
+    chunk: int = key(64, "VisGenBench: tasks that a policy plays at once; each lot is saved", 1)
 
 
 @dataclass(frozen=True)
@@ -410,6 +411,15 @@ def each_line(path, numbered=False):
             yield (n, record) if numbered else record
     if bad:
         print(f"  {path}: {bad} broken lines skipped")
+
+
+def cut_tail(path):
+    """Take the last line off a JSONL file if a break cut it short; says so."""
+    text = path.read_bytes() if path.is_file() else b""
+    end = text.rfind(b"\n") + 1
+    if end < len(text):
+        print(f"{path}: the last line was broken off and is made again")
+        os.truncate(path, end)
 
 
 def append_jsonl(path, records):
