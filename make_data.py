@@ -161,7 +161,7 @@ def make_task(rng, split, config, scenario_name=None, language="en", dimension=N
         if dimension:
             return None
         raise RuntimeError(f"scenario {name}: no combination of constraints of the {split} split in 1000 draws")
-    c["subject"] = draw_subject(rng, book["subjects"][rng.choice(s["subjects"])], split)
+    c["subject"] = thing = draw_subject(rng, book["subjects"][rng.choice(s["subjects"])], split)
     details = rng.sample(book["details"], 2) if dimension == "match" else []
     c["subject"] += f" with {details[0]} and {details[1]}" if details else ""
     if rng.random() < 0.6:
@@ -190,7 +190,7 @@ def make_task(rng, split, config, scenario_name=None, language="en", dimension=N
               for w, h in [rng.choice([(1024, 1024), (1280, 960), (960, 1280), (1600, 900)])]] if c["input"] else []
     workflow, pool = task_agent(request)
     asked = sum(bool(v) for k, v in c.items() if k not in ("images", "videos", "subject"))
-    words = {"subject": c["subject"], "style": c["style"], **{f"detail_{i}": d for i, d in enumerate(details, 1)}}
+    words = {"subject": thing, **{f"detail_{i}": d for i, d in enumerate(details, 1)}}
     rubric = {"rubric": [item.format(**words) for item in book["rubrics"][s["modality"]].get(dimension, [])]} if dimension else {}
     return {"id": "", "split": split, "modality": s["modality"], "scenario": name,
             "dimension": dimension or ("duration" if c["duration_s"] else "storyboard" if c["shots"] else "amount"),
