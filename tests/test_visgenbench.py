@@ -182,7 +182,7 @@ def test_training_never_shows_its_words_subjects_or_combinations(bench, training
 
 
 def test_n_gram_overlap_with_training_is_below_the_bound(bench, training):
-    """Runs of five words: at most 2 % of the bench's occur in training; those are numbers and units ("16:9 aspect ratio please")."""
+    """Runs of five words: at most 2 % of the bench's occur in training; most name the thing ("one game adaptation film in")."""
     runs = set().union(*(word_runs(t["request"]) for t in training))
     of_bench = [word_runs(t["request"]) for t in bench]
     assert sum(len(r & runs) for r in of_bench) / sum(map(len, of_bench)) < 0.02
