@@ -1,7 +1,11 @@
 """The funnel of Fig. 3: stages, resuming, broken lines, human review, formats; metacognition."""
 import json
+import os
 import re
+import shutil
+import subprocess
 import sys
+import uuid
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -194,3 +198,53 @@ def test_without_recovery_every_failed_call_is_repeated_once(config):
 def test_runs_of_words():
     assert word_runs("One two, three four FIVE six") == {("one", "two", "three", "four", "five"), ("two", "three", "four", "five", "six")}
     assert tag("a", "b") == "<a>b</a>"
+
+
+# --- the commands
+
+
+def make_data_py(*arguments):
+    done = subprocess.run([sys.executable, "make_data.py", *arguments], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return done.returncode, done.stdout, done.stderr.strip().splitlines()[-1:]
+
+
+@pytest.fixture
+def run():
+    """A run folder of the tests' own."""
+    name = f"test-visgen-{uuid.uuid4().hex[:8]}"
+    yield name
+    shutil.rmtree(ROOT / "runs" / name, ignore_errors=True)
+
+
+def test_each_stage_is_a_command(run):
+    folder, more = ROOT / "runs" / run / "data", (f"name={run}", "data.queries=84")
+    assert make_data_py("filter", *more)[2][0].startswith(f"error: {folder / 'trajectories.jsonl'} is missing")
+    code, out, _ = make_data_py("queries", *more)
+    assert code == 0 and out.endswith("queries.jsonl: 84 queries\n") and len(read_jsonl(folder / "queries.jsonl")) == 84
+    code, out, _ = make_data_py("trajectories", *more)
+    assert code == 0 and "84 ended with answer" in out
+    code, out, _ = make_data_py("filter", *more)
+    assert code == 0 and re.search(r"queries +84 +20k\n.*answer +84 +16k\n", out) and "are labelled unreviewed" in out
+    n = len(read_jsonl(folder / "visgen.jsonl"))
+    code, out, _ = make_data_py("statistics", *more)
+    assert code == 0 and f"{n} trajectories" in out and re.search(r"tool calls +\d+\.\d +15\n", out) and (folder / "statistics.png").read_bytes()[1:4] == b"PNG"
+    shown = re.findall(r'<article id="([^"]+)"', (folder / "review.html").read_text()) if (folder / "review.html").is_file() else []
+    assert not shown
+    (folder.parent / "v.jsonl").write_text(json.dumps({"id": read_jsonl(folder / "visgen.jsonl")[0]["task"]["id"], "verdict": "drop", "reason": "test"}) + "\n")
+    code, out, _ = make_data_py("review", *more, "--verdicts", str(folder.parent / "v.jsonl"))
+    assert code == 0 and f"1 of {n} candidates were judged by a human" in out and len(read_jsonl(folder / "visgen.jsonl")) == n - 1
+    code, out, _ = make_data_py("card", *more)
+    assert code == 0 and out.startswith("---\nlicense: apache-2.0") and "; 1 of these were judged by a human, 1 dropped. What nobody judged" in " ".join(out.split())
+
+
+def test_visgen_runs_all_stages_with_the_queries_of_the_command_line(run):
+    code, out, _ = make_data_py("visgen", "--queries", "42", f"name={run}")
+    assert code == 0 and "42 ended with answer" in out and "review.html" in out and re.search(r"queries +42 +20k", out) and "mean steps" in out
+    code, _, error = make_data_py("visgen", "--queries", "many", f"name={run}")
+    assert code != 0 and "data.queries" in error[0]
+
+
+def test_metacognition_is_printed_beside_the_paper(run):
+    code, out, _ = make_data_py("metacognition", f"name={run}", "data.max_shots=3")
+    rows = json.loads((ROOT / "runs" / run / "metacognition.json").read_text())
+    assert code == 0 and [r["n"] for r in rows] == [1000] * 5 and rows[0]["success"] > rows[-1]["success"] and "72 %" in out
