@@ -590,27 +590,29 @@ def make_trajectories(config, folder):
 
 
 def sift(trajectories, config):
-    """Stage 3, the algorithmic filter: ids kept in order, and rows {id, stage, reason} of what goes.
+    """Stage 3, the algorithmic filter: ids kept, in order, and rows {id, stage, reason} of what goes.
 
-    `data.per_plan` keeps a plan from filling the data: of trajectories of one task type with the same plan the first ones stay.
+    What LtrReward passes is thinned out to `data.per_type` a task type: first one trajectory of each plan, then a second of each, and so on,
+    so that rare plans stay and common ones do not fill the data (ours; the paper keeps 6k of 16k by LtrReward and VLM-Grader).
     """
-    kept, removed, alike = [], [], Counter()
+    passed, removed, alike = {}, [], Counter()
     for t in trajectories:
         task, reward = t["task"], t["reward"]
         plan = task["scenario"], to_json([(step["tool"], step["after"]) for step in t["plan"] or []])
         if t["ended"] != "answer":
-            stage, reason = "trajectories", f"no answer ({t['ended']})"
+            removed.append({"id": task["id"], "stage": "trajectories", "reason": f"no answer ({t['ended']})"})
         elif not reward["total"] >= config.data.min_reward:      # NaN, where an LLM judge failed, is not kept
             worst = min((p for p in ("plan", *PARTS) if reward[p] is not None), key=lambda p: reward[p])
-            stage, reason = "filter", f"LtrReward below {config.data.min_reward}, lowest in {worst}"
-        elif config.data.per_plan and alike[plan] >= config.data.per_plan:
-            stage, reason = "filter", f"{config.data.per_plan} of its task type have the same plan"
+            removed.append({"id": task["id"], "stage": "filter", "reason": f"LtrReward below {config.data.min_reward}, lowest in {worst}"})
         else:
             alike[plan] += 1
-            kept.append(task["id"])
-            continue
-        removed.append({"id": task["id"], "stage": stage, "reason": reason})
-    return kept, removed
+            passed.setdefault(task["scenario"], []).append((alike[plan], len(passed.get(task["scenario"], [])), task["id"]))
+    most, extra = config.data.per_type, set()
+    for rows in passed.values():
+        extra |= {i for _, _, i in sorted(rows)[most:]} if most else set()
+    kept = [i for rows in passed.values() for _, _, i in rows if i not in extra]
+    removed += [{"id": i, "stage": "filter", "reason": f"{most} of its task type stay, and enough of them have its plan"} for i in sorted(extra)]
+    return sorted(kept), removed
 
 
 def make_visgen(config, folder):

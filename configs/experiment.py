@@ -100,7 +100,7 @@ class DataConfig:
     general_heldout: int = key(192, "held-out general items, as many of each kind, exact match")
     train_tasks: int = key(2000, "tasks that VRL draws from, in wordings that no expert trajectory shows, nor the held-out tasks")
     heldout_tasks: int = key(128, "held-out tasks: subjects, wordings and combinations that training never shows")
-    per_plan: int = key(0, "most trajectories of one task type with the same plan (tools and what follows what); 0: all stay")
+    per_type: int = key(0, "most trajectories of one task type; those with a plan that few have stay first; 0: all stay")
     max_shots: int = key(3, "most shots of a video task")
     max_images: int = key(6, "most images of an image task")
     max_steps: int = key(24, "most steps of a task's expert plan (the paper's trajectories have 15 on average)")
