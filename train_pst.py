@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from configs.experiment import ROOT, Stage, StopSwitch, append_metrics, command_line, draw, open_run, read_jsonl
 from env import parse_utpc
+from data.general import mix_of, stage_order
 from make_data import ensure_data
 
 TEMPLATE = ROOT / "data" / "templates" / "chatml.jinja"
@@ -398,38 +399,6 @@ def make_row(examples, row_len, pad_id):
     return (torch.tensor(ids + [pad_id] * pad), torch.tensor(positions + list(range(pad))), torch.tensor(mask + [0] * pad))
 
 
-def stage_examples(config, stage, visgen, general, epoch=0):
-    """Sec. 4.2's mixture of stage `stage` (from 0) in seeded order; returns indices into [*general, *visgen].
-
-    `general` share of the general examples, taken after those of the stages before (around the end, if they run out), and
-    each of D_vis `repeat` times. `visgen` and `general` are the examples (only their number matters).
-    """
-    counts = [round(s.general * len(general)) for s in config.pst.stages]
-    start = sum(counts[:stage])
-    order = [(start + i) % len(general) for i in range(counts[stage])]
-    order += [len(general) + i for i in range(len(visgen))] * config.pst.stages[stage].repeat
-    draw("pst order", config.seed, stage, epoch).shuffle(order)
-    return order
-
-
-def stage_order(config, stage, visgen, general):
-    """Stage `stage` (from 0) as one stream of indices into [*general, *visgen] (encoded examples), of `tokens` tokens if that is set."""
-    lengths, wanted = [len(ids) for ids, _ in [*general, *visgen]], config.pst.stages[stage].tokens
-    order, epoch, total = [], 0, 0
-    while True:
-        fresh = stage_examples(config, stage, visgen, general, epoch)
-        if not fresh:
-            raise SystemExit(f"error: stage {stage + 1} has no examples; raise `pst.stages[{stage}].general` or `.repeat`")
-        for i in fresh:
-            if wanted and total >= wanted:
-                break
-            order.append(i)
-            total += lengths[i]
-        epoch += 1
-        if total >= wanted:
-            return order
-
-
 def pack_steps(config, examples, order, rng):
     """A stream of example indices as optimizer steps: lists of rows, a row is a list of indices.
 
@@ -722,6 +691,7 @@ def train_pst(config, run):
         if start and start[2]["stage"] > stage + 1:
             continue
         steps = stage_steps(config, stage, visgen, general)
+        print(mix_of(config, stage, steps, visgen, general))
         train_stage(config, run, stage + 1, part, model, [*general, *visgen], steps, tokenizer.pad_token_id, device, start=start)
         start = None
     save_policy(merge_lora(model) if config.pst.tune == "lora" else model, tokenizer, final)

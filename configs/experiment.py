@@ -122,6 +122,9 @@ class Stage:
     lr: float = key(3e-3, "peak learning rate of AdamW")
     matrix_lr: float = key(0.02, "peak learning rate of Muon (`pst.optimizer: muon`); torch's form, scaled up for tall matrices")
     tokens: int = key(0, "tokens to train on; 0: each example once; more: the stage's mix is cycled, less: cut")
+    unit: str = key("examples", "what `general` is a share of: the general mix's examples, as the paper counts, or its tokens", ("examples", "tokens"))
+
+    __post_init__ = check_values
 
 
 @dataclass(frozen=True)

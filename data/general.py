@@ -226,3 +226,62 @@ def train_tokenizer(texts, often, vocab_size, path):
     tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in TAGS])
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>",
                             clean_up_tokenization_spaces=False).save_pretrained(path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The mixture of a PST stage (Sec. 4.2, Table 4): D = a share of D_gen U repeat x D_vis
+
+
+def general_part(config, stage, lengths):
+    """Indices of the general examples of stage `stage` (from 0), after those of the stages before (around the end, if they run out).
+
+    The share is of their number, or of their tokens (`unit: tokens`; `lengths`: of each example), exact but for the last example.
+    """
+    at = 0
+    for s in config.pst.stages[:stage + 1]:
+        sizes = lengths if s.unit == "tokens" else [1] * len(lengths)
+        part, wanted = [], round(s.general * sum(sizes))
+        while wanted > 0:
+            part.append(at % len(lengths))
+            wanted -= sizes[at % len(lengths)]
+            at += 1
+    return part
+
+
+def stage_examples(config, stage, visgen, general, epoch=0):
+    """The mixture of stage `stage` (from 0) in seeded order: indices into [*general, *visgen], which are encoded examples (ids, mask).
+
+    `general` share of the general examples, and each of D_vis `repeat` times.
+    """
+    order = general_part(config, stage, [len(ids) for ids, _ in general])
+    order += [len(general) + i for i in range(len(visgen))] * config.pst.stages[stage].repeat
+    draw("pst order", config.seed, stage, epoch).shuffle(order)
+    return order
+
+
+def stage_order(config, stage, visgen, general):
+    """Stage `stage` (from 0) as one stream of indices into [*general, *visgen] (encoded examples), of `tokens` tokens if that is set."""
+    lengths, wanted = [len(ids) for ids, _ in [*general, *visgen]], config.pst.stages[stage].tokens
+    order, epoch, total = [], 0, 0
+    while True:
+        fresh = stage_examples(config, stage, visgen, general, epoch)
+        if not fresh:
+            raise SystemExit(f"error: stage {stage + 1} has no examples; raise `pst.stages[{stage}].general` or `.repeat`")
+        for i in fresh:
+            if wanted and total >= wanted:
+                break
+            order.append(i)
+            total += lengths[i]
+        epoch += 1
+        if total >= wanted:
+            return order
+
+
+def mix_of(config, stage, steps, visgen, general):
+    """What a stage trains on, in words: examples and tokens of either kind in its steps, and how much of one pass over its mixture that is."""
+    pool, used = [*general, *visgen], [i for step in steps for row in step for i in row]
+    tokens = lambda some: sum(len(pool[i][0]) for i in some)      # noqa: E731
+    parts = [[i for i in used if i < len(general)], [i for i in used if i >= len(general)]]
+    whole, s = tokens(stage_examples(config, stage, visgen, general)), config.pst.stages[stage]
+    return (f"stage {stage + 1} mixes {len(parts[0]):,} general examples ({tokens(parts[0]):,} tokens; {s.general:g} of the {s.unit} of {len(general):,}) with "
+            f"{len(parts[1]):,} of VisGenData ({tokens(parts[1]):,} tokens; {len(visgen):,} x {s.repeat}): {tokens(used) / whole:.0%} of one pass")

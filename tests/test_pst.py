@@ -15,7 +15,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train_pst as P
-from configs.experiment import Config, DataConfig, ModelConfig, PstConfig, Stage, write_jsonl
+from data import general as general_data
+from configs.experiment import Config, DataConfig, ModelConfig, PstConfig, Stage, draw, load_config, write_jsonl
 
 GOLDEN = Path(__file__).parent / "golden" / "loss_mask.json"
 TEXTS = ["Make three images of a copper kettle.", '{"name": "tool_text2image_gpt", "arguments": {"prompt": "a copper kettle", "n": 3}}',
@@ -322,16 +323,46 @@ def test_make_row():
 
 def test_stage_mixture_counts():
     config = tiny_config(stages=[Stage(0.5, 3), Stage(0.2, 3)])
-    general, visgen = list(range(1000)), list(range(40))
-    first, second = (P.stage_examples(config, s, visgen, general) for s in (0, 1))
+    general, visgen = [([0], [1])] * 1000, [([0], [1])] * 40
+    first, second = (general_data.stage_examples(config, s, visgen, general) for s in (0, 1))
     for order, count in ((first, 500), (second, 200)):
         assert sum(i < 1000 for i in order) == count
         assert all(order.count(1000 + i) == 3 for i in range(40))
     assert not {i for i in first if i < 1000} & {i for i in second if i < 1000}
-    assert first == P.stage_examples(config, 0, visgen, general)
-    again = P.stage_examples(config, 0, visgen, general, epoch=1)
+    assert first == general_data.stage_examples(config, 0, visgen, general)
+    again = general_data.stage_examples(config, 0, visgen, general, epoch=1)
     assert again != first and sorted(again) == sorted(first)
-    assert P.stage_examples(replace(config, seed=1), 0, visgen, general) != first
+    assert general_data.stage_examples(replace(config, seed=1), 0, visgen, general) != first
+
+
+def test_table_4_s_mixtures_are_exact():
+    """v1 to v7: (share of the general mix, lambda) of each stage; the shares are of one uncut pass."""
+    paper = {"v1": [(0, 3)], "v2": [(1, 3)], "v3": [(1, 20)], "v4": [(0.5, 3), (0.01, 3)], "v5": [(0.5, 3), (0.05, 3)], "v6": [(0.5, 3), (0.1, 3)],
+             "v7": [(0.5, 3), (0.2, 3)]}
+    general, visgen = [([0], [1])] * 1000, [([0], [1])] * 40
+    tiny = load_config(Path(__file__).resolve().parents[1] / "configs" / "tiny.yaml")
+    for name, stages in paper.items():
+        config = load_config(Path(__file__).resolve().parents[1] / "configs" / "ablations" / f"{name}.yaml")
+        orders = [general_data.stage_examples(config, s, visgen, general) for s in range(len(config.pst.stages))]
+        assert [sum(i < 1000 for i in order) for order in orders] == [round(1000 * share) for share, _ in stages], name
+        assert [len(order) - sum(i < 1000 for i in order) for order in orders] == [40 * repeat for _, repeat in stages], name
+        assert sum(s.tokens for s in config.pst.stages) == sum(s.tokens for s in tiny.pst.stages)      # as long as tiny's PST
+        assert replace(config, name="", pst=tiny.pst) == replace(tiny, name="")                       # nothing else differs
+    assert config.pst == tiny.pst
+
+
+def test_a_share_of_tokens_is_exact_but_for_the_last_example():
+    lengths = [draw("lengths", i).randint(5, 90) for i in range(400)]
+    general, visgen = [([0] * n, [1] * n) for n in lengths], [([0] * 50, [1] * 50)] * 10
+    config = tiny_config(stages=[Stage(0.5, 3, unit="tokens"), Stage(0.2, 2, unit="tokens"), Stage(0.0, 1)])
+    parts = [general_data.general_part(config, s, lengths) for s in (0, 1, 2)]
+    for part, share in zip(parts, (0.5, 0.2)):
+        got = sum(lengths[i] for i in part)
+        assert share * sum(lengths) <= got + 0.5 and got - lengths[part[-1]] < share * sum(lengths) and len(set(part)) == len(part)
+    assert parts[2] == [] and not set(parts[0]) & set(parts[1])
+    assert sorted(general_data.stage_examples(config, 2, visgen, general)) == [400 + i for i in range(10)]
+    said = general_data.mix_of(config, 1, P.stage_steps(config, 1, visgen, general), visgen, general)
+    assert f"{len(parts[1])} general examples" in said and "0.2 of the tokens of 400" in said and "20 of VisGenData (1,000 tokens; 10 x 2): 100% of one pass" in said
 
 
 @pytest.mark.parametrize("tokens", [2000, 40000])
