@@ -134,10 +134,15 @@ def to_messages(record, form):
             reply = next((record[k] for k in ("output", "response", "answer", "outputs") if record.get(k)), None)
             messages, tools = [{"role": "user", "content": ask}, {"role": "assistant", "content": reply}], None
         elif form == "sharegpt":
-            roles = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
-                     "tool": "tool", "observation": "tool", "function": "tool", "function_response": "tool"}
+            roles = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system", "function-call": "assistant",
+                     "function_call": "assistant", "tool": "tool", "observation": "tool", "function": "tool", "function-response": "tool",
+                     "function_response": "tool"}
             turns = record.get("conversations") or record.get("messages") or []
-            turns = ([{"role": "system", "content": record["system"]}] if record.get("system") else []) + turns
+            turns = json.loads(turns) if isinstance(turns, str) else turns
+            if isinstance(turns, dict):      # columns of turns, as `datasets` once stored lists of records
+                turns = [{"from": role, "value": text} for role, text in zip(turns["from"], turns["value"], strict=True)]
+            opening = "\n".join(record[k] for k in ("system", "system_message", "function_description") if record.get(k))
+            turns = ([{"role": "system", "content": opening}] if opening else []) + list(turns)
             messages, tools = [{"role": roles[t.get("from", t.get("role"))], "content": t.get("value", t.get("content"))} for t in turns], None
         else:
             calls = json.loads(record["answers"])
@@ -146,7 +151,7 @@ def to_messages(record, form):
                 "type": "object", "properties": t["parameters"], "required": [p for p, d in t["parameters"].items() if "default" not in d]}}}
                 for t in json.loads(record["tools"])]
             messages = [{"role": "user", "content": record["query"]}, {"role": "assistant", "content": "\n".join(tag("tool_call", c) for c in calls)}]
-    except (KeyError, TypeError, AttributeError) as e:
+    except (KeyError, TypeError, AttributeError, ValueError) as e:
         raise ValueError(f"not a {form} record: {e!r}") from e
     if not messages or not all(isinstance(m["content"], str) and m["content"] for m in messages) or messages[-1]["role"] != "assistant":
         raise ValueError(f"not a {form} record: keys {sorted(record)}")
@@ -154,16 +159,17 @@ def to_messages(record, form):
 
 
 def hub_general(config, sources=None):
-    """data.general examples from Table 7's data sets, streamed with `datasets`, shares by the paper's quantities.
+    """data.general examples from Table 7's data sets, streamed with `datasets`, shares by the paper's quantities, no conversation twice.
 
-    `sources` (tests): [{load: {...arguments of load_dataset}, form, weight, kind}]; default data/general_datasets.yaml.
+    `sources` (tests): [{load: {...arguments of load_dataset}, form, weight, kind}]; default data/general_datasets.yaml. Records that cannot be read
+    and copies are skipped and counted. SystemExit if a set has no right records, or too few of them.
     """
     from datasets import load_dataset
 
     sources = sources or yaml.safe_load((ROOT / "data" / "general_datasets.yaml").read_text(encoding="utf-8"))["datasets"]
-    total, items = sum(s["weight"] for s in sources), []
+    total, items, seen = sum(s["weight"] for s in sources), [], set()
     for s in sources:
-        share, bad = round(config.data.general * s["weight"] / total), 0
+        name, share, bad, copies = s.get("hub") or s["load"], round(config.data.general * s["weight"] / total), 0, 0
         stream = load_dataset(**(s.get("load") or {"path": s["hub"]}), split="train", streaming=True)
         for record in stream.shuffle(seed=config.seed, buffer_size=10 * share + 1):
             if share <= 0:
@@ -173,11 +179,16 @@ def hub_general(config, sources=None):
             except ValueError as e:
                 bad += 1
                 if bad > 100 + share:
-                    raise SystemExit(f"error: {s.get('hub', s.get('load'))} does not read as `{s['form']}`: {e}") from e
+                    raise SystemExit(f"error: {name} does not read as `{s['form']}`: {e}") from e
                 continue
+            said = " ".join(" ".join(m["content"] for m in messages).lower().split())
+            if said in seen:
+                copies += 1
+                continue
+            seen.add(said)
             items.append({"messages": messages, "tools": tools, "kind": s["kind"]})
             share -= 1
-        print(f"  {s.get('hub', s.get('load'))}: {bad} unreadable records skipped")
+        print(f"  {name}: {bad} unreadable records and {copies} copies skipped" + (f"; it ended {share} short of its share" if share > 0 else ""))
     draw(config.seed, "hub").shuffle(items)
     return items
 
