@@ -818,7 +818,7 @@ def test_configs_here_load():
     for path in sorted((ROOT / "configs").rglob("*.yaml")):
         config = load_config(path)
         assert config.name == path.stem
-        assert [(s.general, s.repeat) for s in config.pst.stages] in ([(0.5, 3), (0.2, 3)], [(1.0, 3)])
+        assert path.stem[1:].isdecimal() or [(s.general, s.repeat) for s in config.pst.stages] == [(0.5, 3), (0.2, 3)]      # v1 to v7: test_pst.py
     assert (Config().vrl.tasks_per_step, Config().vrl.group_size) == (24, 4)
 
 
