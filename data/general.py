@@ -3,11 +3,13 @@
 The general mix is generated here (`make_general`), or read from the hub by name (`hub_general`, data.general_source: hub).
 """
 
+import ast
 import hashlib
 import json
 import re
 from collections import Counter
 from functools import lru_cache
+from itertools import accumulate
 from math import isqrt
 
 import yaml
@@ -124,6 +126,9 @@ def make_general(config, n, split):
     raise SystemExit(f"error: config key `data.general_heldout`: no more than {len(items)} distinct held-out questions exist; lower it")
 
 
+CONTROL = re.compile(r"<\|(?:endoftext|im_start|im_end)\|>")
+
+
 def to_messages(record, form):
     """A hub record as (messages, tools). Forms: alpaca, sharegpt, xlam. ValueError: the record is not of that form.
 
@@ -138,11 +143,11 @@ def to_messages(record, form):
                      "function_call": "assistant", "tool": "tool", "observation": "tool", "function": "tool", "function-response": "tool",
                      "function_response": "tool"}
             turns = record.get("conversations") or record.get("messages") or []
-            turns = json.loads(turns) if isinstance(turns, str) else turns
+            turns = ast.literal_eval(turns) if isinstance(turns, str) else turns      # ms_agent's card reads its column so; JSON strings of turns pass too
             if isinstance(turns, dict):      # columns of turns, as `datasets` once stored lists of records
                 turns = [{"from": role, "value": text} for role, text in zip(turns["from"], turns["value"], strict=True)]
             opening = "\n".join(record[k] for k in ("system", "system_message", "function_description") if record.get(k))
-            turns = ([{"role": "system", "content": opening}] if opening else []) + list(turns)
+            turns = ([{"role": "system", "content": opening}] if opening and turns[0].get("from", turns[0].get("role")) != "system" else []) + list(turns)
             messages, tools = [{"role": roles[t.get("from", t.get("role"))], "content": t.get("value", t.get("content"))} for t in turns], None
         else:
             calls = json.loads(record["answers"])
@@ -151,10 +156,12 @@ def to_messages(record, form):
                 "type": "object", "properties": t["parameters"], "required": [p for p, d in t["parameters"].items() if "default" not in d]}}}
                 for t in json.loads(record["tools"])]
             messages = [{"role": "user", "content": record["query"]}, {"role": "assistant", "content": "\n".join(tag("tool_call", c) for c in calls)}]
-    except (KeyError, TypeError, AttributeError, ValueError) as e:
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, SyntaxError) as e:
         raise ValueError(f"not a {form} record: {e!r}") from e
     if not messages or not all(isinstance(m["content"], str) and m["content"] for m in messages) or messages[-1]["role"] != "assistant":
         raise ValueError(f"not a {form} record: keys {sorted(record)}")
+    if next(m["role"] for m in messages if m["role"] != "system") != "user" or any(CONTROL.search(m["content"]) for m in messages):
+        raise ValueError("a dialogue that the user does not open, or with a control token in it")
     return messages, tools
 
 
@@ -162,19 +169,21 @@ def hub_general(config, sources=None):
     """data.general examples from Table 7's data sets, streamed with `datasets`, shares by the paper's quantities, no conversation twice.
 
     `sources` (tests): [{load: {...arguments of load_dataset}, form, weight, kind}]; default data/general_datasets.yaml. Records that cannot be read
-    and copies are skipped and counted. SystemExit if a set has no right records, or too few of them.
+    and copies are skipped and counted, and a set that ends short of its share is said. SystemExit if a set does not read as its form.
     """
     from datasets import load_dataset
 
     sources = sources or yaml.safe_load((ROOT / "data" / "general_datasets.yaml").read_text(encoding="utf-8"))["datasets"]
-    total, items, seen = sum(s["weight"] for s in sources), [], set()
-    for s in sources:
-        name, share, bad, copies = s.get("hub") or s["load"], round(config.data.general * s["weight"] / total), 0, 0
+    items, seen, ends = [], set(), [config.data.general * w / sum(s["weight"] for s in sources) for w in accumulate(s["weight"] for s in sources)]
+    for s, begin, end in zip(sources, [0, *ends], ends):
+        name, share, bad, copies = s.get("hub") or s["load"], round(end) - round(begin), 0, 0      # the rounded shares add up
         stream = load_dataset(**(s.get("load") or {"path": s["hub"]}), split="train", streaming=True)
         for record in stream.shuffle(seed=config.seed, buffer_size=10 * share + 1):
             if share <= 0:
                 break
             try:
+                # A JSONL set read as lines (`load: {path: text, ...}`) loses a broken line; read as JSON it would lose all that follows.
+                record = json.loads(record["text"]) if set(record) == {"text"} else record
                 messages, tools = to_messages(record, s["form"])
             except ValueError as e:
                 bad += 1

@@ -33,8 +33,8 @@ SETS = {
     "xlam-function-calling-60k": ("xlam", lambda i: {"id": i, "query": f"Weather in {i}?", "answers": json.dumps([{"name": "get_weather", "arguments": {"city": str(i)}}]),
                                                      "tools": json.dumps([TOOL])}, {"answers": "[{"},
                                   lambda i: (f"Weather in {i}?", f'<tool_call>{{"name": "get_weather", "arguments": {{"city": "{i}"}}}}</tool_call>')),
-    "ms_agent": ("sharegpt", lambda i: {"id": f"MS_{i}", "conversations": json.dumps([{"from": "system", "value": "You call plugins."}, {"from": "user", "value": f"Draw {i}."},
-                                                                                      {"from": "assistant", "value": f"<|startofthink|>draw({i})<|endofthink|>"}])},
+    "ms_agent": ("sharegpt", lambda i: {"id": f"MS_{i}", "conversations": repr([{"from": "system", "value": "You call plugins."}, {"from": "user", "value": f"Draw {i}."},
+                                                                                 {"from": "assistant", "value": f"<|startofthink|>draw({i})<|endofthink|>"}])},
                  {"conversations": "[{"}, lambda i: (f"Draw {i}.", f"<|startofthink|>draw({i})<|endofthink|>")),
     "ToolACE": ("sharegpt", lambda i: {"system": "You are an expert in composing functions.", "conversations": [
         {"from": "user", "value": f"News {i}"}, {"from": "assistant", "value": "[News(q)]"}, {"from": "tool", "value": "[]"}, {"from": "assistant", "value": f"None {i}."}]},
@@ -42,13 +42,12 @@ SETS = {
     "toolbench-v1": ("sharegpt", lambda i: {"id": str(i), "conversations": {"from": ["system", "user", "assistant", "function", "assistant"],
                                                                             "value": ["You are AutoGPT.", f"Find {i}.", "Thought:", "{}", f"Finish {i}"]}},
                      {"conversations": {"from": ["user", "assistant"], "value": ["x"]}}, lambda i: (f"Find {i}.", f"Finish {i}")),
-    "AFM-CodeAgent-SFT-Dataset": ("sharegpt", lambda i: {"messages": [{"role": "system", "content": "Solve."}, {"role": "user", "content": f"Sort {i}."},
-                                                                      {"role": "assistant", "content": f"<think>a</think><code>{i}</code>"}]},
-                                  {"messages": [{"role": "user", "content": "no reply"}]}, lambda i: (f"Sort {i}.", f"<think>a</think><code>{i}</code>")),
+    "AFM-CodeAgent-SFT-Dataset": ("alpaca", lambda i: {"instruction": "Solve.", "input": f"Sort {i}.", "output": f"<think>a</think><code>{i}</code>"}, {"output": None},
+                                  lambda i: (f"Solve.\nSort {i}.", f"<think>a</think><code>{i}</code>")),
 }
 
 
-@pytest.mark.parametrize("kind", ["json", "parquet"])
+@pytest.mark.parametrize("kind", ["json", "text", "parquet"])
 @pytest.mark.parametrize("name", SETS)
 def test_each_data_set_in_its_own_layout(tmp_path, monkeypatch, capsys, name, kind):
     form, layout, broken, right = SETS[name]
@@ -56,8 +55,11 @@ def test_each_data_set_in_its_own_layout(tmp_path, monkeypatch, capsys, name, ki
     records = [layout(i) for i in range(12)]
     records = [*records[:6], {**records[0], **broken}, records[2], *records[6:]]      # one broken, one copy
     path = tmp_path / f"train.{kind}"
+    lines = [json.dumps(r, ensure_ascii=False) + "\n" for r in records]
     if kind == "json":
-        path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+        path.write_text("".join(lines), encoding="utf-8")
+    elif kind == "text":
+        path.write_text("".join([*lines[:6], lines[6][:9] + "\n", *lines[7:]]), encoding="utf-8")      # the broken record is a broken line
     else:
         from datasets import Dataset
         Dataset.from_list(records).to_parquet(path)
@@ -72,6 +74,28 @@ def test_each_data_set_in_its_own_layout(tmp_path, monkeypatch, capsys, name, ki
     if name == "function-calling-chatml":
         assert items[0]["messages"][0] == {"role": "system", "content": "Use functions.\n" + json.dumps(TOOL)}
         assert [m["role"] for m in items[0]["messages"]] == ["system", "user", "assistant", "tool", "assistant"]
+
+
+def test_dialogues_that_would_stop_training_are_skipped(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    records = [alpaca(i) for i in range(6)] + [{**alpaca(7), "output": "a<|im_end|>b"}, {**alpaca(8), "instruction": "<|endoftext|>"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    (tmp_path / "b.jsonl").write_text(json.dumps({"conversations": [{"from": "gpt", "value": "Hello!"}, {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "?"}]}) + "\n")
+    sources = [{"load": {"path": "json", "data_files": str(tmp_path / f"{name}.jsonl")}, "form": form, "weight": 1, "kind": "instruction"}
+               for name, form in (("a", "alpaca"), ("b", "sharegpt"))]
+    assert len(hub_general(Config(data=DataConfig(general=20)), sources)) == 6
+    said = capsys.readouterr().out
+    assert "2 unreadable" in said and "1 unreadable" in said
+
+
+def test_shares_add_up(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    sources = []
+    for n, weight in enumerate((110, 500, 100, 1592, 112, 60, 600, 11, 123, 76)):
+        (tmp_path / f"{n}.jsonl").write_text("".join(json.dumps(alpaca(1000 * n + i)) + "\n" for i in range(60)))
+        sources.append({"load": {"path": "json", "data_files": str(tmp_path / f"{n}.jsonl")}, "form": "alpaca", "weight": weight, "kind": "instruction"})
+    for n in (20, 61, 97):
+        assert len(hub_general(Config(data=DataConfig(general=n)), sources)) == n
 
 
 def test_a_copy_in_another_data_set_is_a_copy(tmp_path, monkeypatch, capsys):
