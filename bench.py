@@ -282,8 +282,8 @@ def run_bench(config, run, agent, subset, with_files):
     played = time.time()
     grades = grade_all(trajectories, config, folder, with_files)
     faults = [f for g in grades for f in g["faults"]]
-    found = {"agent": agent, "subset": subset, "tasks": len(tasks), "played": len(trajectories), "seed": config.seed, "files": with_files, "grader": "structural",
-             "columns": columns_of(grades), "faults": faults}
+    found = {"agent": agent, "subset": subset, "tasks": len(tasks), "played": len(trajectories), "seed": config.seed, "files": with_files,
+             "grader": "structural", "columns": columns_of(grades), "faults": faults}
     write_atomic(folder / "columns.json", to_json(found))
     print(f"{agent} on {len(tasks)} tasks, {len(trajectories)} played: {played - began:.0f} s to play, {time.time() - played:.0f} s to "
           f"{'write files and measure them' if with_files else 'read the records; nothing was measured'}")
@@ -296,7 +296,7 @@ def run_bench(config, run, agent, subset, with_files):
 # ---------------------------------------------------------------------------- pages: the report of a bench folder, the demo of one trajectory
 
 CLIPS, CLIP_S, CLIP_PX, SHOTS = 24, 120, 240, 24      # of a page: films that play, their most seconds and pixels a side, pictures a film: below 25 MB
-LOWEST = 10                                           # trajectories that a report always shows, however few are drawn
+LOWEST = 10                                           # trajectories that a report always shows
 
 
 def known(values):
@@ -318,7 +318,7 @@ def own_score(g, grader):
 def plan_graph(plan):
     """A plan as a drawing: each step with the column and row of its box, and arrows (index of a step, index of one that comes after it).
 
-    A step stands one column right of the last step that it comes after. An id that no earlier step has draws no arrow: agents write what they like.
+    A step stands one column right of the last step that it comes after; an id that no earlier step has draws no arrow.
 
     >>> g = plan_graph([{"id": 1, "tool": "llm", "after": []}, {"id": 2, "tool": "llm", "after": [1]}, {"id": 3, "tool": "llm", "after": [1, 9]}])
     >>> [(s["column"], s["row"]) for s in g["steps"]], g["arrows"]
@@ -336,7 +336,7 @@ def plan_graph(plan):
 
 
 def turns_of(t):
-    """A trajectory's turns in order: what parse_utpc reads in each, the text where that has faults, and the calls with arguments, reply and repair."""
+    """A trajectory's turns: what parse_utpc reads in each, the text where that has faults, and the calls with arguments, reply and repair."""
     lost, replies = {id(c) for c in unrepaired(t["calls"])}, [m["content"] for m in t["messages"] if m["role"] == "tool"]
     calls = [{**c, "number": n, "reply": reply, "lost": id(c) in lost,
               "written": [(k, v if isinstance(v, str) else to_json(v)) for k, v in (c["arguments"] or {}).items()]}
@@ -348,8 +348,8 @@ def turns_of(t):
 
 def small_clip(film):
     """A film with the same frames, cuts and sound, CLIP_PX pixels a side at most, as a data URI."""
-    scale = min(1, CLIP_PX / max(film["width"], film["height"]))
-    sides = {k: max(2, 2 * round(film[k] * scale / 2)) for k in ("width", "height")}      # even, since browsers play no 4:4:4
+    scale = min(1, CLIP_PX / max(film["width"], film["height"])) / 2
+    sides = {k: 2 * max(1, round(film[k] * scale)) for k in ("width", "height")}      # even, since browsers may not play 4:4:4
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         materialize({**film, **sides}, path)
@@ -358,36 +358,34 @@ def small_clip(film):
 
 def cards_of(trajectories, config):
     """What a page shows of each trajectory. The first CLIPS films up to CLIP_S seconds play; the others are storyboards alone."""
-    cards, clips = [], 0
+    cards, left = [], CLIPS
     for t in tqdm(trajectories, desc="cards", unit="card", mininterval=1):
-        shown = [{**a, "pictures": [thumbnail(a, shot) for shot in range(min(SHOTS, a["shots"] or 1))] if a["kind"] in ("image", "video") else []}
-                 for a in deliverables(t)]
-        for a in (a for a in shown if a["kind"] == "video" and a["duration_s"] <= CLIP_S):
-            clips += 1
-            a["clip"] = small_clip(a) if clips <= CLIPS else None
+        shown = [{**a, "pictures": [thumbnail(a, i) for i in range(min(SHOTS, a["shots"] or 1)) if a["width"]]} for a in deliverables(t)]
+        for a in [a for a in shown if a["kind"] == "video" and a["duration_s"] <= CLIP_S][:left]:
+            a["clip"], left = small_clip(a), left - 1
         reward = t["reward"] or ltr_reward(t, config.reward, t["task"].get("pool"))
-        cards.append({**t, "turns": turns_of(t), "graph": plan_graph(t["plan"] or []), "shown": shown, "reward": reward,
-                      "rows": explain(t, reward, config.reward)})
+        seen = {"turns": turns_of(t), "graph": plan_graph(t["plan"] or []), "shown": shown, "reward": reward, "rows": explain(t, reward, config.reward)}
+        cards.append({**t, **seen})
     return cards
 
 
 def failures_of(trajectories):
-    """Why episodes fall short: {"ended": {how: n}, "codes": {error code: [failed calls, of them repaired]}, "checks": {check: [n below 1, n, mean]}}."""
-    ended, codes, checks = Counter(t["ended"] for t in trajectories), {}, {}
+    """Why episodes fall short: {"ended": {how: n}, "codes": {code: [failed calls, repaired]}, "checks": {one below 1: [n below 1, n, mean]}}."""
+    codes, repaired, checks = Counter(), Counter(), {}
     for t in trajectories:
         lost = {id(c) for c in unrepaired(t["calls"])}
-        for c in (c for c in t["calls"] if c["status"] != "ok"):
-            count = codes.setdefault(c["error"]["code"], [0, 0])
-            count[0], count[1] = count[0] + 1, count[1] + (id(c) not in lost)
+        codes.update(c["error"]["code"] for c in t["calls"] if c["error"])
+        repaired.update(c["error"]["code"] for c in t["calls"] if c["error"] and id(c) not in lost)
         for name, score in t["reward"]["checks"].items():
             checks.setdefault(name, []).extend(known([score]))
-    low = {name: [sum(v < 1 for v in scores), len(scores), statistics.mean(scores)] for name, scores in checks.items() if scores and min(scores) < 1}
-    by_count = lambda found: dict(sorted(found.items(), key=lambda item: -item[1][0]))      # noqa: E731
-    return {"ended": dict(ended.most_common()), "codes": by_count(codes), "checks": by_count(low)}
+    return {"ended": Counter(t["ended"] for t in trajectories), "codes": {code: [n, repaired[code]] for code, n in codes.items()},
+            "checks": {k: [sum(v < 1 for v in scores), len(scores), statistics.mean(scores)] for k, scores in checks.items() if min(scores, default=1) < 1}}
 
 
 def report(folder, config, most):
-    """report.html of a bench folder. Its cards: the LOWEST by own column's score, then R_vrt, and others drawn by seed, `most` in all, lowest first."""
+    """report.html of a bench folder. Its cards, lowest first: the LOWEST by own column's score, then R_vrt, and others by seed, `most` in all."""
+    if most < LOWEST:
+        raise SystemExit(f"error: --most is {most}; at least {LOWEST}, since the {LOWEST} lowest are always shown")
     if not (folder / "columns.json").is_file():
         raise SystemExit(f"error: {folder} has no columns.json; `python bench.py --config ... --agent expert` makes runs/<name>/bench/expert-104")
     found = json.loads((folder / "columns.json").read_text(encoding="utf-8"))
@@ -395,17 +393,17 @@ def report(folder, config, most):
     played = {t["task"]["id"]: {**t, "own": own_score(g, found["grader"]), "s_rate": g["s_rate"]}
               for t in each_line(folder / "trajectories.jsonl") if (g := grades.get(t["task"]["id"]))}.values()
     if not played:
-        raise SystemExit(f"error: {folder} holds no graded trajectory; remove it and run the bench again")
+        raise SystemExit(f"error: {folder} holds no trajectory with a grade; remove it and run the bench again")
     order = sorted(played, key=lambda t: [min(known([score]), default=1.0) for score in (t["own"], t["reward"]["total"])])
-    rest = order[min(LOWEST, most):]
-    drawn = {t["task"]["id"] for t in draw(config.seed, "report").sample(rest, min(len(rest), max(0, most - LOWEST)))}
-    some = order[:min(LOWEST, most)] + [t for t in rest if t["task"]["id"] in drawn]
-    names = list(dict.fromkeys([*load_scenarios("en")["scenarios"], *(t["task"]["scenario"] for t in played)]))
-    of = {name: [t for t in played if t["task"]["scenario"] == name] for name in names}
-    rewards = {part: figures_of([t["reward"][part] for t in played]) for part in ("total", "plan", "fine", *PARTS)}
+    others = range(LOWEST, len(order))
+    some = order[:LOWEST] + [order[i] for i in sorted(draw(config.seed, "report").sample(others, min(len(others), most - LOWEST)))]
+    of = {name: [] for name in load_scenarios("en")["scenarios"]}
+    for t in played:
+        of.setdefault(t["task"]["scenario"], []).append(t)
     write_atomic(folder / "report.html", page(
-        "templates/report.jinja", found=found, config=config, cards=cards_of(some, config), n=len(played), rewards=rewards, failures=failures_of(played),
-        calls=sum(len(t["calls"]) for t in played), spent={k: figures_of([t[k] for t in played]) for k in ("virtual_s", "price_usd")},
+        "templates/report.jinja", found=found, config=config, cards=cards_of(some, config), n=len(played), calls=sum(len(t["calls"]) for t in played),
+        rewards={part: figures_of([t["reward"][part] for t in played]) for part in ("total", "plan", "fine", *PARTS)}, failures=failures_of(played),
+        spent={k: figures_of([t[k] for t in played]) for k in ("virtual_s", "price_usd")},
         scenarios=[(name, len(ts), figures_of([t["own"] for t in ts]), figures_of([t["s_rate"] for t in ts])) for name, ts in of.items()]))
     print(f"{folder / 'report.html'}: {(folder / 'report.html').stat().st_size / 1e6:.1f} MB, {len(some)} of {len(played)} trajectories as cards")
 
@@ -414,17 +412,19 @@ def pages(command, arguments):
     """`bench.py report FOLDER [--most N]` and `bench.py demo FILE.jsonl [ID]`, under the config of the run that the folder or file lies in."""
     parser = argparse.ArgumentParser(prog=f"bench.py {command}")
     parser.add_argument("path", type=Path, help="runs/<name>/bench/<agent>-<subset>" if command == "report" else "a JSONL file of trajectories")
-    parser.add_argument("--most", type=int, default=60, help="report: most trajectories shown") if command == "report" else parser.add_argument("id", nargs="?")
+    more = {"report": ("--most", {"type": int, "default": 60, "help": "most trajectories shown (default: %(default)s)"}),
+            "demo": ("id", {"nargs": "?", "help": "task.id of the trajectory (default: the first one's)"})}[command]
+    parser.add_argument(more[0], **more[1])
     given = parser.parse_args(arguments)
-    file = next((p / "config.yaml" for p in given.path.resolve().parents if (p / "config.yaml").is_file()), None)
-    config = load_config(file) if file else Config()
+    config = next((load_config(p / "config.yaml") for p in given.path.resolve().parents if (p / "config.yaml").is_file()), Config())
     if command == "report":
-        return report(given.path, config, max(1, given.most))
-    chosen = next((t for t in each_line(given.path) if given.id in (None, t["task"]["id"])), None)
+        return report(given.path, config, given.most)
+    chosen = next((t for t in each_line(given.path) if "calls" in t and given.id in (None, t["task"]["id"])), None)
     if chosen is None:
-        raise SystemExit(f"error: {given.path} has no trajectory {given.id or 'at all'}; an id stands in its lines at task.id")
-    write_atomic(given.path.with_name("demo.html"), page("templates/demo.jinja", card=cards_of([chosen], config)[0]))
-    print(f"{given.path.with_name('demo.html')}: {chosen['task']['id']}")
+        raise SystemExit(f"error: {given.path} has no trajectory{f' {given.id!r}; its id stands at task.id' if given.id else '; a task is none yet'}")
+    path = given.path.with_name("demo.html")
+    write_atomic(path, page("templates/demo.jinja", card=cards_of([chosen], config)[0]))
+    print(f"{path}: {chosen['task']['id']}")
 
 
 def main():
