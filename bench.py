@@ -316,9 +316,7 @@ def own_score(g, grader):
 
 
 def plan_graph(plan):
-    """A plan as a drawing: each step with the column and row of its box, and arrows (index of a step, index of one that comes after it).
-
-    A step stands one column right of the last step that it comes after; an id that no earlier step has draws no arrow.
+    """A plan as a drawing: its steps with column (one right of all that they come after) and row, and arrows between indices of steps.
 
     >>> g = plan_graph([{"id": 1, "tool": "llm", "after": []}, {"id": 2, "tool": "llm", "after": [1]}, {"id": 3, "tool": "llm", "after": [1, 9]}])
     >>> [(s["column"], s["row"]) for s in g["steps"]], g["arrows"]
@@ -364,13 +362,13 @@ def cards_of(trajectories, config):
         for a in [a for a in shown if a["kind"] == "video" and a["duration_s"] <= CLIP_S][:left]:
             a["clip"], left = small_clip(a), left - 1
         reward = t["reward"] or ltr_reward(t, config.reward, t["task"].get("pool"))
-        seen = {"turns": turns_of(t), "graph": plan_graph(t["plan"] or []), "shown": shown, "reward": reward, "rows": explain(t, reward, config.reward)}
-        cards.append({**t, **seen})
+        cards.append({**t, "turns": turns_of(t), "graph": plan_graph(t["plan"] or []), "shown": shown, "reward": reward,
+                      "rows": explain(t, reward, config.reward)})
     return cards
 
 
 def failures_of(trajectories):
-    """Why episodes fall short: {"ended": {how: n}, "codes": {code: [failed calls, repaired]}, "checks": {one below 1: [n below 1, n, mean]}}."""
+    """Why episodes fall short: {"ended": {how: n}, "codes": {code: [failed calls, repaired]}, "checks": {check: [n below 1, n, mean]}}."""
     codes, repaired, checks = Counter(), Counter(), {}
     for t in trajectories:
         lost = {id(c) for c in unrepaired(t["calls"])}
@@ -379,7 +377,7 @@ def failures_of(trajectories):
         for name, score in t["reward"]["checks"].items():
             checks.setdefault(name, []).extend(known([score]))
     return {"ended": Counter(t["ended"] for t in trajectories), "codes": {code: [n, repaired[code]] for code, n in codes.items()},
-            "checks": {k: [sum(v < 1 for v in scores), len(scores), statistics.mean(scores)] for k, scores in checks.items() if min(scores, default=1) < 1}}
+            "checks": {name: [sum(v < 1 for v in scores), len(scores), statistics.mean(scores)] for name, scores in checks.items() if scores}}
 
 
 def report(folder, config, most):
@@ -397,9 +395,8 @@ def report(folder, config, most):
     order = sorted(played, key=lambda t: [min(known([score]), default=1.0) for score in (t["own"], t["reward"]["total"])])
     others = range(LOWEST, len(order))
     some = order[:LOWEST] + [order[i] for i in sorted(draw(config.seed, "report").sample(others, min(len(others), most - LOWEST)))]
-    of = {name: [] for name in load_scenarios("en")["scenarios"]}
-    for t in played:
-        of.setdefault(t["task"]["scenario"], []).append(t)
+    names = dict.fromkeys([*load_scenarios("en")["scenarios"], *(t["task"]["scenario"] for t in played)])
+    of = {name: [t for t in played if t["task"]["scenario"] == name] for name in names}
     write_atomic(folder / "report.html", page(
         "templates/report.jinja", found=found, config=config, cards=cards_of(some, config), n=len(played), calls=sum(len(t["calls"]) for t in played),
         rewards={part: figures_of([t["reward"][part] for t in played]) for part in ("total", "plan", "fine", *PARTS)}, failures=failures_of(played),
@@ -422,9 +419,8 @@ def pages(command, arguments):
     chosen = next((t for t in each_line(given.path) if "calls" in t and given.id in (None, t["task"]["id"])), None)
     if chosen is None:
         raise SystemExit(f"error: {given.path} has no trajectory{f' {given.id!r}; its id stands at task.id' if given.id else '; a task is none yet'}")
-    path = given.path.with_name("demo.html")
-    write_atomic(path, page("templates/demo.jinja", card=cards_of([chosen], config)[0]))
-    print(f"{path}: {chosen['task']['id']}")
+    write_atomic(given.path.with_name("demo.html"), page("templates/demo.jinja", card=cards_of([chosen], config)[0]))
+    print(f"{given.path.with_name('demo.html')}: {chosen['task']['id']}")
 
 
 def main():

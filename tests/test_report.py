@@ -122,7 +122,7 @@ def test_head_columns_and_scenarios(site, played):
         assert said in text
     for column, c in json.loads((site / "columns.json").read_text())["columns"].items():
         name = {"s_rate": "S-Rate", "o_score": "O-Score"}.get(column, column.title())
-        assert f"{name} {c['mean']:.3f} {c['low']:.3f} to {c['high']:.3f}" in text if c else f"{name} – not graded" in text
+        assert f"{name} {c['mean']:.3f} {c['low']:.3f}–{c['high']:.3f}" in text if c else f"{name} – not graded" in text
     rows = re.findall(r"<tr><td>([a-z ]+)</td><td class=\"n\">(\d+)</td><td[^>]*>(.*?)</td><td[^>]*>(.*?)</td></tr>", html[html.index("Scenarios"):html.index("Reward, failures")])
     assert len(rows) == 42 and sum(int(n) for _, n, _, _ in rows) == 14
     counts = Counter(t["task"]["scenario"].replace("_", " ") for t in played[0])
@@ -142,7 +142,7 @@ def test_reward_failures_and_cost(site, played):
     for code, n in failed.items():
         assert f"{code} {n} {n} 0" in text      # the expert repairs
     low = [v for t in trajectories if (v := t["reward"]["checks"]["worked"]) < 1]
-    assert f"worked {len(low)} 14 " in text
+    assert f"worked {len(low)} 14 " in text and " planned first " not in text[text.index("checks below 1"):text.index("Trajectories")]
     spent = [t["price_usd"] for t in trajectories]
     assert f"price ${sum(spent) / 14:.2f} ${max(spent):.2f} ${sum(spent):.2f}" in text
 
@@ -152,7 +152,7 @@ def test_failures_tell_repaired_from_not():
     bad = {**call, "status": "error", "error": {"code": "timeout"}}
     found = bench.failures_of([{"ended": "answer", "calls": [bad, call], "reward": {"checks": {"count": 1.0, "worked": 0.5, "beat": None}}},
                                {"ended": "max_turns", "calls": [call, bad], "reward": {"checks": {"count": 1.0, "worked": 0.5, "beat": float("nan")}}}])
-    assert found == {"ended": {"answer": 1, "max_turns": 1}, "codes": {"timeout": [2, 1]}, "checks": {"worked": [2, 2, 0.5]}}
+    assert found == {"ended": {"answer": 1, "max_turns": 1}, "codes": {"timeout": [2, 1]}, "checks": {"count": [0, 2, 1.0], "worked": [2, 2, 0.5]}}
 
 
 def test_a_card_shows_the_whole_trajectory(site, played):
