@@ -361,7 +361,7 @@ def cards_of(trajectories, config):
         shown = [{**a, "pictures": [thumbnail(a, i) for i in range(min(SHOTS, a["shots"] or 1)) if a["width"]]} for a in deliverables(t)]
         for a in [a for a in shown if a["kind"] == "video" and a["duration_s"] <= CLIP_S][:left]:
             a["clip"], left = small_clip(a), left - 1
-        reward = t["reward"] or ltr_reward(t, config.reward, t["task"].get("pool"))
+        reward = t["reward"] or ltr_reward(t, config.reward, t.get("pool"))
         cards.append({**t, "turns": turns_of(t), "graph": plan_graph(t["plan"] or []), "shown": shown, "reward": reward,
                       "rows": explain(t, reward, config.reward)})
     return cards

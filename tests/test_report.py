@@ -16,10 +16,12 @@ from markupsafe import escape
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import bench  # noqa: E402
 from configs.experiment import ROOT, load_config, read_jsonl, write_jsonl  # noqa: E402
+from env import VisGenEnv  # noqa: E402
 from rewards import deliverables, explain  # noqa: E402
 
 CHROMIUM = shutil.which("chromium")
-EVIL = '''"><script>window.hit=1</script></details></article><img src=x onerror=window.hit=1>' onmouseover='window.hit=1' javascript:window.hit=1 {{ 7*7 }}'''
+EVIL = '''"><script>window.hit=1</script></details></article><img src=x onerror=window.hit=1>''' + \
+       '''' onmouseover='window.hit=1' javascript:window.hit=1 {{ 7*7 }}'''
 
 
 def bench_folder(root, trajectories, grades, **more):
@@ -29,8 +31,8 @@ def bench_folder(root, trajectories, grades, **more):
     (root / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
     write_jsonl(folder / "trajectories.jsonl", trajectories)
     write_jsonl(folder / ("grades.jsonl" if more.get("files") else "grades-from-records.jsonl"), grades)
-    found = {"agent": "expert", "subset": "14", "tasks": len(trajectories), "played": len(trajectories), "seed": 0, "files": False, "grader": "structural",
-             "columns": bench.columns_of(grades), "faults": [], **more}
+    found = {"agent": "expert", "subset": "14", "tasks": len(trajectories), "played": len(trajectories), "seed": 0, "files": False,
+             "grader": "structural", "columns": bench.columns_of(grades), "faults": [], **more}
     (folder / "columns.json").write_text(json.dumps(found))
     return folder
 
@@ -118,12 +120,15 @@ def test_doctests():
 def test_head_columns_and_scenarios(site, played):
     html = (site / "report.html").read_text()
     text = plain(html)
-    for said in ("agent: expert", "n = 14", "seed 0", "VisGenEnv", "grader: structural", "decoder: none, it is a script", "records read, no file measured"):
+    for said in ("agent: expert", "n = 14", "seed 0", "VisGenEnv", "grader: structural", "decoder: none, it is a script",
+                 "records read, no file measured"):
         assert said in text
     for column, c in json.loads((site / "columns.json").read_text())["columns"].items():
         name = {"s_rate": "S-Rate", "o_score": "O-Score"}.get(column, column.title())
-        assert f"{name} {c['mean']:.3f} {c['low']:.3f}–{c['high']:.3f}" in text if c else f"{name} – not graded" in text
-    rows = re.findall(r"<tr><td>([a-z ]+)</td><td class=\"n\">(\d+)</td><td[^>]*>(.*?)</td><td[^>]*>(.*?)</td></tr>", html[html.index("Scenarios"):html.index("Reward, failures")])
+        shown = f"{c['mean']:.3f} {c['low']:.3f}–{c['high']:.3f}" if c else "– no task that the structural grader has graded"
+        assert f"{name} {shown}" in text
+    table = html[html.index("Scenarios"):html.index("Reward, failures")]
+    rows = re.findall(r"<tr><td>([a-z ]+)</td><td class=\"n\">(\d+)</td><td[^>]*>(.*?)</td><td[^>]*>(.*?)</td></tr>", table)
     assert len(rows) == 42 and sum(int(n) for _, n, _, _ in rows) == 14
     counts = Counter(t["task"]["scenario"].replace("_", " ") for t in played[0])
     assert {name: int(n) for name, n, _, _ in rows if n != "0"} == counts
@@ -150,8 +155,9 @@ def test_reward_failures_and_cost(site, played):
 def test_failures_tell_repaired_from_not():
     call = {"turn": 1, "name": "a", "status": "ok", "error": None}
     bad = {**call, "status": "error", "error": {"code": "timeout"}}
-    found = bench.failures_of([{"ended": "answer", "calls": [bad, call], "reward": {"checks": {"count": 1.0, "worked": 0.5, "beat": None}}},
-                               {"ended": "max_turns", "calls": [call, bad], "reward": {"checks": {"count": 1.0, "worked": 0.5, "beat": float("nan")}}}])
+    checks = {"count": 1.0, "worked": 0.5, "beat": None}
+    found = bench.failures_of([{"ended": "answer", "calls": [bad, call], "reward": {"checks": checks}},
+                               {"ended": "max_turns", "calls": [call, bad], "reward": {"checks": {**checks, "beat": float("nan")}}}])
     assert found == {"ended": {"answer": 1, "max_turns": 1}, "codes": {"timeout": [2, 1]}, "checks": {"count": [0, 2, 1.0], "worked": [2, 2, 0.5]}}
 
 
@@ -159,7 +165,8 @@ def test_a_card_shows_the_whole_trajectory(site, played):
     html = (site / "demo.html").read_text()
     t = max((t for t in played[0] if t["task"]["modality"] == "video"), key=lambda t: len(t["calls"]))
     for text in (t["task"]["request"], t["answer"]["summary"], *(c["name"] for c in t["calls"]), *(step["goal"] for step in t["plan"]),
-                 *(m["content"][:80] for m in t["messages"] if m["role"] == "tool"), *(row[3] for row in explain(t, t["reward"], bench.Config().reward))):
+                 *(m["content"][:80] for m in t["messages"] if m["role"] == "tool"),
+                 *(row[3] for row in explain(t, t["reward"], bench.Config().reward))):
         assert str(escape(text)) in html
     films = [a for a in deliverables(t) if a["kind"] == "video"]
     assert html.count("<img src=\"data:image/jpeg;base64,") == sum(a["shots"] for a in films) > 2 and html.count("<video") == len(films)
@@ -231,6 +238,19 @@ def test_a_trajectory_without_reward_or_plan_is_shown(tmp_path):
     assert "no readable plan" in html and "nothing was handed over" in html and "R_vrt 0.000" in html
 
 
+def test_faulty_turns_are_shown_as_written(played, tmp_path):
+    env = VisGenEnv()
+    env.reset(played[0][0]["task"], 1)
+    env.step("<think>a</think><tool_call>{\"name\": 3}</tool_call><tool_call>{\"name\": \"tool_fly\", \"arguments\": {\"to\": [1]}}</tool_call>")
+    env.step("so <b>bold</b>")
+    write_jsonl(tmp_path / "one.jsonl", [env.trajectory()])
+    bench.pages("demo", [str(tmp_path / "one.jsonl")])
+    text = plain((tmp_path / "demo.html").read_text())
+    for said in ("bad_call", "no readable call", "tool_fly unknown_tool not repaired", "to [1]", "ended by malformed", "so &lt;b&gt;bold&lt;/b&gt;",
+                 "wrong_order: a turn begins with &lt;think&gt;"):
+        assert said in text
+
+
 def test_plan_graph_survives_any_plan():
     step = lambda i, *after: {"id": i, "tool": "llm", "goal": "", "after": list(after)}      # noqa: E731
     g = bench.plan_graph([step(1, 1, 2), step(1), step(2, 1, 1), step(3, 2, 99)])      # on itself, on a later one, an id twice, an unknown one
@@ -280,7 +300,7 @@ def test_the_filter(site, visit, played):
 @pytest.mark.parametrize("name", ["report.html", "demo.html"])
 def test_a_film_plays(site, visit, name):
     page = visit(site / name)
-    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = document.querySelector('video') && d.contains(document.querySelector('video')))")
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = d.contains(document.querySelector('video')))")
     film = page.evaluate("""async () => {
         const v = document.querySelector('video'); v.muted = true; await v.play();
         await new Promise(done => setTimeout(done, 1500));
