@@ -30,7 +30,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from configs.experiment import (ROOT, append_jsonl, command_line, cut_tail, draw, each_line, load_config, open_run, read_jsonl, write_atomic,
+from configs.experiment import (ROOT, append_jsonl, command_line, cut_tail, digest, draw, each_line, load_config, open_run, read_jsonl, write_atomic,
                                 write_jsonl)
 from configs.llm import Endpoint, ask, bill, run_jobs
 from data.figures import BENCH
@@ -287,8 +287,8 @@ def run_bench(config, run, agent, subset, with_files):
     measured = time.time()
     grades, grader = subjective_grades(trajectories, grades, config, folder / ("grades.jsonl" if with_files else "grades-from-records.jsonl"))
     faults = [f for g in grades for f in g["faults"]]
-    found = {"agent": agent, "subset": subset, "tasks": len(tasks), "played": len(trajectories), "seed": config.seed, "files": with_files, "grader": grader,
-             "columns": columns_of(grades, grader), "faults": faults}
+    found = {"agent": agent, "subset": subset, "tasks": len(tasks), "played": len(trajectories), "seed": config.seed, "files": with_files,
+             "grader": grader, "columns": columns_of(grades, grader), "faults": faults}
     write_atomic(folder / "columns.json", to_json(found))
     print(f"{agent} on {len(tasks)} tasks, {len(trajectories)} played: {played - began:.0f} s to play, {measured - played:.0f} s to "
           f"{'write files and measure them' if with_files else 'read the records; nothing was measured'}")
@@ -303,15 +303,16 @@ def run_bench(config, run, agent, subset, with_files):
 
 ANSWER = {"type": "object", "properties": {"seen": {"type": "string"}, "answer": {"type": "string", "enum": ["yes", "no", "cannot tell"]}},
           "required": ["seen", "answer"], "additionalProperties": False}
+GRADER = "prompts/vlm_grader.jinja"
 MOST_PICTURES, MOST_FRAMES = 12, 8      # of a request, and of one film
 
 
 def pictures_of(trajectory):
-    """What the VLM-Grader looks at: {"pictures": [(label, JPEG data URI)], "delivered": in words, "left_out": deliverables not shown, "real": files of others}.
+    """What the VLM-Grader looks at: {"pictures": [(label, JPEG data URI)], "delivered": in words, "left_out": how many are not shown, "real": real files}.
 
-    The deliverables of the asked kind, a picture or up to 8 frames a film, at most 12 in all, 768 pixels a side, read from files. An artifact whose `media`
-    is a file that is there, by an absolute path, shows that file. Any other shows the simulator's stand-in, drawn without regard to the prompt: a VLM's
-    scores of stand-ins test this code and say nothing about an agent, and the report says so.
+    The deliverables of the asked kind, a picture or up to 8 frames a film, at most 12 in all, of up to 768 pixels a side, read from files. An artifact
+    whose `media` names a file that is there, by an absolute path, shows that file. Any other shows the simulator's stand-in, drawn without regard to
+    the prompt: a VLM's scores of stand-ins test this code and say nothing about an agent, and the report says so.
     """
     kind = trajectory["task"]["modality"]
     items = [a for a in deliverables(trajectory) if a["kind"] == kind]
@@ -327,7 +328,7 @@ def pictures_of(trajectory):
                 path = Path(folder) / f"{i}{SUFFIXES[kind][0]}"
                 materialize({**a, "has_audio": False}, path)
             places = moments(a, min(MOST_FRAMES, MOST_PICTURES // min(len(items), MOST_PICTURES))) if kind == "video" else (0,)
-            found["pictures"] += [(f"film {i}, {at:.1f} s" if kind == "video" else f"picture {i}", data_uri(seen)) for at, seen in stills(path, places)]
+            found["pictures"] += [(f"film {i}, {at:.1f} s" if kind == "video" else f"picture {i}", data_uri(still)) for at, still in stills(path, places)]
     return found
 
 
@@ -341,7 +342,7 @@ async def grade_one(endpoint, task, shown, again=0):
     values = {"request": task["request"], "rubric": task["rubric"], "modality": task["modality"], "delivered": shown["delivered"],
               "left_out": shown["left_out"], "labels": [label for label, _ in shown["pictures"]]}
     schema = {str(i): ANSWER for i in range(1, len(task["rubric"]) + 1)}
-    found = await ask(endpoint, "prompts/vlm_grader.jinja", schema, values, shown["pictures"], again)
+    found = await ask(endpoint, GRADER, schema, values, shown["pictures"], again)
     if found is None:
         return None, None
     known = [found[i]["answer"] == "yes" for i in schema if found[i]["answer"] != "cannot tell"]
@@ -351,25 +352,26 @@ async def grade_one(endpoint, task, shown, again=0):
 def grade_by_vlm(trajectories, grades, config, path):
     """Write the VLM-Grader's scores into the grades' `vlm` {dimension: score} and `items`, and the grades to `path`. Returns the report's line.
 
-    Only tasks of the six subjective dimensions are asked about. What was answered once comes from the cache; a failed task stays None, and is asked again
-    next time. SystemExit above `max_failures`.
+    Only tasks of the six subjective dimensions are asked about. Each lot is saved, so a stopped run goes on; a task that failed stays None and is asked
+    again next time, as is every task when model or prompt are others (`graded_by`). SystemExit above `max_failures`.
     """
-    endpoint = Endpoint(config.bench.llm, "bench.llm", "the VLM-Grader", "tasks", Counter())
+    llm, endpoint = config.bench.llm, Endpoint(config.bench.llm, "bench.llm", "the VLM-Grader", "tasks", Counter())
+    by = digest(llm.url, llm.model, llm.temperature, (ROOT / "data" / GRADER).read_text(encoding="utf-8"))
     pairs = [(t, g) for t, g in zip(trajectories, grades) if g["dimension"] in SUBJECTIVE and t["task"].get("rubric")]
-    real = delivered = 0
+    left = [(t, g) for t, g in pairs if g.get("graded_by") != by or g["items"] is None]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        for at in range(0, len(pairs), config.bench.chunk):
-            lot = pairs[at:at + config.bench.chunk]
+        for at in range(0, len(left), config.bench.chunk):
+            lot = left[at:at + config.bench.chunk]
             shown = list(pool.map(pictures_of, [t for t, _ in lot]))
             found = run_jobs(endpoint, lambda pair: grade_one(endpoint, pair[0]["task"], pair[1]), [(t, s) for (t, _), s in zip(lot, shown)],
-                             f"VLM-Grader, from task {at} of {len(pairs)}")
+                             f"VLM-Grader, from task {at} of {len(left)}")
             for (_, g), (score, items), s in zip(lot, found, shown):
-                g.update(vlm=None if score is None else {g["dimension"]: score}, items=items)
-                real, delivered = real + s["real"], delivered + len(s["delivered"])
-    write_jsonl(path, grades)
+                g.update(vlm=None if score is None else {g["dimension"]: score}, items=items, graded_by=by, media=len(s["delivered"]), real=s["real"])
+            write_jsonl(path, grades)
     failed, silent = (sum(g["vlm"] is None and (g["items"] is None) == lost for _, g in pairs) for lost in (True, False))
-    return (f"VLM-Grader {config.bench.llm.model}: {len(pairs)} tasks, {failed} failed, {silent} with no answerable item ({bill(endpoint)}); {real} of "
-            f"{delivered} media are real files" + ("; the others are stand-ins, and their scores mean nothing" if real < delivered else ""))
+    real, media = (sum(g[name] for _, g in pairs) for name in ("real", "media"))
+    return (f"VLM-Grader {llm.model}: {len(pairs)} tasks, {failed} failed, {silent} with no answerable item ({bill(endpoint)}); {real} of {media} media "
+            "are real files" + ("; the others are stand-ins, and their scores mean nothing" if real < media else ""))
 
 
 def subjective_grades(trajectories, grades, config, path):
@@ -383,9 +385,9 @@ def subjective_grades(trajectories, grades, config, path):
 
 
 def controls(folders, config, n):
-    """Does the VLM-Grader look at the media? For FOLDER (runs/<name>/bench/<agent>-<subset>) it grades a drawn sample (--n tasks, 40 unless told) with
-    the right media, with another task's, with grey ones, and with the right ones again; writes FOLDER/controls.json. Items on how media agree among themselves
-    (object, scene, style, variety) may rightly hold for another task's media; grey ones must fall everywhere."""
+    """Does the VLM-Grader look at the media? For FOLDER (runs/<name>/bench/<agent>-<subset>) it grades a drawn sample (--n tasks, 40 unless told)
+    with the right media, with another task's (shuffled), with grey ones (blank), and with the right ones again; writes FOLDER/controls.json. Items on how
+    media agree among themselves (object, scene, style, variety) may rightly hold for another task's media; grey ones must fall in every dimension."""
     from PIL import Image
 
     folder, llm = folders[0], config.bench.llm
@@ -394,10 +396,11 @@ def controls(folders, config, n):
     chosen = draw(config.seed, "controls").sample(handed, min(n or 40, len(handed)))
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         shown = list(pool.map(pictures_of, chosen))
-    jobs, grey = [], lambda uri: data_uri(Image.new("RGB", Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).size, (128, 128, 128)))      # noqa: E731
+    jobs, ring = [], list(zip(chosen, shown)) * 2
     for i, (t, s) in enumerate(zip(chosen, shown)):
-        others = [o for u, o in (list(zip(chosen, shown)) * 2)[i + 1:i + len(chosen)] if u["task"]["modality"] == t["task"]["modality"]]
-        blank = {**s, "pictures": [(label, grey(uri)) for label, uri in s["pictures"]]}
+        others = [o for u, o in ring[i + 1:i + len(chosen)] if u["task"]["modality"] == t["task"]["modality"]]
+        sizes = [(label, Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).size) for label, uri in s["pictures"]]
+        blank = {**s, "pictures": [(label, data_uri(Image.new("RGB", size, (128, 128, 128)))) for label, size in sizes]}
         jobs += [("right", t, s, 0), ("blank", t, blank, 0), ("again", t, s, 1)] + [("shuffled", t, o, 0) for o in others[:1]]
     endpoint = Endpoint(llm, "bench.llm", "the VLM-Grader", "tasks", Counter())
     found = run_jobs(endpoint, lambda job: grade_one(endpoint, job[1]["task"], *job[2:]), jobs, "controls")
@@ -417,7 +420,8 @@ def controls(folders, config, n):
     print(f"{'':10}{'n':>5}{'right':>10}{'shuffled':>10}{'blank':>10}")
     for name in ("all", *SUBJECTIVE):
         print(f"{name:10}{report[name]['n']:5}" + "".join(f"{show(report[name][kind]):>10}" for kind in ("right", "shuffled", "blank")))
-    print(f"test and retest: {show(report['test_retest']['same'])} of {len(twice)} answers the same; {endpoint.asked['failed']} failed; {bill(endpoint)}")
+    print(f"test and retest: {show(report['test_retest']['same'])} of {len(twice)} answers are the same; {endpoint.asked['failed']} of {len(jobs)} failed; "
+          f"{bill(endpoint)}")
     print("\n".join(f"WARNING: {w}" for w in warnings) or "right media score at least 0.3 above shuffled and grey ones")
 
 
@@ -428,7 +432,7 @@ def grading(command, arguments):
     parser.add_argument("paths", nargs="+", type=Path, help="the CSV of scores (calibrate, human), then folders runs/<name>/bench/<agent>-<subset>")
     parser.add_argument("--n", type=int, help="tasks in the sample (controls, sheet)")
     parser.add_argument("--config", default=str(ROOT / "configs" / "tiny.yaml"), help="for `seed` and `bench.llm` (default: %(default)s)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="section.key=value", help="config values on top of the file's, such as bench.llm.url=...")
+    parser.add_argument("--set", nargs="*", default=[], metavar="section.key=value", help="config values on top, such as bench.llm.url=...")
     args = parser.parse_args(arguments)
     needs = "grades.jsonl" if command == "calibrate" else "trajectories.jsonl"
     for folder in args.paths[command in ("calibrate", "human"):]:

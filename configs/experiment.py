@@ -186,7 +186,7 @@ class BenchConfig:
     tasks: int = key(128, "held-out tasks measured (at most data.heldout_tasks)")
     sampled: bool = key(True, "also measure at temperature 1 beside greedy decoding")
     chunk: int = key(64, "VisGenBench: tasks that a policy plays at once, or the VLM-Grader grades; each lot is saved", 1)
-    grader: str = key("structural", "of the six subjective columns: structural (from records, ours, no model) | vlm (the paper's VLM-Grader, see llm)",
+    grader: str = key("structural", "of the six subjective columns: structural (from records, no model, ours) | vlm (the paper's, see llm)",
                       ("structural", "vlm"))
     calibration: str = key("", "calibration.json of `bench.py calibrate`, put over the vlm grader's scores; empty: they stand as graded")
     llm: LlmConfig = key(LlmConfig(model="grader", key_env="GRADER_API_KEY", concurrency=16, cache="runs/.grades"),

@@ -146,10 +146,10 @@ def check_failures(endpoint, failed, of, unit, error):
 
 
 async def ask(endpoint, template, properties, values, pictures=(), again=0):
-    """The JSON object {name: value} that a prompt asks for; None if none could be had. Another `again` asks anew, past the cache, with other nonces."""
+    """The JSON object {name: value} that a prompt asks for; None if none could be had. Another `again` asks the same anew, with other nonces."""
+    first, llm = again * endpoint.llm.tries, endpoint.llm
     try:
-        return await chat(endpoint, lambda attempt: make_request(endpoint.llm, template, properties, values, attempt + again * endpoint.llm.tries, pictures),
-                          read_object)
+        return await chat(endpoint, lambda attempt: make_request(llm, template, properties, values, first + attempt, pictures), read_object)
     except Failed as e:
         check_failures(endpoint, endpoint.asked["failed"], endpoint.asked[endpoint.unit], endpoint.unit, e)
         return None

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-from pathlib import Path
 
 from configs.experiment import digest, draw, each_line, write_atomic
 from data.media import data_uri, moments, real_file, stills, thumbnail
@@ -26,10 +25,10 @@ def model_of(folder):
 
 
 def export_sheet(folders, config, n):
-    """Write FOLDER/sheet.html, a page that stands alone, and FOLDER/sheet.csv, the same rows to fill in elsewhere. People score each rubric item of each
-    task from 0 to 5 and do not see whose work it is: tasks of all the folders given stand mixed, and `model` is a code, which `calibrate` and `human` turn
-    back when they are given the folders too. --n: as many tasks, drawn by seed; else all. Tasks with nothing handed over are not on the sheet: `s_rate`,
-    the share of the model's tasks of that modality with the right kind handed over, counts them. Films are shown as stills."""
+    """Write FOLDER/sheet.html, a page that stands alone, and FOLDER/sheet.csv, the same rows to fill in elsewhere. People score each rubric item of
+    each task from 0 to 5 and do not see whose work it is: tasks of all the folders given stand mixed, and `model` is a code, which `calibrate` and
+    `human` turn back when they are given the folders too. --n: as many tasks, drawn by seed; else all. Tasks with nothing handed over are not on the
+    sheet: `s_rate`, the share of the model's tasks of that modality with the right kind handed over, counts them. Films are shown as stills."""
     tasks, rows = [], []
     for folder in folders:
         played = list(each_line(folder / "trajectories.jsonl"))
@@ -42,17 +41,19 @@ def export_sheet(folders, config, n):
     for t in chosen:
         task = t["task"]
         t["media"] = [{**a, "pictures": look(a)} for a in t.pop("handed")]
-        t["rows"] = [{"task": task["id"], "item": i, "dimension": task["dimension"], "modality": task["modality"], "model": t["model"], "s_rate": t["s_rate"],
-                      "scale": 5, "human": "", "scorer": "", "rubric": item} for i, item in enumerate(task["rubric"], 1)]
+        whole = {"task": task["id"], "dimension": task["dimension"], "modality": task["modality"], "model": t["model"], "s_rate": t["s_rate"], "scale": 5,
+                 "human": "", "scorer": ""}
+        t["rows"] = [{**whole, "item": i, "rubric": item} for i, item in enumerate(task["rubric"], 1)]
         rows += t["rows"]
     file = io.StringIO()
     writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_atomic(folders[0] / "sheet.csv", file.getvalue())
-    write_atomic(folders[0] / "sheet.html", page("templates/sheet.jinja", tasks=chosen, columns=COLUMNS, key=digest([r["task"] + r["model"] for r in rows])))
-    print(f"{folders[0] / 'sheet.html'} and sheet.csv: {len(chosen)} of {len(tasks)} tasks, {len(rows)} items to score; then `python bench.py calibrate "
-          f"scores.csv {' '.join(map(str, folders))}` and `python bench.py human scores.csv`")
+    key = digest([r["task"] + r["model"] for r in rows])
+    write_atomic(folders[0] / "sheet.html", page("templates/sheet.jinja", tasks=chosen, columns=COLUMNS, key=key))
+    print(f"{folders[0] / 'sheet.html'} and sheet.csv: {len(chosen)} of {len(tasks)} tasks, {len(rows)} items to score; then `python bench.py "
+          f"calibrate scores.csv {' '.join(map(str, folders))}` and `python bench.py human scores.csv`")
 
 
 def look(artifact):
@@ -168,9 +169,10 @@ def apply_map(a, b, grader):
 
 
 def fit_dimension(units, seed):
-    """The report of one dimension from its units [(task, model, grader, human)], all in [0, 1]: the map, agreement before and after it, 95 % intervals.
+    """The report of one dimension from its units [(task, model, grader, human)], scores in [0, 1]: the map, agreement before and after it, 95 % intervals.
 
-    Folds and bootstrap draw whole tasks, since what several models did on one task is not independent. `error_out` is None with a single task.
+    Folds and bootstrap draw whole tasks, since what several models did on one task is not independent; the bootstrap draws the out-of-fold errors and
+    fits nothing anew. `error_out` is None with a single task.
     """
     import numpy
 
@@ -195,12 +197,12 @@ def fit_dimension(units, seed):
 
 
 def calibrate(paths, config, n):
-    """`calibrate scores.csv [FOLDER ...]`: per dimension the map human = a * grader + b, a >= 0, cut to the scale, by least squares (our reading of the paper's
-    "meta-evaluation intensity"), cross-validated in 5 folds by task; writes calibration.json beside the CSV, for the config key bench.calibration.
+    """`calibrate scores.csv [FOLDER ...]`: per dimension the map human = a * grader + b, a >= 0, by least squares, then cut to the scale (our reading of
+    the paper's "meta-evaluation intensity"), cross-validated in 5 folds by task; writes calibration.json beside the CSV, for the key bench.calibration.
 
-    Columns of the CSV: dimension; task (or item); human, from 0 to 1, or from 0 to 5 as soon as one is above 1 or a column scale says 5; grader, from 0 to 1,
-    which is looked up in the folders' grades.jsonl where it is left out; and, if you like, model. Several rows of one task, dimension and model (items,
-    scorers) are averaged. A dimension with a Spearman below 0.7 or n below 30 is "uncalibrated"."""
+    Columns of the CSV: dimension; task (or item); human, from 0 to 1, or from 0 to 5 as soon as one is above 1 or a column scale says 5; grader, from
+    0 to 1, which is looked up in the folders' grades.jsonl where it is left out; and, if you like, model. Several rows of one task, dimension and model
+    (items, scorers) are averaged. A dimension with a Spearman below 0.7 or n below 30 is "uncalibrated"."""
     import numpy
 
     path, known, names = paths[0], {}, {}
@@ -219,29 +221,29 @@ def calibrate(paths, config, n):
         else:
             groups.setdefault((row["dimension"], task, names.get(model, model)), []).append((score, row["human"] / scale))
     if not groups:
-        raise SystemExit(f"error: {path} has no score that the grader graded too; give a column `grader`, or the folders whose grades.jsonl has `vlm`")
+        raise SystemExit(f"error: {path} has no score on what the grader graded; give a column `grader`, or folders whose grades.jsonl has `vlm`")
     units = {}
     for (dimension, task, model), pairs in groups.items():
         units.setdefault(dimension, []).append((task, model, *(sum(p[i] for p in pairs) / len(pairs) for i in (0, 1))))
     found = {d: fit_dimension(some, config.seed) for d, some in sorted(units.items())}
     show = lambda v, form="6.3f": "-".rjust(6) if v is None else f"{v:{form}}"      # noqa: E731
     span = lambda v: "[     -,      -]" if v is None else f"[{v[0]:6.3f}, {v[1]:6.3f}]"      # noqa: E731
-    print(f"{lost} scores without one of the grader's. Errors are mean absolute ones, on a scale of 0 to 1; intervals are 95 %, by bootstrap over tasks")
-    print(f"{'':12}{'n':>5}      a      b   rho{'':19}tau   error: before   in fold  out of fold")
+    print(f"{lost} scores without one of the grader's. Errors are mean absolute ones, from 0 to 1; intervals are 95 %, by bootstrap over tasks")
+    print(f"{'':12}{'n':>5} {'a':>6} {'b':>6} {'rho':>6} {'':16} {'tau':>6}   error: before   in fold    out of fold")
     for d, f in found.items():
-        print(f"{d:12}{f['n']:5} {f['a']:6.3f} {f['b']:6.3f} {show(f['spearman'])} {span(f['spearman_95'])} {show(f['kendall'])} {show(f['error_before'])} "
-              f"{show(f['error_in'])} {show(f['error_out'])} {span(f['error_out_95'])} {'calibrated' if f['calibrated'] else 'uncalibrated'}")
+        print(f"{d:12}{f['n']:5} {f['a']:6.3f} {f['b']:6.3f} {show(f['spearman'])} {span(f['spearman_95'])} {show(f['kendall'])}   {f['error_before']:13.3f} "
+              f"{f['error_in']:9.3f} {show(f['error_out'])} {span(f['error_out_95'])} {'calibrated' if f['calibrated'] else 'uncalibrated'}")
     models = {}
     for model in sorted({u[1] for some in units.values() for u in some} - {""}):
         own = [(u[2], float(apply_map(found[d]["a"], found[d]["b"], u[2])), u[3]) for d, some in units.items() for u in some if u[1] == model]
         models[model] = dict(zip(("grader", "calibrated", "human"), (sum(v) / len(own) for v in zip(*own))), n=len(own))
-        print(f"model {model}: grader {models[model]['grader']:.3f}, after the map {models[model]['calibrated']:.3f}, people {models[model]['human']:.3f}, "
-              f"n = {len(own)}")
+        m = models[model]
+        print(f"model {model}: grader {m['grader']:.3f}, after the map {m['calibrated']:.3f}, people {m['human']:.3f}, n = {m['n']}")
     agreement = None
     if len(models) > 1:
         means = [numpy.array([m[k] for m in models.values()]) for k in ("calibrated", "human")]
         agreement = {"models": len(models), "spearman": spearman(*means), "kendall": kendall(*means), "error": float(abs(means[0] - means[1]).mean())}
-        print(f"models' means: rho {show(agreement['spearman'])}, tau {show(agreement['kendall'])}, error {agreement['error']:.3f} over {len(models)} models")
+        print(f"means of {len(models)} models: rho {show(agreement['spearman'])}, tau {show(agreement['kendall'])}, error {agreement['error']:.3f}")
     target = path.with_name("calibration.json")
     write_atomic(target, to_json({"scores": path.name, "scale": scale, "seed": config.seed, "gate": GATE, "skipped": bad, "without_grader": lost,
                                   "dimensions": found, "models": models, "agreement": agreement}))
@@ -255,7 +257,8 @@ def calibrated_grades(grades, path):
     every = json.loads(path.read_text(encoding="utf-8"))["dimensions"]
     maps = {d: m for d, m in every.items() if m["calibrated"]}
     print(f"{path}: calibrated {', '.join(maps) or 'none'}; every other dimension is uncalibrated and left out")
-    return [{**g, "vlm, calibrated": {d: float(apply_map(maps[d]["a"], maps[d]["b"], v)) for d, v in (g["vlm"] or {}).items() if d in maps}} for g in grades]
+    mapped = lambda scores: {d: float(apply_map(maps[d]["a"], maps[d]["b"], v)) for d, v in scores.items() if d in maps}      # noqa: E731
+    return [{**g, "vlm, calibrated": mapped(g["vlm"] or {})} for g in grades]
 
 
 # ---------------------------------------------------------------------------- Tables 3, 5 and 6
@@ -271,7 +274,7 @@ def overall(s_rate, human):
 
 
 def detail(s_rate, human):
-    """A row of Table 5 or 6 from {dimension: people's mean score}: ({dimension: success rate x score}, success rate x the modality's score, that score).
+    """A row of Table 5 or 6 from {dimension: people's mean score}: ({dimension: success rate x score}, success rate x modality's score, that score).
 
     The paper's rows are exact products of scores with two decimals; the modality's score is the mean over its dimensions, with two decimals.
     """
@@ -281,8 +284,8 @@ def detail(s_rate, human):
 
 
 def human_tables(paths, config, n):
-    """`human scores.csv [FOLDER ...]`: the paper's Tables 3, 5 and 6 from people's scores. Columns of the CSV: model, modality (image or video), dimension,
-    task or item, human (0 to 5) and s_rate, the model's success rate on that modality (0 to 1). Folders turn the models' codes into names."""
+    """`human scores.csv [FOLDER ...]`: the paper's Tables 3, 5 and 6 from people's scores. Columns of the CSV: model, modality (image or video),
+    dimension, task or item, human (0 to 5) and s_rate, the model's success rate on that modality (0 to 1). Folders turn codes into models' names."""
     rows, _, scale = read_scores(paths[0], ("model", "modality", "dimension", "human", "s_rate"))
     names, rates, scores = dict(map(model_of, paths[1:])), {}, {}
     if scale != 5:
@@ -290,7 +293,8 @@ def human_tables(paths, config, n):
     for row in rows:
         model = names.get(row["model"], row["model"])
         if rates.setdefault((model, row["modality"]), row["s_rate"]) != row["s_rate"]:
-            raise SystemExit(f"error: {paths[0]} gives {model} two success rates on {row['modality']}: {rates[model, row['modality']]} and {row['s_rate']}")
+            raise SystemExit(f"error: {paths[0]} gives {model} two success rates on {row['modality']} tasks: "
+                             f"{rates[model, row['modality']]} and {row['s_rate']}")
         scores.setdefault((model, row["modality"]), {}).setdefault(row["dimension"], []).append(row["human"])
     mean = {key: {d: sum(v) / len(v) for d, v in some.items()} for key, some in scores.items()}
     found = {key: detail(rates[key], some) for key, some in mean.items()}

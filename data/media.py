@@ -58,7 +58,8 @@ def data_uri(picture, quality=85):
 
 
 def moments(artifact, most):
-    """Where to look at a film, as shares of its length: up to `most` moments, evenly over it; where it has several shots, as many in each, at least one."""
+    """Where to look at a film, as shares of its length: up to `most` moments, evenly over it; of several shots each gets as many, at least one. Of more
+    shots than `most`, some get none."""
     lengths = artifact.get("shot_frames") or [1]
     each, total = max(1, most // len(lengths)), sum(lengths)
     kept = sorted({i * len(lengths) // most for i in range(most)}) if len(lengths) > most else range(len(lengths))
@@ -66,7 +67,9 @@ def moments(artifact, most):
 
 
 def stills(path, places=(0.5,), side=768):
-    """[(seconds, Pillow picture of at most `side` pixels a side)] of a picture's or film's file at the given shares of its length, in order, decoded."""
+    """[(seconds, Pillow picture of at most `side` pixels a side)] of a picture's or film's file, at the given shares of its length, which rise.
+
+    av.FFmpegError or ValueError for a file that cannot be decoded."""
     import av
 
     with av.open(str(path)) as file:
