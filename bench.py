@@ -308,10 +308,10 @@ MOST_PICTURES, MOST_FRAMES = 12, 8      # of a request, and of one film
 
 
 def pictures_of(trajectory):
-    """What the VLM-Grader looks at: {"pictures": [(label, JPEG data URI)], "delivered": in words, "left_out": how many are not shown, "real": real files}.
+    """What the VLM-Grader looks at: {"pictures": [(label, JPEG data URI)], "delivered": words, "left_out": how many are not shown, "real": real files}.
 
-    The deliverables of the asked kind, a picture or up to 8 frames a film, at most 12 in all, of up to 768 pixels a side, read from files. An artifact
-    whose `media` names a file that is there, by an absolute path, shows that file. Any other shows the simulator's stand-in, drawn without regard to
+    The deliverables of the asked kind, a picture or up to 8 frames a film, at most 12 in all, of up to 768 pixels a side, read from files. An
+    artifact whose `media` names a file that is there, by an absolute path, shows that file. Any other shows the simulator's stand-in, drawn without regard to
     the prompt: a VLM's scores of stand-ins test this code and say nothing about an agent, and the report says so.
     """
     kind = trajectory["task"]["modality"]
@@ -328,7 +328,7 @@ def pictures_of(trajectory):
                 path = Path(folder) / f"{i}{SUFFIXES[kind][0]}"
                 materialize({**a, "has_audio": False}, path)
             places = moments(a, min(MOST_FRAMES, MOST_PICTURES // min(len(items), MOST_PICTURES))) if kind == "video" else (0,)
-            found["pictures"] += [(f"film {i}, {at:.1f} s" if kind == "video" else f"picture {i}", data_uri(still)) for at, still in stills(path, places)]
+            found["pictures"] += [(f"film {i}, {at:.1f} s" if kind == "video" else f"picture {i}", data_uri(p)) for at, p in stills(path, places)]
     return found
 
 
@@ -352,8 +352,8 @@ async def grade_one(endpoint, task, shown, again=0):
 def grade_by_vlm(trajectories, grades, config, path):
     """Write the VLM-Grader's scores into the grades' `vlm` {dimension: score} and `items`, and the grades to `path`. Returns the report's line.
 
-    Only tasks of the six subjective dimensions are asked about. Each lot is saved, so a stopped run goes on; a task that failed stays None and is asked
-    again next time, as is every task when model or prompt are others (`graded_by`). SystemExit above `max_failures`.
+    Only tasks of the six subjective dimensions are asked about. Each lot is saved, so a stopped run goes on; a task that failed stays None and is
+    asked again next time, as is every task when model or prompt are others (`graded_by`). SystemExit above `max_failures`.
     """
     llm, endpoint = config.bench.llm, Endpoint(config.bench.llm, "bench.llm", "the VLM-Grader", "tasks", Counter())
     by = digest(llm.url, llm.model, llm.temperature, (ROOT / "data" / GRADER).read_text(encoding="utf-8"))
@@ -370,8 +370,8 @@ def grade_by_vlm(trajectories, grades, config, path):
             write_jsonl(path, grades)
     failed, silent = (sum(g["vlm"] is None and (g["items"] is None) == lost for _, g in pairs) for lost in (True, False))
     real, media = (sum(g[name] for _, g in pairs) for name in ("real", "media"))
-    return (f"VLM-Grader {llm.model}: {len(pairs)} tasks, {failed} failed, {silent} with no answerable item ({bill(endpoint)}); {real} of {media} media "
-            "are real files" + ("; the others are stand-ins, and their scores mean nothing" if real < media else ""))
+    return (f"VLM-Grader {llm.model}: {len(pairs)} tasks, {failed} failed, {silent} with no answerable item ({bill(endpoint)}); {real} of {media} "
+            "media are real files" + ("; the others are stand-ins, and their scores mean nothing" if real < media else ""))
 
 
 def subjective_grades(trajectories, grades, config, path):
@@ -386,8 +386,8 @@ def subjective_grades(trajectories, grades, config, path):
 
 def controls(folders, config, n):
     """Does the VLM-Grader look at the media? For FOLDER (runs/<name>/bench/<agent>-<subset>) it grades a drawn sample (--n tasks, 40 unless told)
-    with the right media, with another task's (shuffled), with grey ones (blank), and with the right ones again; writes FOLDER/controls.json. Items on how
-    media agree among themselves (object, scene, style, variety) may rightly hold for another task's media; grey ones must fall in every dimension."""
+    with the right media, with another task's (shuffled), with grey ones (blank), and with the right ones again; writes FOLDER/controls.json. Items on
+    how media agree among themselves (object, scene, style, variety) may rightly hold for another task's media; grey ones must fall in every dimension."""
     from PIL import Image
 
     folder, llm = folders[0], config.bench.llm
@@ -420,8 +420,8 @@ def controls(folders, config, n):
     print(f"{'':10}{'n':>5}{'right':>10}{'shuffled':>10}{'blank':>10}")
     for name in ("all", *SUBJECTIVE):
         print(f"{name:10}{report[name]['n']:5}" + "".join(f"{show(report[name][kind]):>10}" for kind in ("right", "shuffled", "blank")))
-    print(f"test and retest: {show(report['test_retest']['same'])} of {len(twice)} answers are the same; {endpoint.asked['failed']} of {len(jobs)} failed; "
-          f"{bill(endpoint)}")
+    print(f"test and retest: {show(report['test_retest']['same'])} of {len(twice)} answers are the same; {endpoint.asked['failed']} of {len(jobs)} "
+          f"requests failed; {bill(endpoint)}")
     print("\n".join(f"WARNING: {w}" for w in warnings) or "right media score at least 0.3 above shuffled and grey ones")
 
 

@@ -41,8 +41,8 @@ def export_sheet(folders, config, n):
     for t in chosen:
         task = t["task"]
         t["media"] = [{**a, "pictures": look(a)} for a in t.pop("handed")]
-        whole = {"task": task["id"], "dimension": task["dimension"], "modality": task["modality"], "model": t["model"], "s_rate": t["s_rate"], "scale": 5,
-                 "human": "", "scorer": ""}
+        whole = {"task": task["id"], "dimension": task["dimension"], "modality": task["modality"], "model": t["model"], "s_rate": t["s_rate"],
+                 "scale": 5, "human": "", "scorer": ""}
         t["rows"] = [{**whole, "item": i, "rubric": item} for i, item in enumerate(task["rubric"], 1)]
         rows += t["rows"]
     file = io.StringIO()
@@ -169,7 +169,7 @@ def apply_map(a, b, grader):
 
 
 def fit_dimension(units, seed):
-    """The report of one dimension from its units [(task, model, grader, human)], scores in [0, 1]: the map, agreement before and after it, 95 % intervals.
+    """The report of one dimension from its units [(task, model, grader, human)], scores in [0, 1]: map, agreement before and after it, 95 % intervals.
 
     Folds and bootstrap draw whole tasks, since what several models did on one task is not independent; the bootstrap draws the out-of-fold errors and
     fits nothing anew. `error_out` is None with a single task.
@@ -197,12 +197,12 @@ def fit_dimension(units, seed):
 
 
 def calibrate(paths, config, n):
-    """`calibrate scores.csv [FOLDER ...]`: per dimension the map human = a * grader + b, a >= 0, by least squares, then cut to the scale (our reading of
-    the paper's "meta-evaluation intensity"), cross-validated in 5 folds by task; writes calibration.json beside the CSV, for the key bench.calibration.
+    """`calibrate scores.csv [FOLDER ...]`: per dimension the map human = a * grader + b, a >= 0, by least squares, then cut to the scale (our reading
+    of the paper's "meta-evaluation intensity"), cross-validated in 5 folds by task; writes calibration.json beside the CSV, for bench.calibration.
 
     Columns of the CSV: dimension; task (or item); human, from 0 to 1, or from 0 to 5 as soon as one is above 1 or a column scale says 5; grader, from
-    0 to 1, which is looked up in the folders' grades.jsonl where it is left out; and, if you like, model. Several rows of one task, dimension and model
-    (items, scorers) are averaged. A dimension with a Spearman below 0.7 or n below 30 is "uncalibrated"."""
+    0 to 1, which is looked up in the folders' grades.jsonl where it is left out; and, if you like, model. Several rows of one task, dimension and
+    model (items, scorers) are averaged. A dimension with a Spearman below 0.7 or n below 30 is "uncalibrated"."""
     import numpy
 
     path, known, names = paths[0], {}, {}
@@ -231,8 +231,8 @@ def calibrate(paths, config, n):
     print(f"{lost} scores without one of the grader's. Errors are mean absolute ones, from 0 to 1; intervals are 95 %, by bootstrap over tasks")
     print(f"{'':12}{'n':>5} {'a':>6} {'b':>6} {'rho':>6} {'':16} {'tau':>6}   error: before   in fold    out of fold")
     for d, f in found.items():
-        print(f"{d:12}{f['n']:5} {f['a']:6.3f} {f['b']:6.3f} {show(f['spearman'])} {span(f['spearman_95'])} {show(f['kendall'])}   {f['error_before']:13.3f} "
-              f"{f['error_in']:9.3f} {show(f['error_out'])} {span(f['error_out_95'])} {'calibrated' if f['calibrated'] else 'uncalibrated'}")
+        print(f"{d:12}{f['n']:5} {f['a']:6.3f} {f['b']:6.3f} {show(f['spearman'])} {span(f['spearman_95'])} {show(f['kendall'])}   "
+              f"{f['error_before']:13.3f} {f['error_in']:9.3f} {show(f['error_out'])} {span(f['error_out_95'])} {'calibrated' if f['calibrated'] else 'uncalibrated'}")
     models = {}
     for model in sorted({u[1] for some in units.values() for u in some} - {""}):
         own = [(u[2], float(apply_map(found[d]["a"], found[d]["b"], u[2])), u[3]) for d, some in units.items() for u in some if u[1] == model]

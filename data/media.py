@@ -58,8 +58,8 @@ def data_uri(picture, quality=85):
 
 
 def moments(artifact, most):
-    """Where to look at a film, as shares of its length: up to `most` moments, evenly over it; of several shots each gets as many, at least one. Of more
-    shots than `most`, some get none."""
+    """Where to look at a film, as shares of its length: up to `most` moments, evenly over it; of several shots each gets as many, at least one. Of
+    more shots than `most`, some get none."""
     lengths = artifact.get("shot_frames") or [1]
     each, total = max(1, most // len(lengths)), sum(lengths)
     kept = sorted({i * len(lengths) // most for i in range(most)}) if len(lengths) > most else range(len(lengths))
