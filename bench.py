@@ -393,6 +393,8 @@ def controls(folders, config, n):
     folder, llm = folders[0], config.bench.llm
     tried = [t for t in read_jsonl(folder / "trajectories.jsonl") if t["task"]["dimension"] in SUBJECTIVE and t["task"].get("rubric")]
     handed = [t for t in tried if any(a["kind"] == t["task"]["modality"] for a in deliverables(t))]
+    if not handed:
+        raise SystemExit(f"error: {folder / 'trajectories.jsonl'} has no task of a subjective dimension with media handed over: nothing to grade")
     chosen = draw(config.seed, "controls").sample(handed, min(n or 40, len(handed)))
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         shown = list(pool.map(pictures_of, chosen))
@@ -410,6 +412,8 @@ def controls(folders, config, n):
         ids = [i for i in dimension if name in ("all", dimension[i])]
         some = {kind: [by[kind, i][0] for i in ids if by.get((kind, i), (None,))[0] is not None] for kind in ("right", "shuffled", "blank")}
         report[name] = {"n": len(ids)} | {kind: statistics.mean(v) if v else None for kind, v in some.items()}
+        if name == "all":
+            warnings += [f"no score of {kind} media: requests failed, or no item was answerable" for kind, v in some.items() if not v]
         for kind in ("shuffled", "blank") if some["right"] else ():
             if some[kind] and report[name]["right"] - report[name][kind] < 0.3:
                 warnings.append(f"{name}: {kind} media get {report[name][kind]:.2f}, right ones {report[name]['right']:.2f}: not 0.3 lower")
@@ -434,10 +438,9 @@ def grading(command, arguments):
     parser.add_argument("--config", default=str(ROOT / "configs" / "tiny.yaml"), help="for `seed` and `bench.llm` (default: %(default)s)")
     parser.add_argument("--set", nargs="*", default=[], metavar="section.key=value", help="config values on top, such as bench.llm.url=...")
     args = parser.parse_args(arguments)
-    needs = "grades.jsonl" if command == "calibrate" else "trajectories.jsonl"
     for folder in args.paths[command in ("calibrate", "human"):]:
-        if not (folder / needs).is_file():
-            raise SystemExit(f"error: {folder / needs} is missing; `python bench.py --config ... --agent ...` makes such folders")
+        if not (folder / "trajectories.jsonl").is_file():
+            raise SystemExit(f"error: {folder / 'trajectories.jsonl'} is missing; `python bench.py --config ... --agent ...` makes such folders")
     if args.n is not None and args.n < 1:
         raise SystemExit(f"error: --n is {args.n}; it must be at least 1")
     run(args.paths, load_config(args.config, args.set), args.n)

@@ -201,7 +201,7 @@ def calibrate(paths, config, n):
     of the paper's "meta-evaluation intensity"), cross-validated in 5 folds by task; writes calibration.json beside the CSV, for bench.calibration.
 
     Columns of the CSV: dimension; task (or item); human, from 0 to 1, or from 0 to 5 as soon as one is above 1 or a column scale says 5; grader, from
-    0 to 1, which is looked up in the folders' grades.jsonl where it is left out; and, if you like, model. Several rows of one task, dimension and
+    0 to 1, which is looked up in the folders' grades where it is left out; and, if you like, model. Several rows of one task, dimension and
     model (items, scorers) are averaged. A dimension with a Spearman below 0.7 or n below 30 is "uncalibrated"."""
     import numpy
 
@@ -209,7 +209,7 @@ def calibrate(paths, config, n):
     for folder in paths[1:]:
         code, name = model_of(folder)
         names[code] = name
-        for g in each_line(folder / "grades.jsonl"):
+        for g in (g for file in sorted(folder.glob("grades*.jsonl")) for g in each_line(file)):
             known |= {(m, d, g["id"]): score for m in (code, name) for d, score in (g["vlm"] or {}).items()}
     rows, bad, scale = read_scores(path, ("dimension", "human"))
     groups, lost = {}, 0

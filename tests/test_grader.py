@@ -288,6 +288,17 @@ def test_controls_pass_a_server_that_looks(server, config, played, tmp_path, cap
     assert not found["warnings"] and 0.8 < found["test_retest"]["same"] < 1 and "right media score at least 0.3 above" in capsys.readouterr().out
 
 
+def test_controls_without_scores_say_so(server, config, played, tmp_path, capsys):
+    write_jsonl(tmp_path / "trajectories.jsonl", played[:3])
+    server.script = fails(400)
+    controls([tmp_path], config(), 3)
+    out = capsys.readouterr().out
+    assert "WARNING: no score of right media" in out and "12 of 12 requests failed" in out and "at least 0.3 above" not in out
+    write_jsonl(tmp_path / "trajectories.jsonl", [{**played[0], "answer": None}])
+    with pytest.raises(SystemExit, match="nothing to grade"):
+        controls([tmp_path], config(), 3)
+
+
 # --- calibration
 
 
@@ -476,7 +487,7 @@ def command(*args):
 
 def test_commands_say_what_is_missing(tmp_path):
     for args, said in ((("controls", str(tmp_path)), "trajectories.jsonl is missing"), (("calibrate", str(tmp_path / "x.csv")), "x.csv is missing"),
-                       (("calibrate", "x.csv", str(tmp_path)), "grades.jsonl is missing"), (("human", str(tmp_path / "x.csv")), "x.csv is missing")):
+                       (("calibrate", "x.csv", str(tmp_path)), "trajectories.jsonl is missing"), (("human", str(tmp_path / "x.csv")), "x.csv is missing")):
         done = command(*args)
         assert done.returncode == 1 and done.stderr.startswith("error: ") and said in done.stderr and done.stderr.count("\n") == 1
     assert "from 0 to 5" in command("calibrate", "--help").stdout
