@@ -40,7 +40,7 @@ def export_sheet(folders, config, n):
     chosen = draw(config.seed, "sheet").sample(tasks, min(n or len(tasks), len(tasks)))
     for t in chosen:
         task = t["task"]
-        t["media"] = [{**a, "pictures": look(a)} for a in t.pop("handed")]
+        t["media"] = [{**a, "pictures": look(a), "real": bool(real_file(a))} for a in t.pop("handed")]
         whole = {"task": task["id"], "dimension": task["dimension"], "modality": task["modality"], "model": t["model"], "s_rate": t["s_rate"],
                  "scale": 5, "human": "", "scorer": ""}
         t["rows"] = [{**whole, "item": i, "rubric": item} for i, item in enumerate(task["rubric"], 1)]
@@ -51,7 +51,8 @@ def export_sheet(folders, config, n):
     writer.writerows(rows)
     write_atomic(folders[0] / "sheet.csv", file.getvalue())
     key = digest([r["task"] + r["model"] for r in rows])
-    write_atomic(folders[0] / "sheet.html", page("templates/sheet.jinja", tasks=chosen, columns=COLUMNS, key=key))
+    stand_ins = sum(not a["real"] for t in chosen for a in t["media"])
+    write_atomic(folders[0] / "sheet.html", page("templates/sheet.jinja", tasks=chosen, columns=COLUMNS, key=key, stand_ins=stand_ins))
     print(f"{folders[0] / 'sheet.html'} and sheet.csv: {len(chosen)} of {len(tasks)} tasks, {len(rows)} items to score; then `python bench.py "
           f"calibrate scores.csv {' '.join(map(str, folders))}` and `python bench.py human scores.csv`")
 

@@ -110,6 +110,7 @@ def test_each_deliverable_is_attached_once_behind_its_label(server, config, play
             times = [float(label.split(", ")[1][:-2]) for label, _ in shown if label.startswith("film 1,")]
             assert times == sorted(times) and len(times) <= 8 and 0 <= times[0] < times[-1] <= handed[0]["duration_s"]
         text = text_of(request)
+        assert f"each behind a label: {', '.join(label for label, _ in shown)}.\n" in text and f"handed over {len(handed)} " in text
         assert request["temperature"] == 0 and all(item in text for item in t["task"]["rubric"])
         assert text.index(f"\n1. {to_json(t['task']['rubric'][0])}\n2. ") > 0 and "cannot tell" in text
         assert request["response_format"]["json_schema"]["schema"]["required"] == [str(i) for i in range(1, len(t["task"]["rubric"]) + 1)]
@@ -412,6 +413,7 @@ def test_sheet_is_blind_whole_and_read_back(folders, tmp_path, capsys):
     page, rows = (folders[0] / "sheet.html").read_text(), list(csv.DictReader(open(folders[0] / "sheet.csv", newline="", encoding="utf-8")))
     assert len(rows) == 12 * 5 and tuple(rows[0]) == COLUMNS and {r["s_rate"] for r in rows} == {"1.0", "0.5"} and len({r["model"] for r in rows}) == 2
     assert "expert" not in page and "policy" not in page and page.count("<article>") == 12 and page.count('type="radio"') == 60 * 6
+    assert "of the media are the simulator's stand-ins" in page and page.count(", stand-in<") > 12
     assert "http" not in re.sub(r"data:image[^\"]*", "", page) and page.count("data:image/jpeg") >= 12
     for folder in folders:
         append_jsonl(folder / "grades.jsonl", [{"id": t["task"]["id"], "vlm": {t["task"]["dimension"]: 0.5}} for t in read_jsonl(folder / "trajectories.jsonl")])
