@@ -66,7 +66,8 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LlmConfig:
-    """A model at an OpenAI-compatible endpoint: `reward.llm` is the LLM judge's, `data.llm` VisionAgent's. The limits are ours."""
+    """A model at an OpenAI-compatible endpoint: `reward.llm` is the LLM judge's, `data.llm` VisionAgent's,
+    `bench.llm` the VLM-Grader's. The limits are ours."""
 
     url: str = key("http://127.0.0.1:8000/v1", "any OpenAI-compatible endpoint; this is where vLLM serves by default")
     model: str = key("judge", "the model's name there")
@@ -183,11 +184,16 @@ class VrlConfig:
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """Evaluation on held-out tasks."""
+    """Evaluation on held-out tasks, and VisGenBench."""
 
     tasks: int = key(128, "held-out tasks measured (at most data.heldout_tasks)")
     sampled: bool = key(True, "also measure at temperature 1 beside greedy decoding")
-    chunk: int = key(64, "VisGenBench: tasks that a policy plays at once; each lot is saved", 1)
+    chunk: int = key(64, "VisGenBench: tasks that a policy plays at once, or the VLM-Grader grades; each lot is saved", 1)
+    grader: str = key("structural", "of the six subjective columns: structural (from records, no model, ours) | vlm (the paper's, see llm)",
+                      ("structural", "vlm"))
+    calibration: str = key("", "calibration.json of `bench.py calibrate`, put over the vlm grader's scores; empty: they stand as graded")
+    llm: LlmConfig = key(LlmConfig(model="grader", key_env="GRADER_API_KEY", concurrency=16, cache="runs/.grades"),
+                         "the vision model of `bench.grader: vlm` (paper: Gemini 2.5 Pro)")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ request, all retries here and none inside the client, caps on tokens and failure
 import asyncio
 import json
 import os
+import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -38,14 +39,19 @@ class Endpoint:
     client: Any = None
 
 
-def make_request(llm, template, properties, values, attempt):
+def make_request(llm, template, properties, values, attempt, pictures=()):
     """Arguments of a chat completion that asks for a JSON object, with a fixed seed. `properties`: {name: its JSON Schema}, all required.
+    `pictures`: (label, data URI), shown after the prompt in their order, each behind its label.
 
     The nonce of the prompt's delimiters follows from the content, so that the same question is the same request and no content can hold its own
     nonce; another attempt gets another one, since a greedy model repeats itself.
     """
     schema = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
-    return {"model": llm.model, "messages": [{"role": "user", "content": page(template, nonce=digest(values, attempt), **values)}],
+    content = page(template, nonce=digest(values, attempt), **values)
+    if pictures:
+        content = [{"type": "text", "text": content}] + [part for label, uri in pictures for part in (
+            {"type": "text", "text": f"{label}:"}, {"type": "image_url", "image_url": {"url": uri}})]
+    return {"model": llm.model, "messages": [{"role": "user", "content": content}],
             "temperature": llm.temperature, "seed": 0, "max_tokens": llm.max_tokens,
             "response_format": {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": schema}}}
 
@@ -74,7 +80,8 @@ def tokens_of(reply, request):
     """(read, written) tokens; a guess from above where the server does not say, as after a timeout."""
     usage = getattr(reply, "usage", None)
     said = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
-    return said if all(type(n) is int for n in said) else (len(str(request)) // 3, request["max_tokens"])
+    # A picture of 768 x 768 is up to about 1,500 tokens, however long its data URI is.
+    return said if all(type(n) is int for n in said) else (len(re.sub(r"data:image[^']*", "x" * 6000, str(request))) // 3, request["max_tokens"])
 
 
 def cost(endpoint):
@@ -138,10 +145,11 @@ def check_failures(endpoint, failed, of, unit, error):
                    f"allows {endpoint.llm.max_failures:.0%}. The last error: {error}")
 
 
-async def ask(endpoint, template, properties, values):
-    """The JSON object {name: value} that a prompt asks for; None if none could be had."""
+async def ask(endpoint, template, properties, values, pictures=(), again=0):
+    """The JSON object {name: value} that a prompt asks for; None if none could be had. Another `again` asks the same anew, with other nonces."""
+    first, llm = again * endpoint.llm.tries, endpoint.llm
     try:
-        return await chat(endpoint, lambda attempt: make_request(endpoint.llm, template, properties, values, attempt), read_object)
+        return await chat(endpoint, lambda attempt: make_request(llm, template, properties, values, first + attempt, pictures), read_object)
     except Failed as e:
         check_failures(endpoint, endpoint.asked["failed"], endpoint.asked[endpoint.unit], endpoint.unit, e)
         return None

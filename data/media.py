@@ -47,9 +47,52 @@ def thumbnail(artifact, shot, most=180):
     """One shot (or the picture) as a data URI of at most `most` pixels a side, for pages that stand alone."""
     scale = most / max(artifact["width"], artifact["height"])
     small = {**artifact, "width": max(2, round(artifact["width"] * scale)), "height": max(2, round(artifact["height"] * scale))}
+    return data_uri(background(small, shot, artifact["shots"] or 1), quality=80)
+
+
+def data_uri(picture, quality=85):
+    """A Pillow picture as a JPEG in a data URI."""
     file = io.BytesIO()
-    background(small, shot, artifact["shots"] or 1).save(file, "JPEG", quality=80)
+    picture.convert("RGB").save(file, "JPEG", quality=quality)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def moments(artifact, most):
+    """Where to look at a film, as shares of its length: up to `most` moments, evenly over it; of several shots each gets as many, at least one. Of
+    more shots than `most`, some get none."""
+    lengths = artifact.get("shot_frames") or [1]
+    each, total = max(1, most // len(lengths)), sum(lengths)
+    kept = sorted({i * len(lengths) // most for i in range(most)}) if len(lengths) > most else range(len(lengths))
+    return [(sum(lengths[:i]) + lengths[i] * (2 * j + 1) / (2 * each)) / total for i in kept for j in range(each)]
+
+
+def stills(path, places=(0.5,), side=768):
+    """[(seconds, Pillow picture of at most `side` pixels a side)] of a picture's or film's file, at the given shares of its length, which rise.
+
+    av.FFmpegError or ValueError for a file that cannot be decoded."""
+    import av
+
+    with av.open(str(path)) as file:
+        stream, seen, frame = file.streams.video[0], [], None
+        length = float(stream.duration * stream.time_base) if stream.duration else 0.0
+        wanted = [share * length for share in places]
+        for frame in file.decode(stream):
+            while len(seen) < len(wanted) and (frame.time or 0.0) >= wanted[len(seen)] - 1e-6:
+                seen.append((frame.time or 0.0, frame.to_image()))
+            if len(seen) == len(wanted):
+                break
+        if frame is None:
+            raise ValueError(f"{path}: no frame can be decoded")
+        seen += [(frame.time or 0.0, frame.to_image()) for _ in wanted[len(seen):]]      # past the last frame's begin
+    for _, picture in seen:
+        picture.thumbnail((side, side))
+    return seen
+
+
+def real_file(artifact):
+    """The file of an artifact whose `media` names one that is there, by an absolute path: your own, or a real tool's. None for a stand-in."""
+    path = Path(artifact["media"] or "")
+    return path if path.is_absolute() and path.is_file() else None
 
 
 def pixel_format(artifact):
