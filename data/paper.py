@@ -117,14 +117,15 @@ def print_ablations(result, path):
     for row, cells in table.items():
         print(f"{row:5}{len(rows[row]):6}" + "".join(f"{'{:.3f} [{:.3f}, {:.3f}]'.format(*c):>26}" for c in cells.values())
               + f"{paper['table_4'][row][-1]:15.3f}{max(s['seconds'] for s in rows[row].values()):9}  {paper['rows'][row]}")
-    for figure, title in FIGURES.items():
-        print(f"\nThe paper's orderings by {title}")
-        for claim in paper["orderings"]:
-            said, other, middle, low, high, n = verdict(rows, claim, figure)
-            against = f"{middle:+.3f} [{low:+.3f}, {high:+.3f}] against {other}, {n} seed(s)" if n else ""
-            note = f" ({claim['note']})" if "note" in claim else ""
-            print(f"  {claim['better'] + ' > ' + ' '.join(claim['worse']):28}{said:15}{against:48}{claim['claim']}{note}")
-    draw_ablations(table, {row: paper["table_4"][row][-1] for row in table}, FIGURES, path.with_suffix(".png"))
+    print("\nThe paper's orderings (Sec. 5.4, there by O-Score): the difference, its 95 % interval over the seeds and tasks that both rows have")
+    print(f"{'':28}" + "".join(f"{title:46}" for title in FIGURES.values()))
+    for claim in paper["orderings"]:
+        cells = []
+        for said, other, middle, low, high, n in (verdict(rows, claim, figure) for figure in FIGURES):
+            cells.append(f"{said} {middle:+.3f} [{low:+.3f}, {high:+.3f}] {other}" if n else said)
+        note = f" ({claim['note']})" if "note" in claim else ""
+        print(f"{claim['better'] + ' > ' + ' '.join(claim['worse']):28}" + "".join(f"{c:46}" for c in cells) + claim["claim"] + note)
+    draw_ablations(table, {row: paper["table_4"][row][-1] for row in table}, path.with_suffix(".png"))
     print(f"\npicture: {path.with_suffix('.png')}")
 
 
