@@ -317,12 +317,15 @@ def read_bench(folder):
 def per_task(grades, trajectories, grader):
     """{figure: {task id: value}}: the graded columns, o_score, R_vrt (plan x fine, whatever form a run was trained on) and its parts.
 
-    A figure is the mean of its values. A task's value of o_score is its share times the number of tasks: a draw of tasks draws all columns at once.
+    A figure is the mean of its values. A task's value of o_score is its influence: O-Score, and its distances from its columns' means weighted,
+    so that a draw of tasks draws all columns at once (to first order: how many tasks of a dimension are drawn does not matter).
     """
     found = {c: {g["id"]: v for g in grades if c in ("s_rate", g["dimension"])
                  and (v := g[c] if c in (*OBJECTIVE, "s_rate") else (g[grader] or {}).get(c)) is not None} for c in COLUMNS}
-    found = {c: v for c, v in found.items() if v}
-    found["o_score"] = {g["id"]: sum(v[g["id"]] * len(grades) / len(v) for v in found.values() if g["id"] in v) / len(found) for g in grades}
+    means = {c: statistics.mean(v.values()) for c, v in found.items() if v}
+    found, o_score = {c: found[c] for c in means}, statistics.mean(means.values())
+    found["o_score"] = {g["id"]: o_score + sum((v[g["id"]] - means[c]) * len(grades) / len(v) / len(found) for c, v in found.items() if g["id"] in v)
+                        for g in grades}
     rewards = {t["task"]["id"]: t["reward"] for t in trajectories}
     found["R_vrt"] = {i: r["plan"] * r["fine"] for i, r in rewards.items() if r["plan"] == r["plan"] and r["fine"] == r["fine"]}
     for part in ("plan", "fine", *PARTS):

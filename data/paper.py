@@ -73,7 +73,7 @@ def head_line(name, heads):
 def print_tables(ours):
     """The paper's tables with our rows below Tables 2 and 4; `ours`: [([{figure: {task id: value}} a seed], what the row rests on)]."""
     paper = read_paper()
-    line = lambda name, cells: print(f"  {name:22}" + "".join(f"{c:>12}" for c in cells))      # noqa: E731
+    line = lambda name, cells: print(f"  {name:22}" + "".join(f"{c:>13}" for c in cells))      # noqa: E731
     for number, what in ((2, "VisGenBench, VLM evaluation, real services"), (3, "human evaluation"), (4, "ablations, VisGenBench-104")):
         print(f"\nTable {number} of the paper: {what}")
         line("", paper["table_3_columns" if number == 3 else "columns"])

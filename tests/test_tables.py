@@ -101,6 +101,14 @@ def test_per_task_means_are_the_columns(tmp_path):
     assert len(found["R_cons"]) == 30
 
 
+def test_interval_of_the_o_score_is_the_stratified_one(tmp_path):
+    """A draw of tasks changes how many tasks a dimension has; that must not widen the interval, nor lead out of [0, 1]."""
+    grades = list(read_bench(made_up(tmp_path / "a", 0.9, n=300))[1].values())
+    _, low, high = interval([list(per_task(grades, [], "structural")["o_score"].values())])
+    columns = columns_of(grades)["o_score"]
+    assert high < 1 and high - low == pytest.approx(columns["high"] - columns["low"], rel=0.2)
+
+
 def test_failed_judge_is_left_out():
     reward = {"total": float("nan"), "plan": float("nan"), "fine": 0.5, **dict.fromkeys(PARTS, 0.5)}
     grade = {"id": "a", "dimension": "amount", "s_rate": 1.0, "amount": 0.0, "structural": None}
