@@ -425,7 +425,7 @@ def ablate(args):
         if not out.is_file():
             raise SystemExit(f"error: {out} is missing; `python bench.py ablate configs/ablations/` makes it")
         return print_ablations(json.loads(out.read_text(encoding="utf-8")), out)
-    known, scale = list(read_paper()["rows"]), yaml.safe_load((ROOT / "configs" / "ablate.yaml").read_text(encoding="utf-8"))
+    known, scale = list(read_paper()["rows"]), yaml.safe_load((ROOT / "data" / "ablate.yaml").read_text(encoding="utf-8"))
     only = given.only.split(",") if given.only else known
     if unknown := [row for row in only if row not in known]:
         raise SystemExit(f"error: --only names {unknown[0]}; rows: {', '.join(known)}")

@@ -47,7 +47,7 @@ def interval(by_seed, draws=10_000):
 
 
 def row_config(folder, row, seed, scale):
-    """Write runs/ablate/<row>-<seed>.yaml: the row's config with configs/ablate.yaml (`scale`) on top. Returns (path, [what it changes])."""
+    """Write runs/ablate/<row>-<seed>.yaml: the row's config with data/ablate.yaml (`scale`) on top. Returns (path, [what it changes])."""
     source = Path(folder) / f"{row.lower()}.yaml"
     if not source.is_file():
         raise SystemExit(f"error: row {row} has no config: {source} is missing; write it (`extends: ../tiny.yaml` and what the row changes)")
@@ -111,7 +111,7 @@ def print_ablations(result, path):
     paper, rows = read_paper(), result["rows"]
     table = {row: {k: interval([s["values"][k] for s in rows[row].values()]) for k in FIGURES} for row in paper["rows"] if row in rows}
     n = sorted({len(s["values"]["R_vrt"]) for r in rows.values() for s in r.values()})
-    print(f"\nTable 4's rows at the scale of configs/ablate.yaml: environment VisGenEnv, structural grader from records, judge rules; n = "
+    print(f"\nTable 4's rows at the scale of data/ablate.yaml: environment VisGenEnv, structural grader from records, judge rules; n = "
           f"{', '.join(map(str, n))} held-out tasks a seed; means, 95 % intervals over seeds and tasks; decoder greedy but in the second column")
     print(f"{'':5}{'seeds':>6}" + "".join(f"{title:>26}" for title in FIGURES.values()) + f"{'paper O-Score':>15}{'seconds':>9}  what")
     for row, cells in table.items():

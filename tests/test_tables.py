@@ -270,7 +270,8 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "open_run", lambda config: None)
     folder = tmp_path / "configs" / "ablations"
     folder.mkdir(parents=True)
-    (tmp_path / "configs" / "ablate.yaml").write_text(yaml.safe_dump(SMALL))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "ablate.yaml").write_text(yaml.safe_dump(SMALL))
     (folder / "v7.yaml").write_text("pst: {stages: [{general: 0.5, tokens: 1000}, {general: 0.2, tokens: 600}]}")
     (folder / "v2.yaml").write_text("pst: {stages: [{general: 1.0, tokens: 1600}]}")
     (folder / "rl4.yaml").write_text("pst: {init_from: runs/tiny/pst/final}")
@@ -351,7 +352,7 @@ def test_ablate_refuses_a_run_of_another_scale(place, monkeypatch):
     monkeypatch.setattr(experiment, "ROOT", root)
     monkeypatch.setattr(bench, "open_run", experiment.open_run)
     ablate([str(folder), "--only", "v7"])
-    (root / "configs" / "ablate.yaml").write_text(yaml.safe_dump({**SMALL, "tokens": 0.25}))
+    (root / "data" / "ablate.yaml").write_text(yaml.safe_dump({**SMALL, "tokens": 0.25}))
     with pytest.raises(SystemExit, match="ablate-v7-0 belongs to another config: `pst.stages`"):
         ablate([str(folder), "--only", "v7"])
 
