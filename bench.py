@@ -403,9 +403,13 @@ def run_row(row, seed, path, home):
         if done.returncode:
             last = (log.read_text(encoding="utf-8").splitlines() or ["it said nothing"])[-1]
             raise SystemExit(f"error: {row}-{seed}: {script} ended with {done.returncode}: {last} ({log})")
-    found = [per_task(list(g.values()), t.values(), h["grader"]) for h, g, t in
-             (read_bench(run / "bench" / f"policy-heldout{end}") for end in ("", "-sampled"))]
-    values = {"R_vrt": found[0]["R_vrt"], "R_vrt sampled": found[1]["R_vrt"], "s_rate": found[0]["s_rate"], "o_score": found[0]["o_score"]}
+    _, grades, greedy = read_bench(run / "bench" / "policy-heldout")
+    sampled = read_bench(run / "bench" / "policy-heldout-sampled")[2]
+    values = {"R_vrt": {i: t["reward"]["plan"] * t["reward"]["fine"] for i, t in greedy.items()},      # whatever form the row was trained on
+              "R_vrt sampled": {i: t["reward"]["plan"] * t["reward"]["fine"] for i, t in sampled.items()},
+              "s_rate": {i: g["s_rate"] for i, g in grades.items()},
+              # Not the O-Score: of these few tasks one or none is in a column, so one task would make a tenth of it.
+              "objective": {i: statistics.mean(g[k] for k in ("s_rate", *OBJECTIVE) if g[k] is not None) for i, g in grades.items()}}
     result = {"values": {k: [round(x, 4) for _, x in sorted(v.items())] for k, v in values.items()}, "seconds": round(time.time() - began)}
     write_atomic(run / "bench" / "row.json", to_json(result))
     return result

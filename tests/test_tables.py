@@ -316,7 +316,10 @@ def test_ablate_runs_resumes_and_adds(place, capsys):
     assert {x[0] for x in ran} == {"v7-1", "RL4-0", "RL4-1"} and ("RL4-0", "train_vrl.py", False) in ran
     saved = json.loads((root / "runs" / "ablate" / "ablations.json").read_text())
     assert {row: sorted(s) for row, s in saved["rows"].items()} == {"v7": ["0", "1"], "v2": ["0"], "RL4": ["0", "1"]} and saved["scale"] == SMALL
-    assert len(saved["rows"]["v2"]["0"]["values"]["R_vrt"]) == 60
+    values = saved["rows"]["v2"]["0"]["values"]
+    assert set(values) == set(FIGURES) and all(len(v) == 60 for v in values.values())
+    score = numpy.array(values["R_vrt"])      # made_up: plan, amount, duration and storyboard are one score
+    assert numpy.array(values["objective"]) == pytest.approx((3 * score + values["s_rate"]) / 4, abs=1e-3)
     capsys.readouterr()
     ablate(["--out", str(root / "runs" / "ablate" / "ablations.json")])      # only prints
     assert "within noise" in capsys.readouterr().out
