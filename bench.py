@@ -384,6 +384,7 @@ def run_row(row, seed, path, home):
     """Train and measure one row, each step a process on one thread, or read a done one: {"values": {figure: values in the tasks' order}, "seconds"}.
 
     `home`: None, or a call that waits for the seed's v7 and returns its config file: data and base are the same for all rows, and copied from there.
+    `seconds` are of the call that finished the row, so of a row that was stopped and went on only the last part.
     """
     config = load_config(path)
     run, log = ROOT / "runs" / config.name, path.with_suffix(".log")
@@ -433,6 +434,10 @@ def ablate(args):
     only = given.only.split(",") if given.only else known
     if unknown := [row for row in only if row not in known]:
         raise SystemExit(f"error: --only names {unknown[0]}; rows: {', '.join(known)}")
+    if given.seeds < 1 or given.jobs < 1:
+        raise SystemExit(f"error: --seeds is {given.seeds} and --jobs {given.jobs}; both must be at least 1")
+    if set(scale) != {"tokens", "config"}:
+        raise SystemExit(f"error: data/ablate.yaml holds {', '.join(scale)}; it must hold `tokens` and `config`")
     # v7 of a seed comes first: its data, base and PST are the others'.
     wanted = [("v7", s) for s in range(given.seeds)] + [(row, s) for s in range(given.seeds) for row in only if row != "v7"]
     made = {key: row_config(given.folder, *key, scale) for key in wanted}

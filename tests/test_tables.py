@@ -345,6 +345,11 @@ def test_ablate_names_a_missing_config_and_an_unknown_row(place):
         ablate([str(folder), "--only", "v9"])
     with pytest.raises(SystemExit, match="ablations.json is missing"):
         ablate([])
+    with pytest.raises(SystemExit, match="--seeds is 0"):
+        ablate([str(folder), "--seeds", "0"])
+    (folder.parents[1] / "data" / "ablate.yaml").write_text("config: {}")
+    with pytest.raises(SystemExit, match="ablate.yaml holds config; it must hold `tokens` and `config`"):
+        ablate([str(folder)])
     assert ran == []
 
 
