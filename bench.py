@@ -317,8 +317,7 @@ def read_bench(folder):
 def per_task(grades, trajectories, grader):
     """{figure: {task id: value}}: the graded columns, o_score, R_vrt (plan x fine, whatever form a run was trained on) and its parts.
 
-    A figure is the mean of its values. A task's value of o_score is its influence: O-Score, and its distances from its columns' means weighted,
-    so that a draw of tasks draws all columns at once (to first order: how many tasks of a dimension are drawn does not matter).
+    A figure is the mean of its values. A task's value of o_score is its influence: O-Score plus its weighted distances from its columns' means.
     """
     found = {c: {g["id"]: v for g in grades if c in ("s_rate", g["dimension"])
                  and (v := g[c] if c in (*OBJECTIVE, "s_rate") else (g[grader] or {}).get(c)) is not None} for c in COLUMNS}
