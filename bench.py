@@ -1,18 +1,17 @@
-"""Measure the policies of a run on held-out tasks (VisGenBench's protocol in full comes with its own issue), and turn the
-simulator's records into files.
+"""VisGenBench (Sec. 5): play it, measure and grade it, set it beside the paper; and the policies of a run on held-out tasks.
 
-    python bench.py --config configs/tiny.yaml                          # untrained, PST, PST + VRL of runs/tiny
+    python bench.py --config configs/tiny.yaml                          # untrained, PST, PST + VRL of runs/tiny on its held-out tasks
     python bench.py --table runs/tiny runs/tiny-1 runs/tiny-2           # mean and spread over runs that are measured
-    python bench.py report runs/tiny/bench/expert-104                   # report.html: columns, failures, trajectories with films that play
+    python bench.py --config configs/tiny.yaml --agent policy           # VisGenBench-104; --subset, --no-files, --sampled
+    python bench.py report runs/tiny/bench/policy-104                   # report.html: columns, failures, trajectories with films that play
     python bench.py demo runs/tiny/vrl/rollouts/step-1.jsonl [ID]       # demo.html: one trajectory (Fig. 12)
-    python bench.py media                                               # draw the media database, data/media/
-    python bench.py media FOLDER                                        # add your own pictures, clips and sounds to it
+    python bench.py tables FOLDER ...                                   # the paper's tables with rows of ours, runs/<name>/bench/<agent>-<subset>
+    python bench.py compare FOLDER_A FOLDER_B                           # paired tests on the same tasks; several seeds: A0,A1,A2 B0,B1,B2
+    python bench.py ablate configs/ablations/ --seeds 3 --jobs 2        # Table 4's rows; without a folder: what data/ablations.json holds
     python bench.py controls FOLDER --set bench.llm.url=...             # does the VLM-Grader look at the media? shuffled, grey, again
     python bench.py sheet FOLDER [FOLDER ...]                           # a blind sheet for people to score on, HTML and CSV
     python bench.py calibrate scores.csv [FOLDER ...]                   # the VLM-Grader's scores against people's; human scores.csv: Tables 3, 5, 6
-
-Every number is LtrReward on VisGenEnv's records under the rules judge, greedy and at temperature 1, or exact match on
-held-out general items; n, decoder and seed stand in the table's head. Results go to runs/<name>/bench/results.json.
+    python bench.py media [FOLDER]                                      # draw the media database, data/media/, or add your own files to it
 """
 
 import argparse
@@ -20,16 +19,19 @@ import base64
 import io
 import json
 import os
+import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import yaml
 from tqdm import tqdm
 
 from configs.experiment import (ROOT, Config, append_jsonl, command_line, cut_tail, digest, draw, each_line, load_config, open_run, read_jsonl,
@@ -39,6 +41,7 @@ from data.figures import BENCH
 from data.general import load_scenarios
 from data.human import calibrate, calibrated_grades, export_sheet, human_tables
 from data.media import SUFFIXES, data_uri, materialize, media, moments, probe, real_file, stills, thumbnail
+from data.paper import FIGURES, head_line, paired, print_ablations, print_tables, read_paper, row_config
 from env import page, parse_utpc, to_json
 from make_data import make_trajectories
 from rewards import PARTS, consistency_reward, deliverables, explain, ltr_reward, makes, on_topic, read_media, unrepaired, words
@@ -46,32 +49,47 @@ from rewards import PARTS, consistency_reward, deliverables, explain, ltr_reward
 # ---------------------------------------------------------------------------- measuring policies
 
 
+def stages_of(config, run):
+    """{name: where its weights stand} of what the run has: untrained, pst, vrl (the last checkpoint)."""
+    from train_pst import list_checkpoints
+
+    final, saved = ROOT / config.pst.init_from if config.pst.init_from else run / "pst" / "final", list_checkpoints(run / "vrl")
+    return {"untrained": None, **({"pst": final} if final.is_dir() else {}), **({"vrl": saved[-1]} if saved else {})}
+
+
+def load_stage(config, run, name, device, tokenizer):
+    """The policy of a run as one of stages_of has it, in fp32 and frozen."""
+    from train_pst import add_lora, base_policy, load_policy, read_checkpoint, restore
+    from train_vrl import sync_sampler
+
+    stages = stages_of(config, run)
+    from_base = name == "untrained" or (name == "vrl" and config.vrl.start == "base")
+    start = partial(base_policy, config, run, tokenizer, device) if from_base else partial(load_policy, stages["pst"], config, tokenizer, device)
+    model = start().float()
+    if name == "vrl":
+        policy = add_lora(config, start(), norm=config.vrl.norm_lr > 0) if config.vrl.tune == "lora" else model
+        restore(policy, [], *read_checkpoint(config, stages["vrl"]))
+        if policy is not model:
+            sync_sampler(model, policy)
+    return model.eval().requires_grad_(False)
+
+
 def measure(config, run):
     """Evaluate each policy that the run has; a policy measured before is not measured again. Returns {policy: figures}."""
-    from train_pst import add_lora, base_policy, list_checkpoints, load_policy, load_tokenizer, read_checkpoint, restore, set_up
-    from train_vrl import evaluate, sync_sampler
+    from train_pst import load_tokenizer, set_up
+    from train_vrl import evaluate
 
-    path = run / "bench" / "results.json"
+    path, stages = run / "bench" / "results.json", stages_of(config, run)
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     device, tokenizer = set_up(config), load_tokenizer(config, run)
     tasks = read_jsonl(run / "data" / "heldout.jsonl")[: config.bench.tasks]
-    final = ROOT / config.pst.init_from if config.pst.init_from else run / "pst" / "final"
-    saved = list_checkpoints(run / "vrl")
     print(f"bench: {len(tasks)} held-out tasks, each policy about a minute")
-    for name, there in (("untrained", True), ("pst", final.is_dir()), ("vrl", bool(saved))):
-        origin = saved[-1].name if name == "vrl" and saved else name
-        if name in results and (results[name]["n"], results[name]["from"]) == (len(tasks), origin) or not there:
-            print(f"  {name}: {'measured before' if there else 'not trained in this run'}")
+    for name in ("untrained", "pst", "vrl"):
+        origin = stages["vrl"].name if name == "vrl" and "vrl" in stages else name
+        if name not in stages or name in results and (results[name]["n"], results[name]["from"]) == (len(tasks), origin):
+            print(f"  {name}: {'measured before' if name in stages else 'not trained in this run'}")
             continue
-        started = name == "untrained" or (name == "vrl" and config.vrl.start == "base")
-        model = (base_policy(config, run, tokenizer, device) if started else load_policy(final, config, tokenizer, device)).float()
-        if name == "vrl":
-            policy = add_lora(config, load_policy(final, config, tokenizer, device) if config.vrl.start == "pst" else
-                              base_policy(config, run, tokenizer, device), norm=config.vrl.norm_lr > 0) if config.vrl.tune == "lora" else model
-            restore(policy, [], *read_checkpoint(config, saved[-1]))
-            if policy is not model:
-                sync_sampler(model, policy)
-        figures, _ = evaluate(model.eval().requires_grad_(False), tokenizer, tasks, config, run, name)
+        figures, _ = evaluate(load_stage(config, run, name, device, tokenizer), tokenizer, tasks, config, run, name)
         results[name] = {**figures, "n": len(tasks), "seed": config.seed, "from": origin}
         write_atomic(path, to_json(results))
     return results
@@ -124,29 +142,7 @@ def bench_tasks(subset, run):
     return [tasks[i * len(tasks) // int(subset)] for i in range(int(subset))]
 
 
-def load_trained(config, run, device, tokenizer):
-    """(policy, its name) of the run: after VRL if it has a checkpoint, else after PST. SystemExit if it has neither."""
-    from train_pst import add_lora, base_policy, list_checkpoints, load_policy, read_checkpoint, restore
-    from train_vrl import sync_sampler
-
-    final = ROOT / config.pst.init_from if config.pst.init_from else run / "pst" / "final"
-    saved = list_checkpoints(run / "vrl")
-    if not saved and not final.is_dir():
-        raise SystemExit(f"error: {run.relative_to(ROOT)} has no trained policy; `python train_vrl.py --config ...` trains one")
-    from_base = saved and config.vrl.start == "base"
-    model = (base_policy(config, run, tokenizer, device) if from_base else load_policy(final, config, tokenizer, device)).float()
-    if saved:
-        policy = model
-        if config.vrl.tune == "lora":
-            start = base_policy(config, run, tokenizer, device) if from_base else load_policy(final, config, tokenizer, device)
-            policy = add_lora(config, start, norm=config.vrl.norm_lr > 0)
-        restore(policy, [], *read_checkpoint(config, saved[-1]))
-        if policy is not model:
-            sync_sampler(model, policy)
-    return model.eval().requires_grad_(False), saved[-1].name if saved else "pst"
-
-
-def act(agent, tasks, config, run, folder):
+def act(agent, tasks, config, run, folder, temperature=0.0):
     """Every task played once by the agent, in VisGenEnv: trajectories.jsonl in `folder`, appended as they come, so a stopped run goes on."""
     path = folder / "trajectories.jsonl"
     if agent != "policy":
@@ -159,9 +155,13 @@ def act(agent, tasks, config, run, folder):
         cut_tail(path)
         made = {t["task"]["id"] for t in each_line(path)} if path.is_file() else set()
         left, device, tokenizer = [t for t in tasks if t["id"] not in made], set_up(config), load_tokenizer(config, run)
-        model, _ = load_trained(config, run, device, tokenizer) if left else (None, "")
+        name = list(stages_of(config, run))[-1]
+        if name == "untrained":
+            raise SystemExit(f"error: {run.relative_to(ROOT)} has no trained policy; `python train_vrl.py --config ...` trains one")
+        model = load_stage(config, run, name, device, tokenizer) if left else None
         for at in range(0, len(left), config.bench.chunk):
-            rollouts = sample_rollouts(model, tokenizer, left[at:at + config.bench.chunk], config, 0.0, seed=config.seed, progress=f"greedy, from task {at}")
+            rollouts = sample_rollouts(model, tokenizer, left[at:at + config.bench.chunk], config, temperature, seed=config.seed,
+                                       progress=f"from task {at}")
             score(rollouts, config)
             append_jsonl(path, [r.trajectory for r in rollouts])
     found = {t["task"]["id"]: t for t in each_line(path)}
@@ -255,6 +255,11 @@ def grade_all(trajectories, config, folder, with_files):
     return [done[t["task"]["id"]] for t in trajectories]
 
 
+def own_score(g, grader):
+    """The score that a grade counts with in its own dimension's column; None if nobody could grade it."""
+    return g[g["dimension"]] if g["dimension"] in OBJECTIVE else (g[grader] or {}).get(g["dimension"])
+
+
 def columns_of(grades, grader="structural", draws=2000):
     """{column: {"mean", "low", "high", "n"}} of the paper's ten columns and their plain mean, O-Score: 95 % bootstrap intervals over tasks.
 
@@ -262,12 +267,10 @@ def columns_of(grades, grader="structural", draws=2000):
     """
     import numpy
 
-    def value(g, column):
-        return g[column] if column in (*OBJECTIVE, "s_rate") else (g[grader] or {}).get(column)
-
     rng, found, samples = numpy.random.default_rng(0), {}, []
     for column in COLUMNS:
-        values = numpy.array([v for g in grades if column in ("s_rate", g["dimension"]) and (v := value(g, column)) is not None], dtype=float)
+        values = numpy.array([v for g in grades if column in ("s_rate", g["dimension"]) and
+                              (v := g["s_rate"] if column == "s_rate" else own_score(g, grader)) is not None], dtype=float)
         if not len(values):
             found[column] = None
             continue
@@ -280,18 +283,20 @@ def columns_of(grades, grader="structural", draws=2000):
     return {**found, "o_score": {"mean": sum(means) / len(means), "low": float(low), "high": float(high), "n": len(means)}}
 
 
-def run_bench(config, run, agent, subset, with_files):
-    """VisGenBench for one agent: play, measure, grade, print. Returns the folder, runs/<name>/bench/<agent>-<subset>/."""
-    folder, began = run / "bench" / f"{agent}-{subset}", time.time()
+def run_bench(config, run, agent, subset, with_files, sampled=False):
+    """VisGenBench for one agent: play, measure, grade, print. Returns the folder, runs/<name>/bench/<agent>-<subset>[-sampled]/."""
+    folder, began = run / "bench" / (f"{agent}-{subset}" + "-sampled" * sampled), time.time()
     tasks = bench_tasks(subset, run)
-    trajectories = act(agent, tasks, config, run, folder)
+    trajectories = act(agent, tasks, config, run, folder, temperature=float(sampled))
     played = time.time()
     grades = grade_all(trajectories, config, folder, with_files)
     measured = time.time()
     grades, grader = subjective_grades(trajectories, grades, config, folder / ("grades.jsonl" if with_files else "grades-from-records.jsonl"))
     faults = [f for g in grades for f in g["faults"]]
+    decoder = {"expert": "scripted", "openai": f"temperature {config.data.llm.temperature:g}"}.get(agent, "temperature 1" if sampled else "greedy")
     found = {"agent": agent, "subset": subset, "tasks": len(tasks), "played": len(trajectories), "seed": config.seed, "files": with_files,
-             "grader": grader, "columns": columns_of(grades, grader), "faults": faults}
+             "grader": grader, "judge": config.reward.judge, "decoder": decoder, "fidelity": config.rollout.fidelity,
+             "columns": columns_of(grades, grader), "faults": faults}
     write_atomic(folder / "columns.json", to_json(found))
     print(f"{agent} on {len(tasks)} tasks, {len(trajectories)} played: {played - began:.0f} s to play, {measured - played:.0f} s to "
           f"{'write files and measure them' if with_files else 'read the records; nothing was measured'}")
@@ -317,11 +322,6 @@ def figures_of(values):
     """{"n", "mean", "total", "most"} of the known values; None if there are none."""
     values = known(values)
     return {"n": len(values), "mean": statistics.mean(values), "total": sum(values), "most": max(values)} if values else None
-
-
-def own_score(g, grader):
-    """The score that a grade counts with in its own dimension's column; None if nobody could grade it."""
-    return g[g["dimension"]] if g["dimension"] in OBJECTIVE else (g[grader] or {}).get(g["dimension"])
 
 
 def plan_graph(plan):
@@ -579,6 +579,180 @@ def grading(command, arguments):
     run(args.paths, load_config(args.config, args.set), args.n)
 
 
+# ---------------------------------------------------------------------------- the paper's tables, two runs side by side, ablations (Sec. 5.2 to 5.4)
+
+def read_bench(folder):
+    """(head, {task id: grade}, {task id: trajectory}) of a folder that `--agent` wrote. SystemExit names what is missing."""
+    folder = Path(folder)
+    if not (folder / "columns.json").is_file():
+        raise SystemExit(f"error: {folder / 'columns.json'} is missing; `python bench.py --config ... --agent ...` makes it; give the folder "
+                         "runs/<name>/bench/<agent>-<subset>")
+    head = json.loads((folder / "columns.json").read_text(encoding="utf-8"))
+    for key in ("grader", "judge", "decoder", "fidelity"):
+        if key not in head:
+            raise SystemExit(f"error: {folder / 'columns.json'} does not say its {key}; give its bench.py command again, which plays nothing anew")
+    grades = read_jsonl(folder / ("grades.jsonl" if head["files"] else "grades-from-records.jsonl"))
+    return head, {g["id"]: g for g in grades}, {t["task"]["id"]: t for t in read_jsonl(folder / "trajectories.jsonl")}
+
+
+def per_task(grades, trajectories, grader):
+    """{figure: {task id: value}}: the graded columns, o_score, R_vrt (plan x fine, whatever form a run was trained on) and its parts.
+
+    A figure is the mean of its values. A task's value of o_score is its influence: O-Score plus its weighted distances from its columns' means.
+    """
+    found = {c: {g["id"]: v for g in grades if c in ("s_rate", g["dimension"])
+                 and (v := g[c] if c in (*OBJECTIVE, "s_rate") else (g[grader] or {}).get(c)) is not None} for c in COLUMNS}
+    means = {c: statistics.mean(v.values()) for c, v in found.items() if v}
+    found, o_score = {c: found[c] for c in means}, statistics.mean(means.values())
+    found["o_score"] = {g["id"]: o_score + sum((v[g["id"]] - means[c]) * len(grades) / len(v) / len(found) for c, v in found.items() if g["id"] in v)
+                        for g in grades}
+    rewards = {t["task"]["id"]: t["reward"] for t in trajectories}
+    found["R_vrt"] = {i: r["plan"] * r["fine"] for i, r in rewards.items() if r["plan"] == r["plan"] and r["fine"] == r["fine"]}
+    for part in ("plan", "fine", *PARTS):
+        found[f"R_{part}"] = {i: r[part] for i, r in rewards.items() if r[part] is not None and r[part] == r[part]}
+    return found
+
+
+def tables(args):
+    """Print Tables 2, 3 and 4 with our rows; each of `args` is a folder of `--agent`, or several (seeds) with commas between."""
+    ours = {arg: [read_bench(f) for f in arg.split(",")] for arg in args}
+    print_tables([([per_task(list(g.values()), t.values(), h["grader"]) for h, g, t in runs], head_line(name, [h for h, _, _ in runs]))
+                  for name, runs in ours.items()])
+
+
+def compare(args, draws=10_000):
+    """Two agents, each a folder of `--agent` or several (seeds) with commas between, on the same tasks: prints and returns {figure: `paired`'s}.
+
+    A task's value is its mean over the seeds. SystemExit: graders or judges that differ, or no task in common.
+    """
+    if len(args) != 2:
+        raise SystemExit("error: compare takes two folders of `--agent`: python bench.py compare A B; seeds with commas: A0,A1 B0,B1")
+    sides = [[read_bench(f) for f in side.split(",")] for side in args]
+    every = [run for side in sides for run in side]
+    for key, fix in (("grader", "let one grader grade both"), ("judge", "let one judge score both (reward.judge)")):
+        if len(seen := {h[key] for h, _, _ in every}) > 1:
+            raise SystemExit(f"error: the {key} is not the same in all folders: {', '.join(sorted(seen))}; their scores are different things; {fix}")
+    print("\n".join(head_line(name, [h for h, _, _ in side]) for name, side in zip(args, sides)))
+    for key in ("subset", "decoder", "files", "fidelity"):
+        if len(seen := {str(h[key]) for h, _, _ in every}) > 1:
+            print(f"take care: `{key}` differs: {', '.join(sorted(seen))}")
+    asked = [{i: t[i]["task"]["request"] for i in g if i in t} for _, g, t in every]
+    ids = [i for i in asked[0] if all(a.get(i) == asked[0][i] for a in asked)]
+    if not ids:
+        raise SystemExit("error: the folders have no task in common (same id, same request); compare runs on the same tasks, such as --subset 104")
+    if any(len(a) != len(ids) for a in asked):
+        print(f"take care: {len(ids)} tasks are in all folders, which have {', '.join(str(len(a)) for a in asked)}; only those are compared")
+    found = [[per_task([g[i] for i in ids], [t[i] for i in ids], h["grader"]) for h, g, t in side] for side in sides]
+    flat, table = found[0] + found[1], {}
+    labels = [k for k in flat[0] if all(k in f for f in flat)]
+    if any(c in f and c not in labels for f in flat for c in COLUMNS):
+        labels.remove("o_score")
+        print("take care: not every column is graded in all folders, so O-Scores are not compared")
+    print(f"\n{'':12}{'A':>8}{'B':>8}{'B - A':>9}  {'95 % interval':18}{'p':>7}{'n':>6}" + "   mean of each seed: A | B" * (len(flat) > 2))
+    for label in labels:
+        if same := [i for i in ids if all(i in f[label] for f in flat)]:
+            of = lambda side: [sum(f[label][i] for f in side) / len(side) for i in same]      # noqa: E731
+            t = table[label] = paired(of(found[0]), of(found[1]), draws)
+            each = " | ".join(" ".join(f"{statistics.mean(f[label][i] for i in same):.3f}" for f in side) for side in found)
+            print(f"{label:12}{t['a']:8.3f}{t['b']:8.3f}{t['difference']:+9.3f}  [{t['low']:+.3f}, {t['high']:+.3f}]  {t['p']:7.4f}{t['n']:6}"
+                  + f"   {each}" * (len(flat) > 2))
+    print(f"{draws:,} draws of tasks; with {len(table)} figures about {0.05 * len(table):.1f} come out below p = 0.05 by chance alone")
+    return table
+
+
+def run_row(row, seed, path, home):
+    """Train and measure one row, each step a process on one thread, or read a done one: {"values": {figure: values in the tasks' order}, "seconds"}.
+
+    `home`: None, or a call that waits for the seed's v7 and returns its config file: data and base are the same for all rows, and copied from there.
+    `seconds` are of the call that finished the row, so of a row that was stopped and went on only the last part.
+    """
+    config = load_config(path)
+    run, log = ROOT / "runs" / config.name, path.with_suffix(".log")
+    if (run / "bench" / "row.json").is_file():
+        return json.loads((run / "bench" / "row.json").read_text(encoding="utf-8"))
+    if home and ((first := load_config(home())).data, first.model) == (config.data, config.model):
+        for part in (p for p in ("data", "base/final") if not (run / p).is_dir()):
+            shutil.copytree(ROOT / "runs" / first.name / part, run / f"{part}.tmp", dirs_exist_ok=True)
+            os.rename(run / f"{part}.tmp", run / part)
+    began = time.time()      # without the wait for v7
+    train = ["train_vrl.py" if row.startswith("RL") else "train_pst.py", "bench.tasks=8", "bench.sampled=false"]
+    measure = ["bench.py", "--agent", "policy", "--subset", "heldout", "--no-files"]
+    for script, *more in (train, measure, [*measure, "--sampled"]):
+        with open(log, "a", encoding="utf-8") as out:
+            done = subprocess.run([sys.executable, script, "--config", str(path), *more], cwd=ROOT, stdout=out, stderr=out,
+                                  env={**os.environ, "OMP_NUM_THREADS": "1"})
+        if done.returncode:
+            last = (log.read_text(encoding="utf-8").splitlines() or ["it said nothing"])[-1]
+            raise SystemExit(f"error: {row}-{seed}: {script} ended with {done.returncode}: {last} ({log})")
+    _, grades, greedy = read_bench(run / "bench" / "policy-heldout")
+    sampled = read_bench(run / "bench" / "policy-heldout-sampled")[2]
+    values = {"R_vrt": {i: t["reward"]["plan"] * t["reward"]["fine"] for i, t in greedy.items()},      # whatever form the row was trained on
+              "R_vrt sampled": {i: t["reward"]["plan"] * t["reward"]["fine"] for i, t in sampled.items()},
+              "s_rate": {i: g["s_rate"] for i, g in grades.items()},
+              # Not the O-Score: of these few tasks one or none is in a column, so one task would make a tenth of it.
+              "objective": {i: statistics.mean(g[k] for k in ("s_rate", *OBJECTIVE) if g[k] is not None) for i, g in grades.items()}}
+    result = {"values": {k: [round(x, 4) for _, x in sorted(v.items())] for k, v in values.items()}, "seconds": round(time.time() - began)}
+    write_atomic(run / "bench" / "row.json", to_json(result))
+    return result
+
+
+def ablate(args):
+    """Train and measure Table 4's rows (Sec. 5.4) at a small scale, or print a result; done rows are not made again."""
+    parser = argparse.ArgumentParser(prog="bench.py ablate", description=ablate.__doc__)
+    parser.add_argument("folder", nargs="?", help="of the rows' configs: v1.yaml ... rl4.yaml")
+    parser.add_argument("--seeds", type=int, default=1, help="seeds 0 to n - 1 (default 1)")
+    parser.add_argument("--only", help="rows, with commas between (default: all)")
+    parser.add_argument("--jobs", type=int, default=1, help="rows at a time, one thread each (default 1)")
+    parser.add_argument("--out", help="the result (default: runs/ablate/ablations.json; without a folder data/ablations.json)")
+    given = parser.parse_args(args)
+    out = Path(given.out or (ROOT / ("runs/ablate" if given.folder else "data") / "ablations.json"))
+    if not given.folder:
+        if not out.is_file():
+            raise SystemExit(f"error: {out} is missing; `python bench.py ablate configs/ablations/` makes it")
+        return print_ablations(json.loads(out.read_text(encoding="utf-8")), out)
+    known, scale = list(read_paper()["rows"]), yaml.safe_load((ROOT / "data" / "ablate.yaml").read_text(encoding="utf-8"))
+    only = given.only.split(",") if given.only else known
+    if unknown := [row for row in only if row not in known]:
+        raise SystemExit(f"error: --only names {unknown[0]}; rows: {', '.join(known)}")
+    if given.seeds < 1 or given.jobs < 1:
+        raise SystemExit(f"error: --seeds is {given.seeds} and --jobs {given.jobs}; both must be at least 1")
+    if set(scale) != {"tokens", "config"}:
+        raise SystemExit(f"error: data/ablate.yaml holds {', '.join(scale)}; it must hold `tokens` and `config`")
+    # v7 of a seed comes first: its data, base and PST are the others'.
+    wanted = [("v7", s) for s in range(given.seeds)] + [(row, s) for s in range(given.seeds) for row in only if row != "v7"]
+    made = {key: row_config(given.folder, *key, scale) for key in wanted}
+    for path, _ in made.values():
+        open_run(load_config(path))
+    print("on top of the rows' configs: " + "; ".join(made["v7", 0][1]) + f"; tokens of each stage x {scale['tokens']}")
+    before, failed, futures = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}, [], {}
+    rows = before["rows"] if before.get("scale") == scale else {}
+    with ThreadPoolExecutor(given.jobs) as pool:
+        for row, seed in wanted:
+            def home(seed=seed):
+                futures["v7", seed].result()
+                return made["v7", seed][0]
+            futures[row, seed] = pool.submit(run_row, row, seed, made[row, seed][0], None if row == "v7" else home)
+        names = {future: key for key, future in futures.items()}
+        try:
+            for i, future in enumerate(as_completed(names), 1):
+                row, seed = names[future]
+                if isinstance(future.exception(), SystemExit):
+                    failed.append(f"{row}-{seed}")
+                    print(f"{row}-{seed}, {i} of {len(wanted)}: {future.exception()}", flush=True)
+                    continue
+                rows.setdefault(row, {})[str(seed)] = result = future.result()
+                means = ", ".join(f"{FIGURES[k]} {statistics.mean(v):.3f}" for k, v in result["values"].items())
+                print(f"{row}-{seed}, {i} of {len(wanted)}: {means}; {result['seconds']} s", flush=True)
+                write_atomic(out, to_json({"scale": scale, "rows": rows}))
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise SystemExit("stopped: the same command goes on from there") from None
+    if rows:
+        print_ablations({"rows": rows}, out)
+    if failed:
+        raise SystemExit(f"error: {len(failed)} of {len(wanted)} rows failed: {', '.join(failed)}; the same command tries them again")
+
+
 def main():
     if sys.argv[1:2] and sys.argv[1] in ("controls", "sheet", "calibrate", "human"):
         return grading(sys.argv[1], sys.argv[2:])
@@ -586,6 +760,8 @@ def main():
         return media(sys.argv[2:], ROOT / "data" / "media")
     if sys.argv[1:2] in (["report"], ["demo"]):
         return pages(sys.argv[1], sys.argv[2:])
+    if command := {"tables": tables, "compare": compare, "ablate": ablate}.get("".join(sys.argv[1:2])):
+        return command(sys.argv[2:])
     if len(sys.argv) > 2 and sys.argv[1] == "--table":
         paths = [Path(p) / "bench" / "results.json" for p in sys.argv[2:]]
         for path in paths:
@@ -602,12 +778,14 @@ def main():
         return print_table(many)
     options = [("--agent", None, "VisGenBench: who acts: expert (VisionAgent, scripted), openai (VisionAgent by data.llm), policy (what the run trained)"),
                ("--subset", None, "VisGenBench: 104 (default), a number up to 1200, or heldout")]
-    config, given = command_line(__doc__, switches=[("--no-files", "VisGenBench: read the simulator's records, measure no files")], options=options)
+    switches = [("--no-files", "VisGenBench: read the simulator's records, measure no files"),
+                ("--sampled", "VisGenBench: the policy plays at temperature 1, not greedy")]
+    config, given = command_line(__doc__, switches, options)
     run = open_run(config)
     if "--agent" in given:
         if given["--agent"] not in ("expert", "openai", "policy"):
             raise SystemExit(f"error: --agent is {given['--agent']!r}; expert, openai or policy")
-        run_bench(config, run, given["--agent"], given.get("--subset", "104"), "--no-files" not in given)
+        run_bench(config, run, given["--agent"], given.get("--subset", "104"), "--no-files" not in given, "--sampled" in given)
         return
     if not (run / "data" / "done.json").is_file():
         raise SystemExit(f"error: {run.relative_to(ROOT)} has no data yet; `python train_vrl.py --config ...` makes the run")
