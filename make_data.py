@@ -35,8 +35,8 @@ from configs.experiment import (ROOT, DataConfig, append_jsonl, command_line, cu
                                 write_jsonl)
 from configs.llm import Endpoint, Failed, bill, chat, check_failures, cost, make_request, read_object, read_text, run_jobs
 from data.figures import BENCH, draw_statistics, statistics_of
-from data.general import general_item, hub_general, load_scenarios, make_general, odd_words, tag, train_tokenizer
-from data.review import export_review, read_verdicts
+from data.general import chat_record, general_item, hub_general, load_scenarios, make_general, odd_words, tag, train_tokenizer
+from data.review import export_review, key_of, read_verdicts
 from env import VisGenEnv, load_defaults, load_tools, page, to_json, tool_schemas, tool_signature
 from rewards import PARTS, clip_lengths, clip_seconds, expand_workflow, fitting_workflows, load_workflows, ltr_rewards, makes, n_shots
 
@@ -56,7 +56,6 @@ def split_list(items, held, split):
 NO_CONSTRAINTS = {"images": 0, "videos": 0, "duration_s": None, "shots": None, "aspect_ratio": None, "resolution": None,
                   "consistency": [], "audio": [], "beat": False, "transparent": False, "web_page": False, "input": False,
                   "storyboard": False, "subject": "", "style": None}
-BENCH_WORDS = ROOT / "data" / "visgenbench.yaml"
 HAN = re.compile("[\u4e00-\u9fff]")      # a Chinese character: a text that holds one is Chinese
 
 
@@ -294,7 +293,8 @@ def read_request(request):
 
 
 def task_agent(request):
-    """TaskAgent (Fig. 4): read the request, choose the workflow and the pool of tools (its own, and those of its neighbours)."""
+    """TaskAgent (Fig. 4): read the request, choose the workflow and the pool of tools: its own and six others at random, so that
+    a policy has something to choose from. The task type is the one whose noun the request uses; the workflow follows from what it asks for."""
     c = read_request(request)
     workflow = fitting_workflows(c)[0]
     own = {t for s in load_workflows()[workflow]["steps"] for t in s["tool"]}
@@ -382,6 +382,14 @@ def jobs_at_once(tool):
     return min((limit["jobs"] for limit in load_tools()[tool].get("limits", []) if "jobs" in limit), default=math.inf)
 
 
+def as_asked(reply, c):
+    """Whether a tool's reply on a picture or film has the seconds and the shape that the request asks for, within 5 %; what it does not say passes."""
+    width, height = map(int, reply.get("size", "1x1").split("x"))
+    across, down = map(int, (c["aspect_ratio"] or f"{width}:{height}").split(":"))
+    seconds = c["duration_s"] and reply.get("duration_s")
+    return abs(width * down / (height * across) - 1) <= 0.05 and (not seconds or abs(seconds / c["duration_s"] - 1) <= 0.05)
+
+
 METACOGNITION = ("plan check", "recovery", "verification")
 
 
@@ -391,9 +399,10 @@ def vision_agent(task, env, seed, mind=METACOGNITION):
     All steps whose inputs are there are called in one turn. Metacognition is what `mind` holds (the paper names none of it in detail; ours):
     plan check: the clips' lengths are added up and held against the request, so that a step trims them or speeds them up, and no more jobs
     are begun in one turn than the service documents;
-    recovery: errors are met by class: a retryable call is repeated up to three times, anything else moves the step to the workflow's
+    recovery: errors are met by class: a retryable call is made up to three times in all, anything else moves the step to the workflow's
     next tool, with a revised plan; without it every failed call is repeated once; a step that still fails ends the work;
-    verification: what came back is counted, and a step that brought less than it should is carried on; without it any result will do.
+    verification: what came back is counted, a step that brought less than it should is carried on, and the answer says so where seconds, shape or
+    number are not what was asked; without it any result will do.
     """
     rng, voice = draw(seed, "agent", task["id"]), load_voice()
     messages, _ = env.reset(task, seed)
@@ -410,7 +419,7 @@ def vision_agent(task, env, seed, mind=METACOGNITION):
     plan = [{k: s[k] for k in ("id", "tool", "goal", "after")} for s in steps]
     facts, blocks, open_steps = facts_of(c), [], list(steps)
     think = rng.choice(voice["start"]).format(facts=facts, route=route_of(c, steps))
-    done = set()
+    done, replied = set(), {}
     while True:
         ready = [s for s in open_steps if set(s["after"]) <= done]
         if not ready:
@@ -442,6 +451,7 @@ def vision_agent(task, env, seed, mind=METACOGNITION):
                     open_steps.clear()
                 continue
             s["ids"] += reply["ids"][:1] if s["key"] == "music" else reply["ids"]
+            replied.update(dict.fromkeys(reply["ids"], reply))
             s["expect"] -= len(reply["ids"])
             if (s["expect"] <= 0 or "verification" not in mind) and s in open_steps:      # a partial result leaves the rest of the step open
                 done.add(s["id"])
@@ -455,10 +465,12 @@ def vision_agent(task, env, seed, mind=METACOGNITION):
     kind = "image" if c["images"] else "video"
     groups = [s["ids"] for s in steps if makes(s["tool"]) == kind and s["ids"]]
     ids = [i for group in (groups if kind == "image" else groups[-1:]) for i in group]
-    think = rng.choice(voice["done"] if len(done) == len(steps) else voice["short"]).format(made=", ".join(ids) or "nothing", facts=facts)
+    whole = len(done) == len(steps) and ("verification" not in mind or all(as_asked(replied[i], c) for i in ids))
+    made = ", ".join(ids) or "nothing"
+    think = rng.choice(voice["done" if whole else "short"]).format(made=made, facts=facts)
     pages = [i for s in steps if s["key"] == "page" for i in s["ids"]]
     env.step("\n".join([tag("think", think), tag("answer", {"deliverables": ids + pages,
-                                                            "summary": rng.choice(voice["summary"]).format(facts=facts)})]))
+                                                            "summary": rng.choice(voice["summary" if whole else "part"]).format(made=made, facts=facts)})]))
     return env.trajectory()
 
 
@@ -557,21 +569,37 @@ def llm_agents(tasks, config, path):
 # The funnel of Fig. 3: queries -> trajectories -> LtrReward's filter -> human review -> VisGenData. Every stage reads the files of the one before
 
 
+TASK_FIELDS = {"id", "split", "modality", "scenario", "dimension", "request", "language", "inputs", "constraints", "difficulty", "workflow", "pool"}
+
+
 def make_queries(config, folder):
     """Stage 1: queries.jsonl, the task records that VisionAgent is asked; kept if it is there (it may be your own). Returns the tasks."""
     path, n = folder / "queries.jsonl", config.data.queries
     if not path.is_file():
         write_jsonl(path, make_tasks(n, "visgen", config.data, draw(config.seed, "queries").getrandbits(31)))
-    return list(each_line(path))
+    tasks = []
+    for line, task in each_line(path, numbered=True):
+        lacks = sorted(TASK_FIELDS - set(task)) if isinstance(task, dict) else ["everything"]
+        if lacks:
+            print(f"  {path}, line {line} is no task record: it lacks {', '.join(lacks)}; skipped")
+        else:
+            tasks.append(task)
+    return tasks
 
 
 def make_trajectories(config, folder):
     """Stage 2: trajectories.jsonl, what VisionAgent did on each query and LtrReward; appended as it comes, so a stopped run goes on."""
-    path, tasks, made, env = folder / "trajectories.jsonl", make_queries(config, folder), set(), VisGenEnv(config.rollout)
+    path, tasks, made, env = folder / "trajectories.jsonl", make_queries(config, folder), {}, VisGenEnv(config.rollout)
     cut_tail(path)
     if path.is_file():
-        made = {t["task"]["id"] for t in each_line(path)}
-    left = [task for task in tasks if task["id"] not in made]
+        asked = {task["id"]: task["request"] for task in tasks}
+        for t in each_line(path):
+            if asked.get(t["task"]["id"], t["task"]["request"]) != t["task"]["request"]:
+                raise SystemExit(f"error: {path} has another request for {t['task']['id']} than queries.jsonl; remove it, or give the run a name of its own")
+            made |= {t["task"]["id"]: math.isnan(t["reward"]["total"])}
+        if any(made.values()):      # what a judge had no verdict on is played and judged again
+            write_jsonl(path, (t for t in each_line(path) if not made[t["task"]["id"]]))
+    left = [task for task in tasks if made.get(task["id"], True)]
     if config.data.agent == "openai":
         some, _ = llm_agents(left, config, folder / "agent.jsonl")
         for trajectory, reward in zip(some, ltr_rewards(some, config.reward, [t["pool"] for t in some])):
@@ -590,44 +618,47 @@ def make_trajectories(config, folder):
 
 
 def sift(trajectories, config):
-    """Stage 3, the algorithmic filter: ids kept, in order, and rows {id, stage, reason} of what goes.
+    """Stage 3, the algorithmic filter: {id: review.key_of it} of what is kept, in order, and rows {id, stage, reason} of what goes.
 
     What LtrReward passes is thinned out to `data.per_type` a task type: first one trajectory of each plan, then a second of each, and so on,
     so that rare plans stay and common ones do not fill the data (ours; the paper keeps 6k of 16k by LtrReward and VLM-Grader).
     """
-    passed, removed, alike = {}, [], Counter()
+    passed, removed, alike, keys = {}, [], Counter(), {}
     for t in trajectories:
         task, reward = t["task"], t["reward"]
         plan = task["scenario"], to_json([(step["tool"], step["after"]) for step in t["plan"] or []])
         if t["ended"] != "answer":
             removed.append({"id": task["id"], "stage": "trajectories", "reason": f"no answer ({t['ended']})"})
-        elif not reward["total"] >= config.data.min_reward:      # NaN, where an LLM judge failed, is not kept
+        elif math.isnan(reward["total"]):
+            removed.append({"id": task["id"], "stage": "filter", "reason": "the LLM judge gave no verdict; `trajectories` asks it again"})
+        elif reward["total"] < config.data.min_reward:
             worst = min((p for p in ("plan", *PARTS) if reward[p] is not None), key=lambda p: reward[p])
             removed.append({"id": task["id"], "stage": "filter", "reason": f"LtrReward below {config.data.min_reward}, lowest in {worst}"})
         else:
             alike[plan] += 1
+            keys[task["id"]] = key_of(t)
             passed.setdefault(task["scenario"], []).append((alike[plan], len(passed.get(task["scenario"], [])), task["id"]))
     most, extra = config.data.per_type, set()
     for rows in passed.values():
         extra |= {i for _, _, i in sorted(rows)[most:]} if most else set()
-    kept = [i for rows in passed.values() for _, _, i in rows if i not in extra]
+    kept = sorted(i for rows in passed.values() for _, _, i in rows if i not in extra)
     removed += [{"id": i, "stage": "filter", "reason": f"{most} of its task type stay, and enough of them have its plan"} for i in sorted(extra)]
-    return sorted(kept), removed
+    return {i: keys[i] for i in kept}, removed
 
 
 def make_visgen(config, folder):
-    """Stage 4 and the result: visgen.jsonl (whole trajectories), chat.jsonl (messages and tools alone), removed.jsonl. Returns the counts.
+    """Stage 4 and the result: visgen.jsonl (whole trajectories), chat.jsonl (messages and tools alone), removed.jsonl, funnel.json. Returns the counts.
 
     What no human has judged is labelled unreviewed; nothing else is claimed about it.
     """
     path, verdict_path = folder / "trajectories.jsonl", folder / "verdicts.jsonl"
     kept, removed = sift(each_line(path), config)
     seen = {*kept, *(r["id"] for r in removed)}
-    removed += [{"id": task["id"], "stage": "trajectories", "reason": "no reply from the LLM's endpoint"} for task in each_line(folder / "queries.jsonl")
+    removed += [{"id": task["id"], "stage": "trajectories", "reason": "no reply from the LLM's endpoint" if config.data.agent == "openai" else "no trajectory yet"} for task in each_line(folder / "queries.jsonl")
                 if task["id"] not in seen]
-    verdicts = read_verdicts(verdict_path, set(kept)) if verdict_path.is_file() else {}
+    verdicts = read_verdicts(verdict_path, kept) if verdict_path.is_file() else {}
     dropped = {i for i in kept if verdicts.get(i, {}).get("verdict") == "drop"}
-    removed += [{"id": i, "stage": "review", "reason": f"human review: {verdicts[i]['reason']}"} for i in kept if i in dropped]
+    removed += [{"id": i, "stage": "review", "reason": f"dropped by a human: {verdicts[i]['reason'] or 'no reason given'}"} for i in kept if i in dropped]
     wanted, listed, visgen = set(kept) - dropped, config.rollout.tools == "schema", []
     for t in (t for t in each_line(path) if t["task"]["id"] in wanted):
         pool = t.get("pool") or (t["task"]["pool"] if config.rollout.tool_pool == "task" else list(load_tools()))
@@ -638,22 +669,9 @@ def make_visgen(config, folder):
     gone = Counter(r["stage"] for r in removed)
     counts = {"queries": len(kept) - len(dropped) + len(removed), "reviewed": len(verdicts), "reasons": Counter(f"{r['stage']}: {r['reason']}" for r in removed)}
     counts["answered"] = counts["queries"] - gone["trajectories"]
-    counts["candidates"] = counts["answered"] - gone["filter"]
-    return {**counts, "kept": len(visgen)}
-
-
-def chat_record(t):
-    """{"messages", "tools"} as `datasets`, TRL's SFTTrainer and the OpenAI API take it. They want tool replies to answer calls of their own
-    format, and UTPC's calls are text, so a reply goes back as the user's text, in the tags that Qwen's template gives it."""
-    messages = []
-    for m in t["messages"]:
-        if m["role"] != "tool":
-            messages.append({"role": m["role"], "content": m["content"]})
-        elif messages[-1]["role"] == "user":
-            messages[-1]["content"] += "\n" + tag("tool_response", m["content"])
-        else:
-            messages.append({"role": "user", "content": tag("tool_response", m["content"])})
-    return {"messages": messages, **({"tools": t["tools"]} if t["tools"] else {})}
+    counts |= {"candidates": counts["answered"] - gone["filter"], "kept": len(visgen)}
+    write_atomic(folder / "funnel.json", to_json(counts))
+    return counts
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -720,21 +738,15 @@ def write_bench():
     print(f"{BENCH}: {len(tasks)} tasks, {sum(t['in_104'] for t in tasks)} of them VisGenBench-104")
 
 
-def print_funnel(config, folder, counts):
-    """The funnel's counts beside the paper's, with the reasons of removal; kept in funnel.json."""
-    write_atomic(folder / "funnel.json", to_json(counts))
-    print(page("templates/funnel.jinja", folder=folder, config=config, **counts))
-
-
 def review(config, folder, file):
     """Take in a verdict file that the sheet saved, if one is given, and write a sheet of what nobody has judged yet."""
     kept, _ = sift(each_line(folder / "trajectories.jsonl"), config)
     path, judged = folder / "verdicts.jsonl", {}
     if file:
-        judged = read_verdicts(Path(file), set(kept))
+        judged = read_verdicts(Path(file), kept)
         append_jsonl(path, [{"id": i, **verdict} for i, verdict in judged.items()])
     if path.is_file():
-        judged = read_verdicts(path, set(kept))
+        judged = read_verdicts(path, kept)
     export_review(config, folder, [i for i in kept if i not in judged])
 
 
@@ -748,9 +760,15 @@ def print_statistics(config, folder, template):
 
 def main():
     """Make all data of one experiment, or run one stage of the funnel (see the top of this file)."""
-    command = sys.argv.pop(1) if sys.argv[1:2] and sys.argv[1] in COMMANDS else ""
+    command = next((a for a in sys.argv[1:] if a in COMMANDS), "")
+    if command:
+        sys.argv.remove(command)
+    elif sys.argv[1:] and sys.argv[1].isalpha():
+        raise SystemExit(f"error: no command {sys.argv[1]!r}; commands: {', '.join(COMMANDS)}; without one, all data of a config are made")
     options = [("--queries", "data.queries", "data.queries, in short"), ("--verdicts", None, "a file that the review sheet saved (command review)")]
     config, given = command_line(__doc__, options=options, default="visgen.yaml" if command else "tiny.yaml")
+    if "--verdicts" in given and command != "review":
+        raise SystemExit("error: --verdicts belongs to `python make_data.py review`")
     if command == "bench":
         return write_bench()
     run = open_run(config)
@@ -764,7 +782,7 @@ def main():
     if command in ("filter", "visgen", "review"):
         if command != "filter":
             review(config, folder, given.get("--verdicts"))
-        print_funnel(config, folder, make_visgen(config, folder))
+        print(page("templates/funnel.jinja", folder=folder, config=config, **make_visgen(config, folder)))
     if command in ("statistics", "card", "visgen"):
         print_statistics(config, folder, "card" if command == "card" else "statistics")
     if command == "metacognition":

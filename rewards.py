@@ -478,7 +478,8 @@ def audio_check(part, film, media, subject, config):
 
 
 def on_the_beat(film, media, config):
-    """Whether beats were found in a music that is heard in the film, before the film that lays it under its clips was cut."""
+    """Whether beats were found in a music that is heard in the film, before the film that lays it under its clips was cut. That the cuts then fall
+    on them is not checked: clips have lengths of whole seconds, and no workflow here trims each to the beat."""
     order = {i: n for n, i in enumerate(media.by_id)}
     timed = {p["id"]: order[a["id"]] for a in reversed(media.by_id.values()) if a["tool"] == "tool_beat_detect" for p in a["parents"]
              if any(media.by_id[i]["tool"] in ("tool_music_suno", "user") for i in media.above[p["id"]])}

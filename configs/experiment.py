@@ -93,7 +93,7 @@ class LlmConfig:
 class DataConfig:
     """VisGenData (Sec. 3) and the general mix (Table 7) at this experiment's scale."""
 
-    queries: int = key(1600, "task requests given to VisionAgent (paper: 20k)")
+    queries: int = key(1600, "task requests given to VisionAgent (paper: 20k)", 1)
     min_reward: float = key(0.9, "LtrReward below which a trajectory is dropped (paper: filter, threshold not given)")
     general: int = key(12000, "examples that stand for the paper's General-1M; a stage takes a share of them")
     general_source: str = key("offline", "offline: generated here; hub: read from Table 7's data sets by name", ("offline", "hub"))
@@ -101,7 +101,7 @@ class DataConfig:
     general_heldout: int = key(192, "held-out general items, as many of each kind, exact match")
     train_tasks: int = key(2000, "tasks that VRL draws from, in wordings that no expert trajectory shows, nor the held-out tasks")
     heldout_tasks: int = key(128, "held-out tasks: subjects, wordings and combinations that training never shows")
-    per_type: int = key(0, "most trajectories of one task type; those with a plan that few have stay first; 0: all stay")
+    per_type: int = key(0, "most trajectories of one task type; those with a plan that few have stay first; 0: all stay", 0)
     max_shots: int = key(3, "most shots of a video task")
     max_images: int = key(6, "most images of an image task")
     max_steps: int = key(24, "most steps of a task's expert plan (the paper's trajectories have 15 on average)")
@@ -408,14 +408,14 @@ def each_line(path, numbered=False):
     if not path.is_file():
         raise SystemExit(f"error: {path} is missing; `python make_data.py --help` says which command makes it")
     bad = 0
-    with open(path, encoding="utf-8", newline="\n") as file:
+    with open(path, "rb") as file:
         for n, line in enumerate(file, 1):
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError as e:
+            except ValueError as e:      # UnicodeDecodeError among them
                 bad += bool(line.strip())
                 if line.strip():
-                    print(f"  {path}, line {n} is not JSON ({e.msg}): skipped")
+                    print(f"  {path}, line {n} is not JSON ({getattr(e, 'msg', None) or e}): skipped")
                 continue
             yield (n, record) if numbered else record
     if bad:

@@ -177,8 +177,12 @@ def hub_general(config, sources=None):
     items, seen, ends = [], set(), [config.data.general * w / sum(s["weight"] for s in sources) for w in accumulate(s["weight"] for s in sources)]
     for s, begin, end in zip(sources, [0, *ends], ends):
         name, share, bad, copies = s.get("hub") or s["load"], round(end) - round(begin), 0, 0      # the rounded shares add up
-        stream = load_dataset(**(s.get("load") or {"path": s["hub"]}), split="train", streaming=True)
-        for record in stream.shuffle(seed=config.seed, buffer_size=10 * share + 1):
+        try:
+            stream = load_dataset(**(s.get("load") or {"path": s["hub"]}), split="train", streaming=True)
+        except Exception as e:      # offline, a wrong name, a gated set, a loading script: `datasets` has an exception for each
+            raise SystemExit(f"error: {name} cannot be loaded ({type(e).__name__}: {' '.join(str(e).split()):.200}); give it a `load:` of its own in "
+                             "data/general_datasets.yaml, such as {path: text, data_files: FILES}, or take it out there") from e
+        for record in stream.shuffle(seed=config.seed, buffer_size=2000):
             if share <= 0:
                 break
             try:
@@ -246,6 +250,20 @@ def train_tokenizer(texts, often, vocab_size, path):
     tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in TAGS])
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>",
                             clean_up_tokenization_spaces=False).save_pretrained(path)
+
+
+def chat_record(t):
+    """{"messages", "tools"} as `datasets`, TRL's SFTTrainer and the OpenAI API take it. They want tool replies to answer calls of their own
+    format, and UTPC's calls are text, so a reply goes back as the user's text, in the tags that Qwen's template gives it."""
+    messages = []
+    for m in t["messages"]:
+        if m["role"] != "tool":
+            messages.append({"role": m["role"], "content": m["content"]})
+        elif messages[-1]["role"] == "user":
+            messages[-1]["content"] += "\n" + tag("tool_response", m["content"])
+        else:
+            messages.append({"role": "user", "content": tag("tool_response", m["content"])})
+    return {"messages": messages, **({"tools": t["tools"]} if t["tools"] else {})}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

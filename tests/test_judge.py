@@ -241,7 +241,8 @@ def test_the_plan_judge_sees_request_pool_facts_and_experts(server, config, epis
     assert json.dumps(t["task"]["request"], ensure_ascii=False) in plan
     assert all(f"{tool}(" in plan for tool in t["pool"]) and sum(f"{tool}(" in plan for tool in load_tools()) == len(t["pool"])
     shown = [load_workflows()[n]["title"] for n in list(nearest_workflows(t["task"]["constraints"]))[:3]]
-    assert f"1. {shown[0]}: [" in plan and f"2. {shown[1]}: [" in plan and "3. " not in plan
+    assert f"1. {shown[0]}. " in plan and f"2. {shown[1]}. " in plan and "\n3. " not in plan
+    assert all(load_workflows()[n]["practice"] in plan for n in list(nearest_workflows(t["task"]["constraints"]))[:2])
     assert f"The plan has {len(t['plan'])} steps" in plan and to_json(t["plan"]) in plan
 
 

@@ -174,7 +174,7 @@ def test_neighbours_are_of_the_same_modality_with_the_choice_first():
     env = VisGenEnv(Config().rollout)
     for name, flow in load_workflows().items():
         env.reset({"id": "t", "request": "x", "pool": ["tool_music_suno"]}, 0)
-        titles = re.findall(r"^- (.*)\n +1\. ", guide_of({"scenario": "movies", "workflow": name}, env, 3), re.M)
+        titles = re.findall(r"^- ([^.]*)\. .*\n +1\. ", guide_of({"scenario": "movies", "workflow": name}, env, 3), re.M)
         assert titles[0] == flow["title"] and len(titles) == 3
         assert {f["modality"] for f in load_workflows().values() if f["title"] in titles} == {flow["modality"]}
 

@@ -919,7 +919,7 @@ def test_ensure_data_makes_all_files_once(tmp_path, monkeypatch, capsys):
     run = open_run(config)
     ensure_data(config, run)
     files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (run / "data").iterdir() if p.is_file()}
-    assert set(files) == {"heldout.jsonl", "train.jsonl", "queries.jsonl", "trajectories.jsonl", "visgen.jsonl", "chat.jsonl", "removed.jsonl",
+    assert set(files) == {"heldout.jsonl", "train.jsonl", "queries.jsonl", "trajectories.jsonl", "visgen.jsonl", "chat.jsonl", "removed.jsonl", "funnel.json",
                           "general.jsonl", "base.jsonl", "general_heldout.jsonl", "done.json"}
     assert [len(read_jsonl(run / "data" / f"{n}.jsonl")) for n in ("heldout", "train", "general", "general_heldout")] == [42, 42, 60, 12]
     assert (run / "data" / "tokenizer" / "tokenizer.json").is_file()

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import bench  # noqa: E402
 import data.paper  # noqa: E402
-from bench import COLUMNS, OBJECTIVE, ablate, columns_of, compare, per_task, read_bench, tables  # noqa: E402
+from bench import COLUMNS, ablate, columns_of, compare, per_task, read_bench, tables  # noqa: E402
 from data.paper import FIGURES, interval, paired, print_ablations, read_paper, row_config, verdict  # noqa: E402
 from rewards import PARTS  # noqa: E402
 

@@ -15,12 +15,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import make_data  # noqa: E402
-from configs.experiment import draw, load_config, read_jsonl, write_jsonl  # noqa: E402
+from configs.experiment import draw, each_line, load_config, read_jsonl, write_jsonl  # noqa: E402
 from data.figures import word_runs  # noqa: E402
-from data.review import export_review  # noqa: E402
-from data.general import tag  # noqa: E402
+from data.review import export_review, key_of  # noqa: E402
+from data.general import chat_record, tag  # noqa: E402
 from env import VisGenEnv, load_tools, parse_utpc  # noqa: E402
-from make_data import METACOGNITION, chat_record, jobs_at_once, make_tasks, make_trajectories, make_visgen, sift, vision_agent  # noqa: E402
+from make_data import METACOGNITION, jobs_at_once, make_tasks, make_trajectories, make_visgen, sift, vision_agent  # noqa: E402
 from rewards import ltr_rewards  # noqa: E402
 
 
@@ -61,7 +61,8 @@ def test_the_filter_says_why(whole, config):
     made[6] = {**made[6], "plan": other}
     made[7] = {**made[7], "task": {**made[7]["task"], "scenario": "another"}}
     kept, removed = sift(made, replace(config, data=replace(config.data, per_type=2)))
-    assert kept == ["t3", "t6", "t7"]      # of five of one type the first, and the one whose plan is another's
+    assert list(kept) == ["t3", "t6", "t7"]      # of five of one type the first, and the one whose plan is another's
+    assert "judge gave no verdict" in removed[2]["reason"]
     assert [(r["id"], r["stage"]) for r in removed] == [("t0", "trajectories"), ("t1", "filter"), ("t2", "filter"), ("t4", "filter"), ("t5", "filter")]
     assert removed[0]["reason"] == "no answer (max_turns)" and removed[1]["reason"] == "LtrReward below 0.9, lowest in result"
     assert removed[3]["reason"].startswith("2 of its task type stay")
@@ -81,6 +82,30 @@ def test_a_stopped_run_goes_on_and_ends_the_same(whole, config, tmp_path, at):
     assert (tmp_path / "visgen.jsonl").read_bytes() == (folder / "visgen.jsonl").read_bytes()
 
 
+def test_what_had_no_verdict_is_judged_again(whole, config, tmp_path):
+    folder, _ = whole
+    copy_of(folder, tmp_path, ["queries.jsonl"])
+    made = read_jsonl(folder / "trajectories.jsonl")
+    write_jsonl(tmp_path / "trajectories.jsonl", [{**t, "reward": {**t["reward"], "total": float("nan")}} if i in (3, 5) else t for i, t in enumerate(made)])
+    assert "filter: the LLM judge gave no verdict; `trajectories` asks it again" in make_visgen(config, tmp_path)["reasons"]
+    make_trajectories(config, tmp_path)
+    again = {t["task"]["id"]: t for t in read_jsonl(tmp_path / "trajectories.jsonl")}
+    assert again == {t["task"]["id"]: t for t in made} and len(read_jsonl(tmp_path / "trajectories.jsonl")) == len(made)
+
+
+def test_other_requests_under_the_same_names_are_refused(whole, config, tmp_path, capsys):
+    folder, _ = whole
+    copy_of(folder, tmp_path, ["trajectories.jsonl"])
+    tasks = read_jsonl(folder / "queries.jsonl")
+    write_jsonl(tmp_path / "queries.jsonl", [{**tasks[0], "request": "Another."}, *tasks[1:]])
+    with pytest.raises(SystemExit, match="another request for visgen-00000"):
+        make_trajectories(config, tmp_path)
+    write_jsonl(tmp_path / "queries.jsonl", [{"id": "x", "request": "y"}, [], *tasks[:2]])
+    assert len(make_data.make_queries(config, tmp_path)) == 2
+    said = capsys.readouterr().out
+    assert "line 1 is no task record: it lacks constraints, difficulty" in said and "line 2 is no task record: it lacks everything" in said
+
+
 def test_broken_lines_are_named_counted_and_skipped(whole, config, tmp_path, capsys):
     folder, _ = whole
     copy_of(folder, tmp_path, ["queries.jsonl"])
@@ -98,23 +123,37 @@ def test_human_review_there_and_back(whole, config, tmp_path, capsys):
     copy_of(folder, tmp_path, ["queries.jsonl", "trajectories.jsonl"])
     make_data.review(config, tmp_path, None)
     sheet = (tmp_path / "review.html").read_text()
-    shown = re.findall(r'<article id="([^"]+)"', sheet)
-    assert len(shown) == len(set(shown)) == min(100, counts["candidates"]) and sheet.count('value="keep"') == sheet.count('value="drop"') == len(shown)
+    shown = dict(re.findall(r'<article id="([^"]+)" data-key="([^"]+)"', sheet))
+    assert len(shown) == min(100, counts["candidates"]) and sheet.count('value="keep"') == sheet.count('value="drop"') == len(shown)
     assert "data:image/jpeg;base64," in sheet and "src=\"http" not in sheet
-    verdicts = [{"id": shown[0], "verdict": "drop", "reason": "dull", "reviewer": "A"}, {"id": shown[1], "verdict": "keep", "reviewer": "A"},
-                {"id": shown[2], "verdict": "maybe"}, {"id": "nobody-1", "verdict": "keep"}, ["x"]]
+    (a, key_a), (b, key_b), (c, key_c), (d, _) = list(shown.items())[:4]
+    verdicts = [{"id": a, "key": key_a, "verdict": "drop", "reason": "dull", "reviewer": "A"}, {"id": b, "key": key_b, "verdict": "keep", "reviewer": "B"},
+                {"id": c, "key": key_c, "verdict": "maybe"}, {"id": "nobody-1", "verdict": "keep"}, ["x"], {"id": ["x"], "verdict": "keep"},
+                {"id": d, "key": key_c, "verdict": "keep"}]
     file = tmp_path / "downloaded.jsonl"
-    file.write_text("\n".join(map(json.dumps, verdicts)) + "\n{broken\n")
+    file.write_bytes(("\n".join(map(json.dumps, verdicts)) + "\n{broken\n").encode() + b'{"id": "\xff"}\n')
     make_data.review(config, tmp_path, str(file))
     said = capsys.readouterr().out
-    assert "line 3 has the verdict 'maybe'" in said and "line 4 names 'nobody-1'" in said and "line 5 is no object" in said and "line 6 is not JSON" in said
-    assert "2 verdicts, 3 lines skipped" in said
+    for n, what in enumerate(("has the verdict 'maybe'", "names 'nobody-1'", "is no object", "is no object", "judges another trajectory", "is not JSON", "is not JSON"), 3):
+        assert f"line {n} {what}" in said
+    assert "2 verdicts, 5 lines skipped" in said and "2 broken lines skipped" in said
     again = re.findall(r'<article id="([^"]+)"', (tmp_path / "review.html").read_text())
-    assert not {shown[0], shown[1]} & set(again)
+    assert not {a, b} & set(again)
     after = make_visgen(config, tmp_path)
     kept = {t["task"]["id"]: t["review"] for t in read_jsonl(tmp_path / "visgen.jsonl")}
-    assert shown[0] not in kept and kept[shown[1]] == "kept by a human" and kept[shown[2]] == "unreviewed"
-    assert after["reviewed"] == 2 and after["kept"] == counts["kept"] - 1 and after["reasons"]["review: human review: dull"] == 1
+    assert a not in kept and kept[b] == "kept by a human" and kept[c] == kept[d] == "unreviewed"
+    assert after["reviewed"] == 2 and after["kept"] == counts["kept"] - 1 and after["reasons"]["review: dropped by a human: dull"] == 1
+    assert [(r["key"], r["reviewer"]) for r in read_jsonl(tmp_path / "verdicts.jsonl")] == [(key_a, "A"), (key_b, "B")]
+
+
+def test_verdicts_of_another_run_are_refused(whole, config, tmp_path, capsys):
+    folder, _ = whole
+    other = replace(config, seed=5, data=replace(config.data, queries=20))
+    make_trajectories(other, tmp_path)
+    rows = [{"id": i, "key": key, "verdict": "keep"} for i, key in sift(each_line(folder / "trajectories.jsonl"), config)[0].items()]
+    write_jsonl(tmp_path / "v.jsonl", rows[:20])
+    make_data.review(other, tmp_path, str(tmp_path / "v.jsonl"))
+    assert make_visgen(other, tmp_path)["reviewed"] == 0 and capsys.readouterr().out.count("judges another trajectory") >= 15
 
 
 def test_the_sheet_escapes_what_the_agent_wrote(whole, config, tmp_path):
@@ -198,6 +237,22 @@ def test_without_recovery_every_failed_call_is_repeated_once(config):
     assert seen["again"] > 5
 
 
+def test_the_answer_says_where_not_all_is_as_asked(config):
+    """A film of another length than asked for (no plan check), or fewer pictures, is not handed over as if it were right."""
+    seen = Counter()
+    for task in make_tasks(150, "visgen", config.data, 6):
+        t = vision_agent(task, VisGenEnv(config.rollout), 1, ("recovery", "verification"))
+        if not t["answer"]:
+            continue
+        c, handed = task["constraints"], [a for a in t["artifacts"] if a["id"] in t["answer"]["deliverables"]]
+        wrong = any(c["duration_s"] and a["kind"] == "video" and abs(a["duration_s"] / c["duration_s"] - 1) > 0.05 for a in handed) or \
+            sum(a["kind"] == task["modality"] for a in handed) < c["images"] + c["videos"]
+        honest = "you asked for" in t["answer"]["summary"].lower().replace("what you asked", "you asked")
+        assert honest == wrong, (task["id"], t["answer"])
+        seen[wrong] += 1
+    assert seen[True] > 20 and seen[False] > 20
+
+
 def test_runs_of_words():
     assert word_runs("One two, three four FIVE six") == {("one", "two", "three", "four", "five"), ("two", "three", "four", "five", "six")}
     assert tag("a", "b") == "<a>b</a>"
@@ -233,7 +288,8 @@ def test_each_stage_is_a_command(run):
     assert code == 0 and f"{n} trajectories" in out and re.search(r"tool calls +\d+\.\d +15\n", out) and (folder / "statistics.png").read_bytes()[1:4] == b"PNG"
     shown = re.findall(r'<article id="([^"]+)"', (folder / "review.html").read_text()) if (folder / "review.html").is_file() else []
     assert not shown
-    (folder.parent / "v.jsonl").write_text(json.dumps({"id": read_jsonl(folder / "visgen.jsonl")[0]["task"]["id"], "verdict": "drop", "reason": "test"}) + "\n")
+    first = read_jsonl(folder / "visgen.jsonl")[0]
+    write_jsonl(folder.parent / "v.jsonl", [{"id": first["task"]["id"], "key": key_of(first), "verdict": "drop", "reason": "test"}])
     code, out, _ = make_data_py("review", *more, "--verdicts", str(folder.parent / "v.jsonl"))
     assert code == 0 and f"1 of {n} candidates were judged by a human" in out and len(read_jsonl(folder / "visgen.jsonl")) == n - 1
     code, out, _ = make_data_py("card", *more)
@@ -243,6 +299,10 @@ def test_each_stage_is_a_command(run):
 def test_visgen_runs_all_stages_with_the_queries_of_the_command_line(run):
     code, out, _ = make_data_py("visgen", "--queries", "42", f"name={run}")
     assert code == 0 and "42 ended with answer" in out and "review.html" in out and re.search(r"queries +42 +20k", out) and "mean steps" in out
+    assert make_data_py("stats")[2][0].startswith("error: no command 'stats'; commands: queries, trajectories")
+    assert make_data_py("filter", f"name={run}", "--verdicts", "x")[2] == ["error: --verdicts belongs to `python make_data.py review`"]
+    code, out, _ = make_data_py(f"name={run}", "data.queries=42", "statistics")
+    assert code == 0 and "mean steps" in out
     code, _, error = make_data_py("visgen", "--queries", "many", f"name={run}")
     assert code != 0 and "data.queries" in error[0]
 
