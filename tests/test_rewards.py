@@ -468,7 +468,7 @@ def test_forms(form, total):
 
 def test_rl1_to_rl4_by_config():
     forms = {p.stem: load_config(p).reward.form for p in (ROOT / "configs" / "ablations").glob("rl*.yaml")}
-    assert forms == {"rl1": "result+format", "rl2": "plan*(result+format)", "rl3": "plan*(result+format)"}
+    assert forms == {"rl1": "result+format", "rl2": "plan*(result+format)", "rl3": "plan*(result+format)", "rl4": "plan*fine"}
     assert load_config(ROOT / "configs" / "tiny.yaml").reward.form == RewardConfig().form == "plan*fine"
     assert load_config(ROOT / "configs" / "ablations" / "rl3.yaml").vrl.start == "base"
 
