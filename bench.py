@@ -703,7 +703,7 @@ def ablate(args):
     parser.add_argument("--seeds", type=int, default=1, help="seeds 0 to n - 1 (default 1)")
     parser.add_argument("--only", help="rows, with commas between (default: all)")
     parser.add_argument("--jobs", type=int, default=1, help="rows at a time, one thread each (default 1)")
-    parser.add_argument("--out", help="the result (default: runs/ablate/ablations.json; without a folder data/ablations.json)")
+    parser.add_argument("--out", help="the result, whose rows are not made again (default: runs/ablate/ablations.json; without a folder data/ablations.json)")
     given = parser.parse_args(args)
     out = Path(given.out or (ROOT / ("runs/ablate" if given.folder else "data") / "ablations.json"))
     if not given.folder:
@@ -718,14 +718,17 @@ def ablate(args):
         raise SystemExit(f"error: --seeds is {given.seeds} and --jobs {given.jobs}; both must be at least 1")
     if set(scale) != {"tokens", "config"}:
         raise SystemExit(f"error: data/ablate.yaml holds {', '.join(scale)}; it must hold `tokens` and `config`")
+    before = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
+    rows = before["rows"] if before.get("scale") == scale else {}
+    left = [(row, s) for s in range(given.seeds) for row in only if str(s) not in rows.get(row, {})]
     # v7 of a seed comes first: its data, base and PST are the others'.
-    wanted = [("v7", s) for s in range(given.seeds)] + [(row, s) for s in range(given.seeds) for row in only if row != "v7"]
+    wanted = [("v7", s) for s in range(given.seeds) if any(seed == s for _, seed in left)] + [key for key in left if key[0] != "v7"]
     made = {key: row_config(given.folder, *key, scale) for key in wanted}
     for path, _ in made.values():
         open_run(load_config(path))
-    print("on top of the rows' configs: " + "; ".join(made["v7", 0][1]) + f"; tokens of each stage x {scale['tokens']}")
-    before, failed, futures = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}, [], {}
-    rows = before["rows"] if before.get("scale") == scale else {}
+    print(f"{len(wanted)} rows to make, each config changed by " + "; ".join(next(iter(made.values()), (None, ["nothing"]))[1]) +
+          f"; tokens of each stage x {scale['tokens']}")
+    failed, futures = [], {}
     with ThreadPoolExecutor(given.jobs) as pool:
         for row, seed in wanted:
             def home(seed=seed):

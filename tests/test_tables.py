@@ -1,6 +1,7 @@
 """The paper's tables as data, rows of ours beside them, two runs compared, Table 4's orderings and the ablation's loop; no training here."""
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -323,6 +324,19 @@ def test_ablate_runs_resumes_and_adds(place, capsys):
     capsys.readouterr()
     ablate(["--out", str(root / "runs" / "ablate" / "ablations.json")])      # only prints
     assert "within noise" in capsys.readouterr().out
+
+
+def test_rows_of_the_result_are_not_made_again_on_another_machine(place, capsys):
+    root, folder, ran = place
+    out = root / "data" / "ablations.json"
+    ablate([str(folder), "--only", "v2", "--out", str(out)])
+    shutil.rmtree(root / "runs")
+    ran.clear()
+    ablate([str(folder), "--only", "v2", "--out", str(out)])
+    assert ran == [] and "0 rows to make" in capsys.readouterr().out
+    ablate([str(folder), "--only", "v2,RL4", "--out", str(out)])
+    assert {x[0] for x in ran} == {"v7-0", "RL4-0"}      # RL4 starts from the seed's v7, which is gone
+    assert set(json.loads(out.read_text())["rows"]) == {"v2", "v7", "RL4"}
 
 
 def test_ablate_goes_on_after_a_failure_and_names_it(place, capsys):
