@@ -566,6 +566,7 @@ def llm_agents(tasks, config, path):
     return [done[task["id"]] for task in tasks if task["id"] in done], counts
 
 
+# ---------------------------------------------------------------------------------------------------------------------
 # The funnel of Fig. 3: queries -> trajectories -> LtrReward's filter -> human review -> VisGenData. Every stage reads the files of the one before
 
 
@@ -654,8 +655,8 @@ def make_visgen(config, folder):
     path, verdict_path = folder / "trajectories.jsonl", folder / "verdicts.jsonl"
     kept, removed = sift(each_line(path), config)
     seen = {*kept, *(r["id"] for r in removed)}
-    removed += [{"id": task["id"], "stage": "trajectories", "reason": "no reply from the LLM's endpoint" if config.data.agent == "openai" else "no trajectory yet"} for task in each_line(folder / "queries.jsonl")
-                if task["id"] not in seen]
+    absent = "no reply from the LLM's endpoint" if config.data.agent == "openai" else "no trajectory yet"
+    removed += [{"id": task["id"], "stage": "trajectories", "reason": absent} for task in make_queries(config, folder) if task["id"] not in seen]
     verdicts = read_verdicts(verdict_path, kept) if verdict_path.is_file() else {}
     dropped = {i for i in kept if verdicts.get(i, {}).get("verdict") == "drop"}
     removed += [{"id": i, "stage": "review", "reason": f"dropped by a human: {verdicts[i]['reason'] or 'no reason given'}"} for i in kept if i in dropped]

@@ -105,7 +105,7 @@ class DataConfig:
     max_shots: int = key(3, "most shots of a video task")
     max_images: int = key(6, "most images of an image task")
     max_steps: int = key(24, "most steps of a task's expert plan (the paper's trajectories have 15 on average)")
-    long: bool = key(False, "requests at the paper's scale (Fig. 5): most films have many shots and most sets one identity")
+    long: bool = key(False, "requests at the paper's scale (Fig. 5): most films have many shots and most sets one identity (the shares are ours)")
     languages: list = key(["en"], "languages of the requests: en (42 task types) and zh (15 of them); with both, all 57 in turn")
     agent: str = key("scripted", "VisionAgent: scripted (offline, deterministic, ours) | openai (an LLM, see llm)", ("scripted", "openai"))
     llm: LlmConfig = key(LlmConfig(model="agent", key_env="AGENT_API_KEY", concurrency=32, temperature=0.7, max_tokens=4096, neighbours=1,

@@ -57,7 +57,7 @@ def draw_statistics(found, path):
     figure, axes = plt.subplots(2, 2, figsize=(12, 9), constrained_layout=True)
     for ax, name, label, mean in ((axes[0, 0], "actions", "actions of a trajectory", 15), (axes[0, 1], "tokens", found["unit"], 29_000)):
         ax.hist([r[name] for r in found["rows"]], bins=40)
-        ax.axvline(mean, color="black", linestyle="--", label=f"the paper's mean, {mean}")
+        ax.axvline(mean, color="black", linestyle="--", label=f"the paper's mean, {mean:,} {'tokens' if name == 'tokens' else 'steps'}")
         ax.axvline(found["mean"][name], color="tab:orange", label=f"mean here, {found['mean'][name]:.1f}")
         ax.set(xlabel=label, ylabel="trajectories")
         ax.legend()

@@ -10,7 +10,7 @@ from data.media import data_uri, moments, real_file, stills, thumbnail
 from env import page, to_json
 from rewards import deliverables
 
-GATE = {"spearman": 0.7, "n": 30}       # of a dimension; below it, it is "uncalibrated"
+GATE = {"spearman": 0.7, "n": 30}       # of a dimension, ours; below it, it is "uncalibrated"
 COLUMNS = ("task", "item", "dimension", "modality", "model", "s_rate", "scale", "human", "scorer", "rubric")
 DRAWS, FOLDS = 2000, 5
 
