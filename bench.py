@@ -51,7 +51,7 @@ from rewards import PARTS, consistency_reward, deliverables, explain, ltr_reward
 
 def stages_of(config, run):
     """{name: where its weights stand} of what the run has: untrained, pst, vrl (the last checkpoint)."""
-    from train_pst import list_checkpoints
+    from configs.checkpoints import list_checkpoints
 
     final, saved = ROOT / config.pst.init_from if config.pst.init_from else run / "pst" / "final", list_checkpoints(run / "vrl")
     return {"untrained": None, **({"pst": final} if final.is_dir() else {}), **({"vrl": saved[-1]} if saved else {})}
@@ -59,7 +59,8 @@ def stages_of(config, run):
 
 def load_stage(config, run, name, device, tokenizer):
     """The policy of a run as one of stages_of has it, in fp32 and frozen."""
-    from train_pst import add_lora, base_policy, load_policy, read_checkpoint, restore
+    from configs.checkpoints import read_checkpoint, restore
+    from train_pst import add_lora, base_policy, load_policy
     from train_vrl import sync_sampler
 
     stages = stages_of(config, run)
@@ -69,8 +70,7 @@ def load_stage(config, run, name, device, tokenizer):
     if name == "vrl":
         policy = add_lora(config, start(), norm=config.vrl.norm_lr > 0) if config.vrl.tune == "lora" else model
         restore(policy, [], *read_checkpoint(config, stages["vrl"]))
-        if policy is not model:
-            sync_sampler(model, policy)
+        sync_sampler(model, policy)
     return model.eval().requires_grad_(False)
 
 

@@ -19,13 +19,14 @@ from dataclasses import dataclass, field
 import torch
 from tqdm import tqdm
 
+from configs.checkpoints import config_digest, list_checkpoints, read_checkpoint, restore, save_checkpoint, trained_parameters
 from configs.experiment import ROOT, StopSwitch, append_metrics, command_line, draw, open_run, read_jsonl, write_atomic, write_jsonl
+from data.figures import draw_curve, print_table
 from env import VisGenEnv, to_json
 from make_data import ensure_data
 from rewards import PARTS, ltr_rewards
-from train_pst import (add_lora, base_policy, encode_prompt, encode_tool_messages, general_exact_match, list_checkpoints,
-                       load_policy, load_tokenizer, config_digest, read_checkpoint, restore, save_checkpoint, set_up,
-                       token_logprobs, train_pst, trained_parameters, use_autocast)
+from train_pst import (add_lora, base_policy, encode_prompt, encode_tool_messages, general_exact_match, load_policy, load_tokenizer, set_up,
+                       token_logprobs, train_pst, use_autocast)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Rollouts
@@ -270,7 +271,7 @@ def grpo_loss(logprobs, old_logprobs, advantages, loss_mask, config, normalizer,
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
     gain = torch.minimum(ratio * advantages[:, None], clipped * advantages[:, None])                            # (B, T)
-    if config.tis_cap:                  # the sampler's kernels differ from the trainer's: truncated importance weight
+    if config.tis_cap and sampler_logprobs is not None:      # the sampler's kernels differ from the trainer's: truncated importance weight
         gain = gain * (old_logprobs - sampler_logprobs).exp().clamp(max=config.tis_cap).detach()
     per_token = -gain
     if ref_logprobs is not None:        # Theorem 4.1's action bias: KL(pi || pi_pst), the k3 estimate
@@ -321,7 +322,7 @@ def update(policy, optimizer, rollouts, config):
     v, device = config.vrl, next(policy.parameters()).device
     trained = [r for r in rollouts if r.advantage and not (v.mask_truncated and r.trajectory["ended"] in ("max_tokens", "max_turns"))]
     sums, grad_norm = Counter(), 0.0
-    with_ref, with_old = v.kl_coef > 0, v.minibatches > 1 or v.tis_cap > 0
+    with_ref, with_old = v.kl_coef > 0, v.minibatches > 1
     order = draw(config.seed, "minibatches", len(trained)).sample(trained, len(trained))
     size = math.ceil(len(order) / v.minibatches) or 1
     known = {}
@@ -346,7 +347,8 @@ def update(policy, optimizer, rollouts, config):
             # One update on fresh rollouts: pi_old is this very pi, the ratio is 1 and its gradient is not 0.
             old = fill[0] if with_old else logprobs.detach()
             mask = batch["loss_mask"][:, 1:]
-            loss, some = grpo_loss(logprobs, old, batch["advantages"], mask, v, normalizer, fill[1], batch["sampler_logprobs"])
+            loss, some = grpo_loss(logprobs, old, batch["advantages"], mask, v, normalizer, fill[1],
+                                   batch["sampler_logprobs"] if config.rollout.engine == "vllm" else None)
             loss.backward()
             sums.update({k: float(x) for k, x in some.items()})
             gap = ((logprobs.detach() - batch["sampler_logprobs"]) * mask).abs()
@@ -596,34 +598,6 @@ def compare_speed(model, tokenizer, tasks, config, n=64):
           f"ratio {sampled / (middle - start) * (end - middle) / theirs:.1f}")
 
 
-def draw_curve(run):
-    """curve.png: R_vrt and its parts over VRL steps, from metrics.jsonl."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    lines = {m["step"]: m for m in read_jsonl(run / "metrics.jsonl") if m["phase"] == "vrl"}
-    held = {m["step"]: m["greedy"]["reward"] for m in read_jsonl(run / "metrics.jsonl") if m["phase"] == "eval"}
-    loss = [(m["step"], m["loss"], m["stage"]) for m in read_jsonl(run / "metrics.jsonl") if m["phase"] == "pst" and "loss" in m]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=[2, 3])
-    for stage in sorted({s for _, _, s in loss}):
-        left.plot([t for t, _, s in loss if s == stage], [x for _, x, s in loss if s == stage], label=f"stage {stage}" if stage else "base")
-    left.set(xlabel="step of the stage", ylabel="loss on the agent's tokens", title="PST", yscale="log")
-    for part, style in (("reward", {"color": "black", "lw": 2}), ("plan", {}), *((p, {"lw": 0.8}) for p in PARTS)):
-        steps = [s for s in sorted(lines) if lines[s][part] is not None]
-        right.plot(steps, [lines[s][part] for s in steps], label="R_vrt" if part == "reward" else f"R_{part}", **style)
-    right.plot(sorted(held), [held[s] for s in sorted(held)], "o--", color="black", label="R_vrt held-out, greedy")
-    right.set(xlabel="VRL step", title="VRL: mean over the step's rollouts at temperature 1", ylim=(None, 1.01))
-    for axis in (left, right):
-        axis.grid(alpha=0.3)
-        if axis.lines:
-            axis.legend(fontsize=7, **({"loc": "upper left", "bbox_to_anchor": (1.01, 1)} if axis is right else {}))
-    figure.tight_layout()
-    figure.savefig(run / "curve.png", dpi=110)
-    plt.close(figure)
-
-
 def write_trajectory(trajectory, path):
     """One finished trajectory as text to read: request, turns, replies, reward parts."""
     reward = trajectory["reward"]
@@ -633,20 +607,6 @@ def write_trajectory(trajectory, path):
     for m in trajectory["messages"]:
         lines += [f"--- {m['role']}", m["content"], ""]
     write_atomic(path, "\n".join(lines))
-
-
-def print_table(before, after):
-    """The before/after table on held-out tasks."""
-    print(f"\n{'held-out':24}{'PST':>10}{'PST + VRL':>12}")
-    for mode in ("greedy", "sampled"):
-        if mode not in before:
-            continue
-        for name in ("reward", "strict", "plan", "fine", *PARTS):
-            a, b = (x[mode].get(name) for x in (before, after))
-            label = {"reward": "R_vrt", "strict": "R_vrt > 0.99"}.get(name, f"R_{name}")
-            print(f"{mode + ' ' + label:24}" + "".join(f"{'-' if x is None else format(x, '.3f'):>{w}}" for x, w in ((a, 10), (b, 12))))
-    for name in before["general"]:
-        print(f"{name + ' (exact match)':24}{before['general'][name]:>10.3f}{after['general'][name]:>12.3f}")
 
 
 def cached_evaluation(path, compute):

@@ -56,12 +56,18 @@ class ModelConfig:
     base_examples: int = key(0, "copying exercises that a policy from scratch is trained on first: they stand for the pretrained model of the paper")
     base_lr: float = key(0.01, "peak learning rate of AdamW on them")
     max_len: int = key(1536, "longest trajectory, tokens")
-    dtype: str = key("float32", "weights: float32 or bfloat16")
+    template: str = key("chatml", "chat template: chatml (SmolLM2 and policies from scratch) | qwen3 (Qwen3, Qwen3-VL: tools and replies as these know them); "
+                                  "neither rewrites an earlier turn", ("chatml", "qwen3"))
+    dtype: str = key("float32", "weights: float32 or bfloat16", ("float32", "bfloat16"))
+    quantize: str = key("none", "the frozen base under an adapter: none | nf4 (bitsandbytes, QLoRA)", ("none", "nf4"))
     autocast: bool = key(True, "run matrix products in bfloat16 while training (weights keep `dtype`)")
-    attn: str = key("auto", "attention: auto | sdpa | eager | flash_attention_2; auto is flash on CUDA where installed, else sdpa")
+    attn: str = key("auto", "attention: auto | sdpa | eager | flash_attention_2; auto is flash on CUDA where installed, else sdpa",
+                    ("auto", "sdpa", "eager", "flash_attention_2"))
     gradient_checkpointing: bool = key(False, "recompute activations in the backward pass (long trajectories)")
     lora_rank: int = key(32, "LoRA rank; the paper gives none")
     lora_alpha: int = key(64, "LoRA scale is lora_alpha / lora_rank")
+
+    __post_init__ = check_values
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,8 @@ class PstConfig:
 
     stages: list[Stage] = key([Stage(0.5, 3), Stage(0.2, 3)], "stages in order; one entry is one-stage SFT")
     tune: str = key("full", "full: all weights; lora: an adapter, merged in fp32 at the end", ("full", "lora"))
-    optimizer: str = key("adamw", "adamw; muon: torch.optim.Muon on the matrices inside the blocks, AdamW on the rest (see configs/tiny.yaml)", ("adamw", "muon"))
+    optimizer: str = key("adamw", "adamw | adamw8bit (bitsandbytes: moments in 8 bits) | muon: torch.optim.Muon on the matrices inside the blocks, "
+                                  "AdamW on the rest (see configs/tiny.yaml)", ("adamw", "adamw8bit", "muon"))
     row_len: int = key(768, "tokens of a packed row; at least the longest example")
     rows_per_step: int = key(4, "packed rows of one optimizer step, all ranks together")
     micro_rows: int = key(4, "packed rows of one forward pass")
@@ -160,6 +167,7 @@ class VrlConfig:
     group_size: int = key(4, "paper: 4 rollouts a task", 1)
     lr: float = key(1e-3, "AdamW on the LoRA adapter")
     norm_lr: float = key(0.0, "AdamW on the final norm beside the adapter; 0: it is not trained (vLLM takes no adapter with a norm)")
+    optimizer: str = key("adamw", "adamw | adamw8bit (bitsandbytes: moments in 8 bits)", ("adamw", "adamw8bit"))
     warmup: int = key(5, "steps of rising learning rate, at the start")
     cooldown: int = key(0, "steps of falling learning rate, at the end; between the two it stays at its peak")
     weight_decay: float = key(0.0, "AdamW")
@@ -174,7 +182,8 @@ class VrlConfig:
     clip_low: float = key(0.2, "the ratio is clipped below at 1 - clip_low")
     clip_high: float = key(0.2, "the ratio is clipped above at 1 + clip_high; 0.28 is DAPO's clip-higher")
     kl_coef: float = key(0.0, "KL to pi_pst in the loss (k3 estimate): Theorem 4.1's action bias; 0 is off")
-    tis_cap: float = key(0.0, "truncated importance weight of sampler against trainer, 2.0 for vLLM; 0 is off")
+    tis_cap: float = key(2.0, "cap of the truncated importance weight of sampler against trainer; for rollout.engine vllm alone, since our own sampler "
+                              "computes what the trainer does; 0 is off", 0)
     mask_truncated: bool = key(False, "leave rollouts that hit a limit out of the loss (DAPO's overlong filter)")
     save_every: int = key(10, "steps between checkpoints", 1)
     keep: int = key(2, "checkpoints kept", 1)
@@ -201,6 +210,16 @@ class RolloutConfig:
     """Section `rollout` of a config file: what the environment and the sampler are told."""
     tools: str = key("names", "how the system message lists the tools: schema, signature or names", ("schema", "signature", "names"))
     tool_pool: str = key("task", "which tools the agent has: the task's pool (task) or all 36 (all)", ("task", "all"))
+    engine: str = key("transformers", "who samples: transformers (our batched sampler below it, any device) | vllm (one engine a rank, in the trainer's process)",
+                      ("transformers", "vllm"))
+    gpu_memory: float = key(0.4, "vllm: share of a GPU's memory for its weights and KV cache", [0.01, 1])
+    kv_gib: float = key(1.0, "vllm on a CPU: GiB of KV cache", 0.1)
+    max_rows: int = key(256, "vllm: sequences that it decodes at once", 1)
+    sleep: bool = key(True, "vllm: give its GPU memory back while the trainer updates (sleep level 1); a CPU has no such mode")
+    max_gap: float = key(0.0, "largest difference, in nats, of sampler and trainer on the fixed prompt after each adapter sync, above which the run stops; "
+                              "0: 1e-3 for float32 weights, 1.0 for bfloat16 or nf4, whose kernels differ by rounding", 0)
+    deadline_s: float = key(0.0, "vllm: seconds after which a lot of rollouts is cut off where it stands (ended: max_tokens); 0: never", 0)
+    max_rollout_tokens: int = key(0, "tokens that the agent may write in a whole rollout; 0: as many as model.max_len has room for", 0)
     max_turns: int = key(12, "turns after which an episode without an answer is cut off", 1)
     failure_scale: float = key(1.0, "multiplies every failure rate of tools.yaml; 0 switches failures off", 0)
     temperature: float = key(1.0, "of training rollouts, which come from the full softmax: no top-p, top-k or min-p")

@@ -1,10 +1,11 @@
-"""What VisGenData is like: Fig. 5's figures, its diversity, and the picture of them (`python make_data.py statistics`)."""
+"""What VisGenData is like: Fig. 5's figures, its diversity, and the picture of them (`python make_data.py statistics`); a run's curve and table."""
 
 import re
 from collections import Counter
 
-from configs.experiment import ROOT, each_line
+from configs.experiment import ROOT, each_line, read_jsonl
 from env import to_json
+from rewards import PARTS
 
 BENCH = ROOT / "data" / "visgenbench.jsonl"
 
@@ -69,3 +70,45 @@ def draw_statistics(found, path):
     axes[1, 1].set(ylabel="trajectories", title="difficulty")
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def draw_curve(run):
+    """curve.png: R_vrt and its parts over VRL steps, from metrics.jsonl."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    lines = {m["step"]: m for m in read_jsonl(run / "metrics.jsonl") if m["phase"] == "vrl"}
+    held = {m["step"]: m["greedy"]["reward"] for m in read_jsonl(run / "metrics.jsonl") if m["phase"] == "eval"}
+    loss = [(m["step"], m["loss"], m["stage"]) for m in read_jsonl(run / "metrics.jsonl") if m["phase"] == "pst" and "loss" in m]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=[2, 3])
+    for stage in sorted({s for _, _, s in loss}):
+        left.plot([t for t, _, s in loss if s == stage], [x for _, x, s in loss if s == stage], label=f"stage {stage}" if stage else "base")
+    left.set(xlabel="step of the stage", ylabel="loss on the agent's tokens", title="PST", yscale="log")
+    for part, style in (("reward", {"color": "black", "lw": 2}), ("plan", {}), *((p, {"lw": 0.8}) for p in PARTS)):
+        steps = [s for s in sorted(lines) if lines[s][part] is not None]
+        right.plot(steps, [lines[s][part] for s in steps], label="R_vrt" if part == "reward" else f"R_{part}", **style)
+    right.plot(sorted(held), [held[s] for s in sorted(held)], "o--", color="black", label="R_vrt held-out, greedy")
+    right.set(xlabel="VRL step", title="VRL: mean over the step's rollouts at temperature 1", ylim=(None, 1.01))
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend(fontsize=7, **({"loc": "upper left", "bbox_to_anchor": (1.01, 1)} if axis is right else {}))
+    figure.tight_layout()
+    figure.savefig(run / "curve.png", dpi=110)
+    plt.close(figure)
+
+
+def print_table(before, after):
+    """The before/after table on held-out tasks."""
+    print(f"\n{'held-out':24}{'PST':>10}{'PST + VRL':>12}")
+    for mode in ("greedy", "sampled"):
+        if mode not in before:
+            continue
+        for name in ("reward", "strict", "plan", "fine", *PARTS):
+            a, b = (x[mode].get(name) for x in (before, after))
+            label = {"reward": "R_vrt", "strict": "R_vrt > 0.99"}.get(name, f"R_{name}")
+            print(f"{mode + ' ' + label:24}" + "".join(f"{'-' if x is None else format(x, '.3f'):>{w}}" for x, w in ((a, 10), (b, 12))))
+    for name in before["general"]:
+        print(f"{name + ' (exact match)':24}{before['general'][name]:>10.3f}{after['general'][name]:>12.3f}")
