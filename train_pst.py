@@ -19,6 +19,7 @@ import random
 import re
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -614,19 +615,15 @@ def train_pst(config, run):
     return final
 
 
-def general_exact_match(model, tokenizer, items, device, batch=64, max_new_tokens=96):
-    """Share of held-out general items answered exactly, greedy decoding, by kind; "general" is the mean of the kinds.
-
-    The last message of an item is the expected answer. Text is compared after strip; a function call by name and arguments.
-    """
+def greedy_answers(model, tokenizer, prompts, device, batch=64, max_new_tokens=96):
+    """Greedy answers to prompts (lists of ids), as lists of ids without the end of turn."""
     from transformers import GenerationConfig
 
     stop, pad = tokenizer.convert_tokens_to_ids(END_OF_TURN), tokenizer.pad_token_id
     settings = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stop, pad_token_id=pad)
-    prompts = [encode_prompt(tokenizer, x["messages"][:-1], x.get("tools")) for x in items]
-    hits = {}
+    answers = {}
     model.eval()
-    order = sorted(range(len(items)), key=lambda i: len(prompts[i]))
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for at in range(0, len(order), batch):
         part = order[at:at + batch]
         width = max(len(prompts[i]) for i in part)
@@ -634,9 +631,18 @@ def general_exact_match(model, tokenizer, items, device, batch=64, max_new_token
         mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in part], device=device)
         with torch.no_grad():
             out = model.generate(ids, attention_mask=mask, generation_config=settings)[:, width:].tolist()
-        for i, new in zip(part, out):
-            said = tokenizer.decode(new[:new.index(stop)] if stop in new else new).strip()
-            hits.setdefault(items[i]["kind"], []).append(same_answer(said, items[i]["messages"][-1]["content"], items[i]["kind"]))
+        answers.update({i: new[:new.index(stop)] if stop in new else new for i, new in zip(part, out)})
+    return [answers[i] for i in range(len(prompts))]
+
+
+def general_exact_match(answers, tokenizer, items):
+    """Share of held-out general items answered exactly, by kind; "general" is the mean of the kinds. answers: a function of prompts, greedy_answers' kind.
+
+    The last message of an item is the expected answer. Text is compared after strip; a function call by name and arguments.
+    """
+    hits = {}
+    for item, new in zip(items, answers([encode_prompt(tokenizer, x["messages"][:-1], x.get("tools")) for x in items])):
+        hits.setdefault(item["kind"], []).append(same_answer(tokenizer.decode(new).strip(), item["messages"][-1]["content"], item["kind"]))
     shares = {kind: sum(h) / len(h) for kind, h in sorted(hits.items())}
     return dict(shares, general=sum(shares.values()) / len(shares)) if shares else {"general": math.nan}
 
@@ -675,7 +681,7 @@ def main():
     ensure_data(config, run)
     tokenizer = load_tokenizer(config, run)
     model = load_policy(final, config, tokenizer, device)
-    shares = general_exact_match(model, tokenizer, read_jsonl(run / "data" / "general_heldout.jsonl"), device)
+    shares = general_exact_match(partial(greedy_answers, model, tokenizer, device=device), tokenizer, read_jsonl(run / "data" / "general_heldout.jsonl"))
     append_metrics(run, {"phase": "pst", "general_exact_match": shares, "seconds": round(time.perf_counter() - began, 1)})
     print("general exact match, greedy: " + ", ".join(f"{k} {v:.1%}" for k, v in shares.items()))
     print(f"finished policy: {final}")

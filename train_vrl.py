@@ -14,18 +14,20 @@ import math
 import resource
 import time
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from tqdm import tqdm
 
 from configs.checkpoints import config_digest, list_checkpoints, read_checkpoint, restore, save_checkpoint, trained_parameters
 from configs.experiment import ROOT, StopSwitch, append_metrics, command_line, draw, open_run, read_jsonl, write_atomic, write_jsonl
+from configs.vllm_engine import VllmEngine
 from data.figures import draw_curve, print_table
 from env import VisGenEnv, to_json
 from make_data import ensure_data
 from rewards import PARTS, ltr_rewards
-from train_pst import (add_lora, base_policy, encode_prompt, encode_tool_messages, general_exact_match, load_policy, load_tokenizer, set_up,
+from train_pst import (add_lora, base_policy, encode_prompt, encode_tool_messages, general_exact_match, greedy_answers, load_policy, load_tokenizer, set_up,
                        token_logprobs, train_pst, use_autocast)
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -43,6 +45,7 @@ class Rollout:
     loss_mask: list = field(default_factory=list)       # 1 on the agent's own tokens, end of turn included
     logprobs: list = field(default_factory=list)        # the sampler's, 0 where loss_mask is 0
     turn_start: int = 0                                 # where the current turn's tokens begin
+    written: int = 0                                    # tokens of the agent's so far
     trajectory: dict = None
     reward: float = math.nan
     advantage: float = 0.0
@@ -53,7 +56,9 @@ def extend(rollout, tokens, trained, logprobs=None):
     rollout.ids += tokens
     rollout.loss_mask += [int(trained)] * len(tokens)
     rollout.logprobs += logprobs or [0.0] * len(tokens)
-    if not trained:
+    if trained:
+        rollout.written += len(tokens)
+    else:
         rollout.turn_start = len(rollout.ids)
 
 
@@ -131,33 +136,68 @@ def draw_tokens(scores, generator):
                               * running[:, -1:], right=True)[:, 0].clamp(max=scores.shape[-1] - 1)
 
 
+def open_rollouts(tokenizer, tasks, config, seed, group_size):
+    """group_size Rollouts of each task, with their prompts, and their environments: a group shares prompt and environment seed."""
+    rollouts, envs = [], []
+    for group_id, task in enumerate(tasks):
+        env_seed = draw(seed, "env", task["id"]).getrandbits(31)
+        for _ in range(group_size):
+            rollouts.append(Rollout(task, group_id, env_seed))
+            envs.append(VisGenEnv(config.rollout))
+            messages, info = envs[-1].reset(task, env_seed)
+            prompt = encode_prompt(tokenizer, messages, info["tools"])
+            if len(prompt) >= config.model.max_len // 2:
+                raise SystemExit(f"error: task {task['id']}: its prompt has {len(prompt)} tokens, half of model.max_len {config.model.max_len} or more; "
+                                 "raise model.max_len, or shorten the prompt by `rollout.tools: names`")
+            extend(rollouts[-1], prompt, trained=False)
+    return rollouts, envs
+
+
+def go_on(rollout, env, tokenizer, config):
+    """After a sampled token: the environment replies if it ended a turn. Returns the ids of the reply, [] inside a turn, None at the episode's end."""
+    token, reply, ended, settings = rollout.ids[-1], [], None, config.rollout
+    if token == tokenizer.eos_token_id:
+        messages, _, terminated, truncated, _ = env.step(tokenizer.decode(rollout.ids[rollout.turn_start:-1]))
+        if terminated or truncated:
+            ended = env.ended
+        else:
+            reply = encode_tool_messages(tokenizer, messages)
+            extend(rollout, reply, trained=False)
+    elif token >= len(tokenizer):        # a padded row of the vocabulary, which no text has
+        ended = "malformed"
+    elif len(rollout.ids) - rollout.turn_start >= settings.max_turn_tokens:
+        ended = "max_tokens"
+    if not ended and (len(rollout.ids) >= config.model.max_len or 0 < settings.max_rollout_tokens <= rollout.written):
+        ended = "max_tokens"
+    if ended:
+        close(rollout, env, ended)
+    return None if ended else reply
+
+
+def close(rollout, env, ended):
+    """End an episode. One that was cut here ends as `ended`: the environment has not seen its unfinished turn."""
+    env.ended = env.ended or ended
+    rollout.trajectory = {**env.trajectory(), "pool": env.pool}
+
+
 @torch.inference_mode()
 def sample_rollouts(model, tokenizer, tasks, config, temperature, seed, group_size=1, progress=None):
     """Play group_size episodes of each task in VisGenEnv with the policy `model`; returns Rollouts with their trajectories.
 
     Token in, token out: sampled ids are kept as they are and only new tool messages are encoded. All rows decode together;
     a row whose turn has ended rests until an eighth of the rows do, then their tool messages are read in one pass.
-    temperature 0 is greedy. Sampling is from the full softmax: no top-p, top-k or min-p.
+    temperature 0 is greedy. Sampling is from the full softmax: no top-p, top-k or min-p. vLLM: play_in_vllm.
     """
-    settings, limit, device = config.rollout, config.model.max_len, model.device
+    rollouts, envs = open_rollouts(tokenizer, tasks, config, seed, group_size)
+    bar = tqdm(total=len(rollouts), desc=progress, unit="rollout", leave=False, disable=progress is None, mininterval=1)
+    if isinstance(model, VllmEngine):
+        return play_in_vllm(model, rollouts, envs, tokenizer, config, temperature, seed, bar)
+    settings, device = config.rollout, model.device
     generator = torch.Generator(device=device).manual_seed(seed)
-    rollouts, envs, unread = [], [], {}      # unread: rollout -> its last tokens, which the model has not read yet
-    for group_id, task in enumerate(tasks):
-        env_seed = draw(seed, "env", task["id"]).getrandbits(31)
-        for _ in range(group_size):
-            rollouts.append(Rollout(task, group_id, env_seed))
-            envs.append(VisGenEnv(settings))
-            messages, info = envs[-1].reset(task, env_seed)
-            prompt = encode_prompt(tokenizer, messages, info["tools"])
-            if len(prompt) >= limit // 2:
-                raise SystemExit(f"error: task {task['id']}: its prompt has {len(prompt)} tokens, half of model.max_len {limit} or more; "
-                                 "raise model.max_len, or shorten the prompt by `rollout.tools: names`")
-            extend(rollouts[-1], prompt, trained=False)
-            unread[len(rollouts) - 1] = prompt
+    unread = {r: out.ids[:] for r, out in enumerate(rollouts)}      # rollout -> its last tokens, which the model has not read yet
     cache = SlotCache(model, len(rollouts))
     live = list(range(len(rollouts)))        # the rollout in each cache row; None once it has ended
     logits = torch.zeros(len(rollouts), model.config.vocab_size, device=device)      # of each cache row, after its last token
-    bar = tqdm(total=len(rollouts), desc=progress, unit="rollout", leave=False, disable=progress is None, mininterval=1)
 
     # The prompts; a group's shared prompt is read once.
     group = [r for r in live if rollouts[r].group_id != rollouts[r - 1].group_id or r == 0]
@@ -177,31 +217,14 @@ def sample_rollouts(model, tokenizer, tasks, config, temperature, seed, group_si
         tokens = draw_tokens(scores, generator) if temperature else scores.argmax(-1)
         logprobs = scores.log_softmax(-1).gather(-1, tokens[:, None])[:, 0].tolist()
         for i, token, logprob in zip(rows, tokens.tolist(), logprobs):
-            r, out, ended = live[i], rollouts[live[i]], None
-            extend(out, [token], trained=True, logprobs=[logprob])
-            if token == tokenizer.eos_token_id:
-                messages, _, terminated, truncated, _ = envs[r].step(tokenizer.decode(out.ids[out.turn_start:-1]))
-                if terminated or truncated:
-                    ended = envs[r].ended
-                else:
-                    reply = encode_tool_messages(tokenizer, messages)
-                    extend(out, reply, trained=False)
-                    unread[r] = [token, *reply]
-            else:
-                unread[r] = [token]
-                if token >= len(tokenizer):      # a padded row of the vocabulary, which no text has
-                    ended = "malformed"
-                elif len(out.ids) - out.turn_start >= settings.max_turn_tokens:
-                    ended = "max_tokens"
-            if len(out.ids) >= limit and not ended:
-                ended = "max_tokens"
-            if ended:
-                if not envs[r].ended:            # cut here: the environment has not seen the unfinished turn
-                    envs[r].ended = ended
-                out.trajectory = {**envs[r].trajectory(), "pool": envs[r].pool}
+            r = live[i]
+            extend(rollouts[r], [token], trained=True, logprobs=[logprob])
+            reply = go_on(rollouts[r], envs[r], tokenizer, config)
+            if reply is None:
                 live[i] = None
-                unread.pop(r, None)
                 bar.update()
+            else:
+                unread[r] = [token, *reply]
         # Read the sampled token of every row whose turn goes on; ended turns rest, with their tool messages, until enough do.
         if len(live) > 8 and sum(r is not None for r in live) <= 0.9 * len(live):
             kept = [i for i, r in enumerate(live) if r is not None]
@@ -219,6 +242,45 @@ def sample_rollouts(model, tokenizer, tasks, config, temperature, seed, group_si
                 chunks = [unread.pop(live[i]) for i in part]
                 starts = [len(rollouts[live[i]].ids) - len(c) for i, c in zip(part, chunks)]
                 logits[part] = read_tokens(model, cache, part, chunks, starts)
+    bar.close()
+    return rollouts
+
+
+def play_in_vllm(engine, rollouts, envs, tokenizer, config, temperature, seed, bar):
+    """Continuous batching over turns: the moment a turn ends, the environment replies and the next turn is queued; nobody waits for the others.
+
+    Seeds are of the rollout and turn, so what one samples does not depend on the others (but for rounding, in bfloat16).
+    """
+    settings, members, turns = config.rollout, Counter(), Counter()
+    names = []
+    for out in rollouts:
+        names.append((out.task["id"], members[out.group_id]))
+        members[out.group_id] += 1
+
+    def queue(r):
+        out = rollouts[r]
+        room = min(settings.max_turn_tokens, config.model.max_len - len(out.ids),
+                   settings.max_rollout_tokens - out.written if settings.max_rollout_tokens else math.inf)
+        engine.submit(f"{r}-{turns[r]}", out.ids, room, temperature, draw(seed, *names[r], turns[r]).getrandbits(31), tokenizer.eos_token_id)
+        turns[r] += 1
+
+    for r in range(len(rollouts)):
+        queue(r)
+    end = time.time() + (settings.deadline_s or math.inf)
+    while engine.engine.has_unfinished_requests():
+        for name, tokens, logprobs in engine.step():
+            r = int(name.split("-")[0])
+            cut = next((i for i, t in enumerate(tokens, 1) if t >= len(tokenizer)), None)      # a padded row of the vocabulary ends the episode
+            extend(rollouts[r], tokens[:cut], trained=True, logprobs=logprobs[:cut])
+            if go_on(rollouts[r], envs[r], tokenizer, config) is None:
+                bar.update()
+            else:
+                queue(r)
+        if time.time() > end:
+            late = [r for r, out in enumerate(rollouts) if out.trajectory is None]
+            engine.engine.abort_request([f"{r}-{turns[r] - 1}" for r in late])
+            for r in late:
+                close(rollouts[r], envs[r], "max_tokens")
     bar.close()
     return rollouts
 
@@ -321,7 +383,7 @@ def update(policy, optimizer, rollouts, config):
     """GRPO update on the rollouts that carry signal. Returns metrics; every normaliser is counted over the whole step first."""
     v, device = config.vrl, next(policy.parameters()).device
     trained = [r for r in rollouts if r.advantage and not (v.mask_truncated and r.trajectory["ended"] in ("max_tokens", "max_turns"))]
-    sums, grad_norm = Counter(), 0.0
+    sums, grad_norm, gaps = Counter(), 0.0, []
     with_ref, with_old = v.kl_coef > 0, v.minibatches > 1
     order = draw(config.seed, "minibatches", len(trained)).sample(trained, len(trained))
     size = math.ceil(len(order) / v.minibatches) or 1
@@ -351,19 +413,18 @@ def update(policy, optimizer, rollouts, config):
                                    batch["sampler_logprobs"] if config.rollout.engine == "vllm" else None)
             loss.backward()
             sums.update({k: float(x) for k, x in some.items()})
-            gap = ((logprobs.detach() - batch["sampler_logprobs"]) * mask).abs()
-            sums.update(loss=float(loss.detach()), entropy=float((entropy * mask).sum()), gap=float(gap.sum()), read=batch["input_ids"].numel())
-            sums["gap_max"] = max(sums["gap_max"], float(gap.max()))
+            gaps.append((logprobs.detach() - batch["sampler_logprobs"])[mask].abs().cpu())
+            sums.update(loss=float(loss.detach()), entropy=float((entropy * mask).sum()), read=batch["input_ids"].numel())
         grad_norm = float(torch.nn.utils.clip_grad_norm_(trained_parameters(policy).values(), v.max_grad_norm))
         if not math.isfinite(grad_norm):
             raise SystemExit(f"error: the gradient norm of the GRPO update is {grad_norm} (loss {sums['loss']}); the last checkpoint is whole; "
                              "lower `vrl.lr`, or set model.autocast=false")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    tokens = sums["tokens"] or 1
+    tokens, gap = sums["tokens"] or 1, torch.cat(gaps) if gaps else torch.zeros(1)      # sampler against trainer, nats, every token
     return {"loss": sums["loss"], "grad_norm": grad_norm, "ratio": sums["ratio"] / tokens, "clipped": sums["clipped"] / tokens,
-            "entropy": sums["entropy"] / tokens, "kl": sums["kl"] / tokens if with_ref else None, "gap_mean": sums["gap"] / tokens,
-            "gap_max": sums["gap_max"], "trained": len(trained), "loss_tokens": int(sums["tokens"]), "read_tokens": int(sums["read"])}
+            "entropy": sums["entropy"] / tokens, "kl": sums["kl"] / tokens if with_ref else None, "gap_mean": float(gap.mean()),
+            "gap_p99": float(gap.quantile(0.99)), "gap_max": float(gap.max()), "trained": len(trained), "loss_tokens": int(sums["tokens"]), "read_tokens": int(sums["read"])}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -371,7 +432,9 @@ def update(policy, optimizer, rollouts, config):
 
 
 def sync_sampler(sampler, policy):
-    """Give the sampler the policy's weights: a fresh fp32 merge of base and adapter, never undone in place."""
+    """Give the sampler the policy's weights: a fresh fp32 merge of base and adapter, never undone in place; vLLM gets the adapter alone."""
+    if isinstance(sampler, VllmEngine):
+        return sampler.take_adapter(policy)
     plain = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
     target = dict(sampler.named_parameters())
     with torch.no_grad():
@@ -383,12 +446,16 @@ def sync_sampler(sampler, policy):
                 target[name.replace(".modules_to_save.default", "")].copy_(p)
 
 
-def check_engine(sampler, policy, tokenizer, task, config, threshold=1e-4):
-    """Sampler and trainer agree on a fixed prompt, in fp32: the largest difference of log-probabilities. SystemExit above threshold."""
-    rollout = sample_rollouts(sampler, tokenizer, [task], config, 1.0, seed=0)[0]
-    batch = collate([rollout], sampler.device)
-    if policy.dtype != torch.float32:      # bf16 kernels differ by rounding alone
-        threshold = max(threshold, 0.5)
+def check_engine(sampler, policy, tokenizer, task, config, turns=0):
+    """Sampler and trainer agree on a fixed prompt: the largest difference of log-probabilities, in nats. SystemExit above rollout.max_gap.
+
+    turns: play that many short turns instead of the whole episode, for a check after every sync.
+    """
+    short = replace(config, rollout=replace(config.rollout, max_turns=turns, max_turn_tokens=min(64, config.rollout.max_turn_tokens))) if turns else config
+    rollout = sample_rollouts(sampler, tokenizer, [task], short, 1.0, seed=0)[0]
+    batch = collate([rollout], next(policy.parameters()).device)
+    exact = policy.dtype == torch.float32 and getattr(sampler, "exact", True)      # elsewhere kernels differ by rounding
+    threshold = config.rollout.max_gap or (1e-4 if exact else 1.0)
     with torch.no_grad():
         logprobs, _ = token_logprobs(policy, batch["input_ids"], batch["position_ids"], batch["loss_mask"][:, 1:], entropy=True)
     gap = float(((logprobs - batch["sampler_logprobs"]) * batch["loss_mask"][:, 1:]).abs().max())
@@ -400,7 +467,7 @@ def check_engine(sampler, policy, tokenizer, task, config, threshold=1e-4):
 
 def check_reference(policy, tokenizer, task, config, sampler):
     """KL to pi_pst (adapter off) is 0 before the first step. SystemExit with the number otherwise."""
-    batch = collate(sample_rollouts(sampler, tokenizer, [task], config, 1.0, seed=0), sampler.device)
+    batch = collate(sample_rollouts(sampler, tokenizer, [task], config, 1.0, seed=0), next(policy.parameters()).device)
     with torch.no_grad():
         now = batch_logprobs(policy, batch, config)[0]
         with policy.disable_adapter():
@@ -440,7 +507,8 @@ def evaluate(model, tokenizer, tasks, config, run, progress="held-out"):
             rollouts = sample_rollouts(model, tokenizer, tasks, config, temperature, seed=config.seed, progress=f"{progress}, {name}")
             score(rollouts, config)
             out[name], kept = summary(rollouts), kept or rollouts
-    out["general"] = general_exact_match(model, tokenizer, read_jsonl(run / "data" / "general_heldout.jsonl"), model.device)
+    greedy = model.answers if isinstance(model, VllmEngine) else partial(greedy_answers, model, device=model.device)
+    out["general"] = general_exact_match(partial(greedy, tokenizer), tokenizer, read_jsonl(run / "data" / "general_heldout.jsonl"))
     return out, kept
 
 
@@ -495,7 +563,7 @@ def train(config, run, policy, sampler, tokenizer, tasks, stop=None):
 
     stop: a StopSwitch; once it is on (Ctrl-C), the step is finished and saved, then the script exits with 130.
     """
-    v = config.vrl
+    v, vllm = config.vrl, isinstance(sampler, VllmEngine)
     optimizer = make_optimizer(policy, v)
     saved, first = list_checkpoints(run / "vrl"), 0
     if saved:
@@ -511,6 +579,8 @@ def train(config, run, policy, sampler, tokenizer, tasks, stop=None):
         rollouts = sample_rollouts(sampler, tokenizer, step_tasks(tasks, config, step), config, config.rollout.temperature,
                                    seed=draw(config.seed, "rollouts", step).getrandbits(31), group_size=v.group_size)
         sampled = time.time()
+        if vllm:
+            sampler.sleep()
         score(rollouts, config)
         advantages, groups = group_advantages([r.reward for r in rollouts], [r.group_id for r in rollouts], v.advantage)
         for r, a in zip(rollouts, advantages):
@@ -519,7 +589,12 @@ def train(config, run, policy, sampler, tokenizer, tasks, stop=None):
         for g in optimizer.param_groups:
             g["lr"] = g["peak"] * learning_rate(v, step)
         figures = update(policy, optimizer, rollouts, config)
-        sync_sampler(sampler, policy)
+        if vllm:
+            sampler.wake()
+        if figures["trained"] or not vllm:      # without signal nothing changed; vLLM's engine holds a sync without a change for a fault
+            sync_sampler(sampler, policy)
+        if vllm:
+            figures |= {"sync_gap": check_engine(sampler, policy, tokenizer, tasks[0], config, turns=1), "prompt_cached": sampler.cached_share()}
         updated = time.time()
         new = sum(sum(r.loss_mask) for r in rollouts)
         now = summary(rollouts)
@@ -609,6 +684,15 @@ def write_trajectory(trajectory, path):
     write_atomic(path, "\n".join(lines))
 
 
+def base_folder(config, run, tokenizer, device):
+    """The folder of the policy before PST, made if it is not there, for an engine that loads by itself."""
+    base_policy(config, run, tokenizer, device)
+    folder = run / "base" / "final"
+    if not folder.is_dir():
+        raise SystemExit("error: vLLM loads the policy from a folder, and random weights have none; set model.base_examples or model.path")
+    return folder
+
+
 def cached_evaluation(path, compute):
     """Read an evaluation that is already there, or compute it and write it (figures, one trajectory)."""
     if path.is_file():
@@ -625,6 +709,8 @@ def main():
         raise SystemExit("error: vrl.kl_coef needs the adapter (pi_pst is the policy with the adapter off); set vrl.tune=lora or vrl.kl_coef=0")
     if config.vrl.tune == "full" and config.vrl.norm_lr:
         raise SystemExit("error: vrl.norm_lr is of the norm beside an adapter; with vrl.tune=full it is trained at vrl.lr: set vrl.norm_lr=0")
+    if config.rollout.engine == "vllm" and (config.vrl.tune == "full" or config.vrl.norm_lr):
+        raise SystemExit("error: vLLM is given the LoRA adapter alone: with rollout.engine=vllm set vrl.tune=lora and vrl.norm_lr=0")
     if config.rollout.temperature <= 0:
         raise SystemExit(f"error: rollout.temperature is {config.rollout.temperature}; training samples, so it must be above 0")
     began, run = time.time(), open_run(config)
@@ -633,7 +719,11 @@ def main():
     final = train_pst(config, run) if config.vrl.start == "pst" else None
     tokenizer = load_tokenizer(config, run)
     load = lambda: load_policy(final, config, tokenizer, device) if config.vrl.start == "pst" else base_policy(config, run, tokenizer, device)      # noqa: E731
-    sampler = load().float().eval().requires_grad_(False)
+    if config.rollout.engine == "vllm":      # first, since it takes its share of the card's memory as it finds it
+        folder = final or config.model.path or base_folder(config, run, tokenizer, device)
+        sampler = VllmEngine(folder, config, device, bf16=use_autocast(config, device))
+    else:
+        sampler = load().float().eval().requires_grad_(False)
     if "--speed" in switches:
         return compare_speed(sampler, tokenizer, read_jsonl(run / "data" / "train.jsonl"), config)
     policy = add_lora(config, load(), norm=config.vrl.norm_lr > 0) if config.vrl.tune == "lora" else load()
@@ -641,8 +731,8 @@ def main():
     gap = check_engine(sampler, policy, tokenizer, heldout[0], config)
     if config.vrl.tune == "lora":
         check_reference(policy, tokenizer, heldout[0], config, sampler)
-    trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
-    print(f"policy: {sum(p.numel() for p in sampler.parameters()):,} parameters, {trainable:,} trained; sampler against trainer {gap:.1e} nats")
+    every, trained = sum(p.numel() for p in policy.parameters()), sum(p.numel() for p in trained_parameters(policy).values())
+    print(f"policy: {every:,} parameters, {trained:,} of them trained; sampler against trainer {gap:.1e} nats")
 
     def measure(step):
         figures, rollouts = evaluate(sampler, tokenizer, heldout, config, run, "held-out after VRL" if step else "held-out before VRL")

@@ -213,12 +213,14 @@ class RolloutConfig:
     engine: str = key("transformers", "who samples: transformers (our batched sampler below it, any device) | vllm (one engine a rank, in the trainer's process)",
                       ("transformers", "vllm"))
     gpu_memory: float = key(0.4, "vllm: share of a GPU's memory for its weights and KV cache", [0.01, 1])
-    kv_gib: float = key(1.0, "vllm on a CPU: GiB of KV cache", 0.1)
+    dtype: str = key("auto", "vllm: its weights: auto (bfloat16 where training multiplies in it, see model.autocast, else model.dtype) | float32 | bfloat16",
+                     ("auto", "float32", "bfloat16"))
+    kv_gib: int = key(1, "vllm on a CPU: GiB of KV cache", 1)
     max_rows: int = key(256, "vllm: sequences that it decodes at once", 1)
     sleep: bool = key(True, "vllm: give its GPU memory back while the trainer updates (sleep level 1); a CPU has no such mode")
     max_gap: float = key(0.0, "largest difference, in nats, of sampler and trainer on the fixed prompt after each adapter sync, above which the run stops; "
-                              "0: 1e-3 for float32 weights, 1.0 for bfloat16 or nf4, whose kernels differ by rounding", 0)
-    deadline_s: float = key(0.0, "vllm: seconds after which a lot of rollouts is cut off where it stands (ended: max_tokens); 0: never", 0)
+                              "0: 1e-4 where both compute in float32, 1.0 elsewhere, where kernels differ by rounding", 0)
+    deadline_s: float = key(0.0, "vllm: seconds after which rollouts are cut off, an unfinished turn is dropped (ended: max_tokens); 0: never", 0)
     max_rollout_tokens: int = key(0, "tokens that the agent may write in a whole rollout; 0: as many as model.max_len has room for", 0)
     max_turns: int = key(12, "turns after which an episode without an answer is cut off", 1)
     failure_scale: float = key(1.0, "multiplies every failure rate of tools.yaml; 0 switches failures off", 0)

@@ -7,6 +7,7 @@
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -561,14 +562,14 @@ def test_general_exact_match(policy, tokenizer):
              {"messages": [{"role": "user", "content": "add"}, {"role": "assistant", "content": '<tool_call>{"name": "add", "arguments": {"n": 3}}</tool_call>'}],
               "tools": SCHEMA, "kind": "function"}]
     pool = P.encode_records(tokenizer, items, 256, "items")
-    before = P.general_exact_match(policy, tokenizer, items, torch.device("cpu"), max_new_tokens=8)
+    before = P.general_exact_match(partial(P.greedy_answers, policy, tokenizer, device=torch.device("cpu"), max_new_tokens=8), tokenizer, items)
     assert before == {"arithmetic": 0, "instruction": 0, "function": 0, "general": 0}
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
     for _ in range(60):
         P.backward_step(tiny_config(), policy, [[0, 1, 2]], pool, 0, torch.device("cpu"))
         optimizer.step()
         optimizer.zero_grad()
-    assert P.general_exact_match(policy, tokenizer, items, torch.device("cpu"))["general"] == 1
+    assert P.general_exact_match(partial(P.greedy_answers, policy, tokenizer, device=torch.device("cpu")), tokenizer, items)["general"] == 1
 
 
 @pytest.mark.parametrize("said, same", [

@@ -1,0 +1,183 @@
+"""vLLM as the sampler, with the real engine (its CPU build): rollouts equal to ours, the adapter's way over, mismatch, a whole run.
+
+Needs vllm, which has an environment of its own in `.ci/run`; without it everything here is skipped. One engine serves the file.
+"""
+import copy
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("vllm", reason="vllm is not installed; `.ci/run` makes an environment with its CPU build")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+import train_vrl  # noqa: E402
+from configs.vllm_engine import VllmEngine  # noqa: E402
+from test_vrl import chatty, move, settings, tasks, tokenizer, trainer_logprobs, with_adapter  # noqa: E402, F401
+from train_pst import build_policy, save_policy  # noqa: E402
+from train_vrl import check_engine, sample_rollouts, sync_sampler  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):  # noqa: F811
+    """A random policy whose turns end now and then: the end of turn has a longer row in the head."""
+    model = build_policy(settings(model={"head_dim": 32}), tokenizer, CPU).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(1)
+    for p in model.parameters():
+        if p.dim() > 1:
+            p.normal_(0, 0.4, generator=generator)
+    head = torch.nn.Linear(32, len(tokenizer), bias=False).requires_grad_(False)
+    head.weight.normal_(0, 0.4, generator=generator)
+    head.weight[tokenizer.eos_token_id] *= 4.0
+    model.lm_head, model.config.tie_word_embeddings = head, False
+    return model
+
+
+@pytest.fixture(scope="module")
+def config():
+    return settings(rollout={"engine": "vllm"}, model={"head_dim": 32})       # its attention on a CPU has no smaller head
+
+
+@pytest.fixture(scope="module")
+def loaded(model, tokenizer, config, tmp_path_factory):  # noqa: F811
+    folder = tmp_path_factory.mktemp("policy") / "final"
+    save_policy(copy.deepcopy(model), tokenizer, folder)
+    return VllmEngine(folder, config, CPU, bf16=False)
+
+
+@pytest.fixture
+def engine(loaded):
+    """The engine as a new run finds it: without an adapter."""
+    if loaded.adapter:
+        loaded.engine.remove_lora(loaded.adapter.lora_int_id)
+    loaded.llm.reset_prefix_cache()
+    loaded.adapter = loaded.weights = None
+    return loaded
+
+
+def test_greedy_rollouts_equal_our_samplers(engine, model, tokenizer, tasks, chatty, config):  # noqa: F811
+    ours, theirs = (sample_rollouts(x, tokenizer, tasks, config, 0.0, seed=0) for x in (model, engine))
+    assert [r.ids for r in ours] == [r.ids for r in theirs] and [r.loss_mask for r in ours] == [r.loss_mask for r in theirs]
+    assert [r.trajectory for r in ours] == [r.trajectory for r in theirs]
+    assert sum(len(r.trajectory["turns"]) >= 2 for r in ours) >= 3, "too few turns to tell"
+    assert max(abs(a - b) for r, s in zip(ours, theirs) for a, b in zip(r.logprobs, s.logprobs)) < 1e-4
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_its_logprobs_are_the_trainers(engine, model, tokenizer, tasks, chatty, config, temperature):  # noqa: F811
+    rollouts = sample_rollouts(engine, tokenizer, tasks[:5], config, temperature, seed=3, group_size=3)
+    assert len({tuple(r.ids) for r in rollouts}) > 7, "a group samples the same"
+    for r in rollouts:
+        sampled = torch.tensor(r.logprobs[1:]) * torch.tensor(r.loss_mask[1:])
+        assert (trainer_logprobs(model, r, temperature) - sampled).abs().max() < 1e-4
+        assert all((x < 0) if m else (x == 0) for x, m in zip(r.logprobs, r.loss_mask))
+
+
+def test_a_rollout_does_not_depend_on_the_others(engine, tokenizer, tasks, chatty, config):  # noqa: F811
+    together = sample_rollouts(engine, tokenizer, tasks[:6], config, 1.0, seed=5, group_size=2)
+    alone = sample_rollouts(engine, tokenizer, tasks[3:4], config, 1.0, seed=5, group_size=2)
+    assert [r.ids for r in together[6:8]] == [r.ids for r in alone]
+    again = sample_rollouts(engine, tokenizer, tasks[:6], config, 1.0, seed=5, group_size=2)
+    other = sample_rollouts(engine, tokenizer, tasks[:6], config, 1.0, seed=6, group_size=2)
+    assert [r.ids for r in together] == [r.ids for r in again] != [r.ids for r in other]
+
+
+def test_turns_are_queued_as_they_end(engine, tokenizer, tasks, chatty, config, monkeypatch):  # noqa: F811
+    """No lockstep: some rollout's later turn is queued before another's first has ended."""
+    log, submit, go_on = [], VllmEngine.submit, train_vrl.go_on
+    monkeypatch.setattr(VllmEngine, "submit", lambda self, name, *a: (log.append(("queued", name)), submit(self, name, *a))[1])
+    monkeypatch.setattr(train_vrl, "go_on", lambda out, *a: (log.append(("ended", out.task["id"])), go_on(out, *a))[1])
+    sample_rollouts(engine, tokenizer, tasks, config, 1.0, seed=1)
+    ended, early = set(), 0
+    for what, name in log:
+        ended |= {name} if what == "ended" else set()
+        early += what == "queued" and not name.endswith("-0") and len(ended) < len(tasks)
+    assert early >= 2
+
+
+def test_groups_and_turns_share_what_was_read(engine, tokenizer, tasks, config):  # noqa: F811
+    """Long prompts (all tools' schemas): a group's is read once, and a later turn reads only what is new."""
+    long = replace(config, rollout=replace(config.rollout, tools="schema", tool_pool="all", max_turn_tokens=4), model=replace(config.model, max_len=10**6))
+    engine.cached_share()
+    rollouts = train_vrl.open_rollouts(tokenizer, tasks[:1], long, 0, 1)[0]
+    prompt = rollouts[0].ids[:900]
+    for i in range(2):
+        engine.answers(tokenizer, [prompt], max_new_tokens=2)
+    assert 0.4 < engine.cached_share() < 0.6       # nothing of the first reading, all but the last block of the second
+
+
+def test_budget_of_a_rollout(engine, tokenizer, tasks, chatty, config):  # noqa: F811
+    tight = replace(config, rollout=replace(config.rollout, max_rollout_tokens=20))
+    rollouts = sample_rollouts(engine, tokenizer, tasks, tight, 1.0, seed=0)
+    assert max(r.written for r in rollouts) == 20 and all(r.written == sum(r.loss_mask) for r in rollouts)
+    assert all(r.trajectory["ended"] == "max_tokens" for r in rollouts if r.written == 20)
+
+
+def test_the_deadline_cuts_off_and_the_engine_goes_on(engine, tokenizer, tasks, chatty, config):  # noqa: F811
+    late = replace(config, rollout=replace(config.rollout, deadline_s=1e-6))
+    rollouts = sample_rollouts(engine, tokenizer, tasks, late, 1.0, seed=0)
+    assert {r.trajectory["ended"] for r in rollouts} == {"max_tokens"} and not engine.engine.has_unfinished_requests()
+    assert any(r.trajectory["ended"] == "answer" for r in sample_rollouts(engine, tokenizer, tasks, config, 1.0, seed=0))
+
+
+def test_each_version_of_the_adapter_goes_over_and_the_old_one_leaves(engine, model, tokenizer, tasks, chatty, config):  # noqa: F811
+    policy, names = with_adapter(model), []
+    for version, by in ((1, 0.0), (2, 0.3), (3, 0.6)):
+        move(policy, by, seed=version)
+        sync_sampler(engine, policy)
+        assert engine.engine.list_loras() == {version} and engine.adapter.lora_int_id == version
+        names.append(engine.adapter.lora_name)
+        assert check_engine(engine, policy, tokenizer, tasks[0], config) < 1e-4
+        rollout = sample_rollouts(engine, tokenizer, tasks[:1], config, 1.0, seed=0)[0]
+        stale = trainer_logprobs(model, rollout, 1.0) - torch.tensor(rollout.logprobs[1:]) * torch.tensor(rollout.loss_mask[1:])
+        assert (stale.abs().max() > 0.05) == (version > 1), "the adapter makes no difference"
+    assert len(set(names)) == 3
+
+
+def test_a_sync_that_changes_nothing_is_an_error(engine, model):
+    policy = with_adapter(model, 0.3)
+    sync_sampler(engine, policy)
+    with pytest.raises(SystemExit, match="sync without a change"):
+        sync_sampler(engine, policy)
+
+
+def test_a_sampler_left_behind_stops_the_run(engine, model, tokenizer, tasks, chatty, config):  # noqa: F811
+    policy = with_adapter(model, 0.3)
+    sync_sampler(engine, policy)
+    move(policy, 0.6, seed=4)
+    with pytest.raises(SystemExit, match="does not hold the policy's weights"):
+        check_engine(engine, policy, tokenizer, tasks[0], config, turns=1)
+
+
+def test_the_adapter_loads_in_transformers_as_it_is(engine, model, tokenizer, tasks, chatty, config):  # noqa: F811
+    from peft import PeftModel
+
+    sync_sampler(engine, with_adapter(model, 0.3))
+    again = PeftModel.from_pretrained(copy.deepcopy(model), engine.adapter.lora_path)
+    assert check_engine(engine, again, tokenizer, tasks[0], config) < 1e-4
+
+
+def test_greedy_answers_equal_generates(engine, model, tokenizer):  # noqa: F811
+    from train_pst import greedy_answers
+
+    prompts = [tokenizer.encode(text) for text in ("a logo", "three films of a fox", "x")]
+    assert engine.answers(tokenizer, prompts, max_new_tokens=12) == greedy_answers(model, tokenizer, prompts, CPU, max_new_tokens=12)
+
+
+def test_a_whole_run():
+    """smoke.yaml from data to table with rollouts by vLLM; the figures of the mismatch stand in metrics.jsonl."""
+    done = subprocess.run([sys.executable, "train_vrl.py", "--config", "configs/smoke.yaml", "name=test-vllm", "rollout.engine=vllm", "vrl.norm_lr=0"],
+                          cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    steps = [m for m in map(json.loads, open(ROOT / "runs" / "test-vllm" / "metrics.jsonl", encoding="utf-8")) if m["phase"] == "vrl"]
+    assert len(steps) == 3 and "greedy R_vrt" in done.stdout
+    for m in steps:
+        assert m["sync_gap"] < 1e-4 and 0 <= m["prompt_cached"] <= 1
+        if m["trained"]:
+            assert 0 <= m["gap_mean"] <= m["gap_p99"] <= m["gap_max"] < 1e-3
