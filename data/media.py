@@ -101,23 +101,27 @@ def pixel_format(artifact):
 
 
 def frames(artifact):
-    """A video's frames in order, one at a time, as arrays of brightness over colour (yuv420p, height * 3 / 2 x width; yuv444p, 3 x height x width, where
-    a side is odd: colour at half size has no place for it). In each shot a square crosses the picture and a bar grows, both in brightness alone: a report
-    shows motion, and neither is large enough to be taken for a cut."""
+    """A video's frames in order, as PyAV's (yuv420p; yuv444p where a side is odd: colour at half size has no place for it). A shot is one frame whose
+    brightness changes in place, so use it before you ask for the next. In each shot a square crosses the picture and a bar grows: a report shows motion,
+    and neither is large enough to be taken for a cut."""
     import av
+    import numpy
 
     width, height, total, shots = (artifact[name] for name in ("width", "height", "n_frames", "shots"))
     lengths = artifact.get("shot_frames") or [total * (i + 1) // shots - total * i // shots for i in range(shots)]
     side = min(width, height) // 6
     for shot, length in enumerate(lengths):
-        still = av.VideoFrame.from_image(background(artifact, shot, len(lengths))).reformat(format=pixel_format(artifact)).to_ndarray()
+        still = av.VideoFrame.from_image(background(artifact, shot, len(lengths))).reformat(format=pixel_format(artifact))
+        plane = still.planes[0]
+        bright = numpy.frombuffer(plane, numpy.uint8).reshape(-1, plane.line_size)[:height, :width]
+        y = (height - side) * (1 + shot % 3) // 4
+        under = bright[y:y + side].copy()
         for i in range(length):
-            frame = still.copy()
-            x, y = (width - side) * i // length, (height - side) * (1 + shot % 3) // 4
-            bright = frame.reshape(-1, width)[:height]
-            bright[y:y + side, x:x + side] = 255 - bright[y:y + side, x:x + side]
+            x = (width - side) * i // length
+            bright[y:y + side] = under
+            bright[y:y + side, x:x + side] = 255 - under[:, x:x + side]
             bright[height - height // 40:, :width * (i + 1) // length] = 128
-            yield frame
+            yield still
 
 
 def sound(artifact, first, end, rate, channels):
@@ -151,14 +155,14 @@ def encode(artifact, path, container, codec):
             picture.width, picture.height = artifact["width"], artifact["height"]
             picture.pix_fmt = pixel_format(artifact)
             picture.time_base, picture.thread_count = 1 / fps, 1   # the number of threads is written into the file
+        whole = round(seconds * rate)   # samples
         track = file.add_stream(codec, rate=rate, layout=layout, options=quick.get(codec, {})) if artifact["has_audio"] else None
-        for i, pixels in enumerate(steps):
-            if pixels is not None:
-                frame = av.VideoFrame.from_ndarray(pixels, format=picture.pix_fmt)
+        for i, frame in enumerate(steps):
+            if frame is not None:
                 frame.pts, frame.time_base, frame.duration = i, 1 / fps, 1
                 file.mux(picture.encode(frame))
-            end = min(round((i + 1) * rate / fps), round(seconds * rate))
-            if track and end > done:
+            end = min(round((i + 1) * rate / fps), whole)
+            if track and (end - done >= rate or end == whole > done):      # a second at a time
                 wave, form = sound(artifact, done, end, rate, channels), "fltp"
                 if codec == "pcm_s16le":   # 16 bits, the channels' samples in turn
                     wave, form = (wave * 32767).astype("int16").T.reshape(1, -1), "s16"

@@ -170,7 +170,7 @@ def test_a_shot_of_one_frame_is_a_cut_and_motion_is_none():
     import numpy
 
     record = clip(n_frames=30, shots=4, shot_frames=[1, 20, 2, 7])
-    small = [frame[:record["height"]:2, ::2].astype(int) for frame in frames(record)]      # brightness
+    small = [frame.to_ndarray()[:record["height"]:2, ::2].astype(int) for frame in frames(record)]      # brightness
     jumps = [float(numpy.abs(b - a).mean()) for a, b in zip(small, small[1:])]
     at = [i + 1 for i, jump in enumerate(jumps) if jump > CUT]
     assert len(small) == 30 and at == [1, 21, 23]
