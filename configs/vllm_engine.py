@@ -30,10 +30,12 @@ class VllmEngine:
         self.exact = dtype == m.dtype == "float32" and m.quantize == "none"     # then its numbers are the trainer's but for 1e-5
         self.sleeps = r.sleep and device.type == "cuda"
         rank = min(n for n in (8, 16, 32, 64, 128, 256, 320, 512) if n >= m.lora_rank)       # the sizes that it has room for
+        # external_launcher: of several ranks, each has an engine of its own on its own card.
+        several = {"distributed_executor_backend": "external_launcher"} if torch.distributed.is_initialized() else {}
         # processed_logprobs: of the distribution that was sampled from, temperature included. generation_config: none of the model's own top-p or top-k.
         self.llm = LLM(str(folder), dtype=dtype, max_model_len=m.max_len, max_num_seqs=r.max_rows, enable_prefix_caching=True, enable_lora=True,
                        max_lora_rank=rank, max_loras=1, seed=config.seed, logprobs_mode="processed_logprobs", generation_config="vllm",
-                       skip_tokenizer_init=True, enforce_eager=device.type == "cpu", enable_sleep_mode=self.sleeps,
+                       skip_tokenizer_init=True, enforce_eager=device.type == "cpu", enable_sleep_mode=self.sleeps, **several,
                        **({"quantization": "bitsandbytes"} if m.quantize == "nf4" else {}),
                        **({"gpu_memory_utilization": r.gpu_memory} if device.type == "cuda" else {}))
         self.engine, self.adapter, self.weights, self.read, self.cached = self.llm.llm_engine, None, None, 0, 0
