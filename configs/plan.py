@@ -413,7 +413,8 @@ def print_plan(config, given):
     print(f"seconds a step   PST {s['PST step']:.1f}; VRL {s['VRL sampling'] + s['VRL update']:.1f} (sampling {s['VRL sampling']:.1f}, "
           f"update {s['VRL update']:.1f}); estimates, the environment and judge not counted")
     kind = "cpu" if p["hardware"] == "cpu" else "gpu"
-    print(f"assumed (data/hardware.yaml): {known['machines'][p['hardware']]}, training at {known['train_use'][kind]:.0%} and decoding at "
+    machine = known["machines"][p["hardware"]]
+    print(f"assumed (data/hardware.yaml): {machine['bf16_tflops']} TFLOP/s in bf16, {machine['fp32_tflops']} in fp32, {machine['gb_s']} GB/s, training at {known['train_use'][kind]:.0%} and decoding at "
           f"{known['decode_use'][kind]:.0%} of these; rollouts of {known['mean_length']:.0%} of model.max_len, {known['agent_share']:.0%} the agent's, "
           f"{known['update_share']:.0%} of them in groups with a spread")
     if kind == "cpu":
