@@ -671,7 +671,11 @@ def show_batch(config, run):
 
 
 def main():
-    config, given = command_line(__doc__, [("--show-batch", "print one packed row with the trained tokens marked, and exit")])
+    from configs.plan import OPTIONS, SWITCH, print_plan
+
+    config, given = command_line(__doc__, [("--show-batch", "print one packed row with the trained tokens marked, and exit"), SWITCH], OPTIONS)
+    if "--plan" in given:
+        return print_plan(config, given)
     run = open_run(config)
     if "--show-batch" in given:
         return show_batch(config, run)

@@ -704,7 +704,11 @@ def cached_evaluation(path, compute):
 
 def main():
     """Data, PST, VRL, evaluation: whatever is not there yet, in order."""
-    config, switches = command_line(__doc__, [("--speed", "measure our sampler against transformers' generate, then stop")])
+    from configs.plan import OPTIONS, SWITCH, print_plan
+
+    config, switches = command_line(__doc__, [("--speed", "measure our sampler against transformers' generate, then stop"), SWITCH], OPTIONS)
+    if "--plan" in switches:
+        return print_plan(config, switches)
     if config.vrl.tune == "full" and config.vrl.kl_coef:
         raise SystemExit("error: vrl.kl_coef needs the adapter (pi_pst is the policy with the adapter off); set vrl.tune=lora or vrl.kl_coef=0")
     if config.vrl.tune == "full" and config.vrl.norm_lr:
