@@ -2,11 +2,13 @@
 
 One step: 24 tasks x 4 rollouts -> R_vrt of each -> advantages inside each group -> one update of the LoRA adapter.
 This file holds the sampler (batched, a static KV cache kept over turns), the GRPO loss as one pure function of tensors,
-and the loop. Left out: asynchronous rollouts, several nodes, value networks; see the README for where to find those.
+and the loop. On several GPUs (configs/ranks.py) each rank plays and trains its share of the tasks; all ranks take the same step.
+Left out: asynchronous rollouts, several nodes, value networks; see the README for where to find those.
 
     python train_vrl.py --config configs/tiny.yaml                 # the whole paper at a small scale: data, PST, VRL
     python train_vrl.py --config configs/tiny.yaml vrl.steps=3 name=short
     python train_vrl.py --config configs/tiny.yaml --speed         # our sampler against transformers' generate
+    accelerate launch --num_processes 8 train_vrl.py --config configs/qwen3vl-8b.yaml      # without GPUs: torchrun --nproc_per_node 2
 """
 
 import json
@@ -19,6 +21,7 @@ from dataclasses import dataclass, field
 import torch
 from tqdm import tqdm
 
+from configs import ranks
 from configs.checkpoints import config_digest, list_checkpoints, read_checkpoint, restore, save_checkpoint, trained_parameters
 from configs.experiment import ROOT, StopSwitch, append_metrics, command_line, draw, open_run, read_jsonl, write_atomic, write_jsonl
 from data.figures import draw_curve, print_table
@@ -140,7 +143,7 @@ def sample_rollouts(model, tokenizer, tasks, config, temperature, seed, group_si
     temperature 0 is greedy. Sampling is from the full softmax: no top-p, top-k or min-p.
     """
     settings, limit, device = config.rollout, config.model.max_len, model.device
-    generator = torch.Generator(device=device).manual_seed(seed)
+    generator = torch.Generator(device=device).manual_seed(seed + ranks.rank())      # environments depend on `seed` alone
     rollouts, envs, unread = [], [], {}      # unread: rollout -> its last tokens, which the model has not read yet
     for group_id, task in enumerate(tasks):
         env_seed = draw(seed, "env", task["id"]).getrandbits(31)
@@ -318,17 +321,22 @@ def batch_logprobs(model, batch, config, temperature=1.0):
 
 
 def update(policy, optimizer, rollouts, config):
-    """GRPO update on the rollouts that carry signal. Returns metrics; every normaliser is counted over the whole step first."""
+    """GRPO update on the rollouts that carry signal. Returns metrics; every normaliser is counted over the whole step first.
+
+    Every rank has all rollouts of the step, reads its share of each minibatch, and takes the same optimizer steps.
+    """
     v, device = config.vrl, next(policy.parameters()).device
     trained = [r for r in rollouts if r.advantage and not (v.mask_truncated and r.trajectory["ended"] in ("max_tokens", "max_turns"))]
     sums, grad_norm = Counter(), 0.0
     with_ref, with_old = v.kl_coef > 0, v.minibatches > 1
     order = draw(config.seed, "minibatches", len(trained)).sample(trained, len(trained))
     size = math.ceil(len(order) / v.minibatches) or 1
+    minis = [sorted(order[i:i + size], key=lambda r: len(r.ids), reverse=True) for i in range(0, len(order), size)]
+    mine = {id(r) for mini in minis for r in ranks.share(mini)}      # by length, so that ranks have about as much to read
     known = {}
     if with_ref or with_old:      # pi_pst and pi_old once, before the first optimizer step changes the policy
         with torch.no_grad():
-            for rows in micro_batches(trained, v.micro_tokens):
+            for rows in micro_batches([r for r in trained if id(r) in mine], v.micro_tokens):
                 batch = collate(rows, device)
                 old = batch_logprobs(policy, batch, config, config.rollout.temperature)[0] if with_old else None
                 ref = None
@@ -337,9 +345,9 @@ def update(policy, optimizer, rollouts, config):
                         ref = batch_logprobs(policy, batch, config, config.rollout.temperature)[0]
                 for i, r in enumerate(rows):
                     known[id(r)] = [x[i, : len(r.ids) - 1] if x is not None else None for x in (old, ref)]
-    for mini in (order[i:i + size] for i in range(0, len(order), size)):
+    for mini in minis:
         normalizer = sum(sum(r.loss_mask) for r in mini) if v.loss_mean == "token" else len(mini)
-        for rows in micro_batches(mini, v.micro_tokens):
+        for rows in micro_batches(ranks.share(mini), v.micro_tokens):
             batch = collate(rows, device)
             logprobs, entropy = batch_logprobs(policy, batch, config, config.rollout.temperature)
             fill = [torch.nn.utils.rnn.pad_sequence([known[id(r)][k] for r in rows], batch_first=True) if wanted else None
@@ -354,12 +362,16 @@ def update(policy, optimizer, rollouts, config):
             gap = ((logprobs.detach() - batch["sampler_logprobs"]) * mask).abs()
             sums.update(loss=float(loss.detach()), entropy=float((entropy * mask).sum()), gap=float(gap.sum()), read=batch["input_ids"].numel())
             sums["gap_max"] = max(sums["gap_max"], float(gap.max()))
+        ranks.sum_gradients(trained_parameters(policy).values())
         grad_norm = float(torch.nn.utils.clip_grad_norm_(trained_parameters(policy).values(), v.max_grad_norm))
         if not math.isfinite(grad_norm):
-            raise SystemExit(f"error: the gradient norm of the GRPO update is {grad_norm} (loss {sums['loss']}); the last checkpoint is whole; "
+            raise SystemExit(f"error: the gradient norm of the GRPO update is {grad_norm} (loss {ranks.total(sums['loss'])}); the last checkpoint is whole; "
                              "lower `vrl.lr`, or set model.autocast=false")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+    every = ranks.gather([sums])
+    sums = {k: (max if k == "gap_max" else sum)(s[k] for s in every)
+            for k in ("loss", "ratio", "clipped", "entropy", "kl", "gap", "gap_max", "tokens", "read")}
     tokens = sums["tokens"] or 1
     return {"loss": sums["loss"], "grad_norm": grad_norm, "ratio": sums["ratio"] / tokens, "clipped": sums["clipped"] / tokens,
             "entropy": sums["entropy"] / tokens, "kl": sums["kl"] / tokens if with_ref else None, "gap_mean": sums["gap"] / tokens,
@@ -417,6 +429,21 @@ def score(rollouts, config):
         r.trajectory["reward"], r.reward = reward, reward["total"]
 
 
+def play_share(model, tokenizer, tasks, config, temperature, seed, group_size=1, progress=None):
+    """sample_rollouts of this rank's share of `tasks`; group_id is a task's place in `tasks`."""
+    mine = ranks.share(range(len(tasks)))
+    rollouts = sample_rollouts(model, tokenizer, [tasks[i] for i in mine], config, temperature, seed=seed, group_size=group_size,
+                               progress=None if ranks.rank() else progress) if mine else []
+    for r in rollouts:
+        r.group_id = mine[r.group_id]
+    return rollouts
+
+
+def gather_rollouts(rollouts):
+    """The rollouts of all ranks, in the order of tasks, on every rank."""
+    return sorted(ranks.gather(rollouts), key=lambda r: r.group_id)
+
+
 def mean(values):
     """Mean of what is there: None and NaN are left out; None for nothing."""
     values = [v for v in values if v is not None and not math.isnan(v)]
@@ -437,8 +464,9 @@ def evaluate(model, tokenizer, tasks, config, run, progress="held-out"):
     out, kept = {}, None
     for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
         if name == "greedy" or config.bench.sampled:
-            rollouts = sample_rollouts(model, tokenizer, tasks, config, temperature, seed=config.seed, progress=f"{progress}, {name}")
+            rollouts = play_share(model, tokenizer, tasks, config, temperature, seed=config.seed, progress=f"{progress}, {name}")
             score(rollouts, config)
+            rollouts = gather_rollouts(rollouts)
             out[name], kept = summary(rollouts), kept or rollouts
     out["general"] = general_exact_match(model, tokenizer, read_jsonl(run / "data" / "general_heldout.jsonl"), model.device)
     return out, kept
@@ -505,13 +533,15 @@ def train(config, run, policy, sampler, tokenizer, tasks, stop=None):
         print(f"continuing from {saved[-1]}")
     sync_sampler(sampler, policy)
     print(f"VRL: steps {first} to {v.steps}, {v.tasks_per_step} tasks x {v.group_size} rollouts = {v.tasks_per_step * v.group_size} a step", flush=True)
-    bar = tqdm(range(first, v.steps), initial=first, total=v.steps, desc="VRL", unit="step", mininterval=1)
+    bar = tqdm(range(first, v.steps), initial=first, total=v.steps, desc="VRL", unit="step", mininterval=1, disable=ranks.rank() > 0)
     for step in bar:
         start = time.time()
-        rollouts = sample_rollouts(sampler, tokenizer, step_tasks(tasks, config, step), config, config.rollout.temperature,
-                                   seed=draw(config.seed, "rollouts", step).getrandbits(31), group_size=v.group_size)
+        rollouts = play_share(sampler, tokenizer, step_tasks(tasks, config, step), config, config.rollout.temperature,
+                              seed=draw(config.seed, "rollouts", step).getrandbits(31), group_size=v.group_size)
+        ranks.barrier()
         sampled = time.time()
         score(rollouts, config)
+        rollouts = gather_rollouts(rollouts)
         advantages, groups = group_advantages([r.reward for r in rollouts], [r.group_id for r in rollouts], v.advantage)
         for r, a in zip(rollouts, advantages):
             r.advantage = a
@@ -528,17 +558,19 @@ def train(config, run, policy, sampler, tokenizer, tasks, stop=None):
                   "update_tok_s": round(figures["read_tokens"] / (updated - scored)), "sample_s": round(sampled - start, 2),
                   "update_s": round(updated - scored, 2), "step_s": round(time.time() - start, 2)}
         cut = sum(now["ended"].get(k, 0) for k in ("max_tokens", "max_turns")) / len(rollouts)
-        if cut > 0.2:
+        if cut > 0.2 and ranks.rank() == 0:
             tqdm.write(f"warning: step {step + 1}: {cut:.0%} of the rollouts hit a limit; raise rollout.max_turn_tokens, rollout.max_turns or model.max_len")
-        append_metrics(run, record)
-        write_jsonl(run / "vrl" / "rollouts" / f"step-{step + 1}.jsonl", [{**r.trajectory, "advantage": r.advantage} for r in rollouts])
+        if ranks.rank() == 0:
+            append_metrics(run, record)
+            write_jsonl(run / "vrl" / "rollouts" / f"step-{step + 1}.jsonl", [{**r.trajectory, "advantage": r.advantage} for r in rollouts])
+        ranks.barrier()      # what rank 0 writes is there before any rank ends the run
         if groups["unscored"] > config.reward.llm.max_failures * max(20, len(rollouts)):
             raise SystemExit(f"error: the judge failed on {groups['unscored']} of {len(rollouts)} rollouts of step {step + 1}, config key "
                              f"`reward.llm.max_failures` allows {config.reward.llm.max_failures:.0%}; "
                              f"they stand in {run / 'vrl' / 'rollouts' / f'step-{step + 1}.jsonl'} with reward NaN")
         bar.set_postfix_str(f"R_vrt {now['reward']:.3f} plan {now['plan']:.2f} fine {now['fine']:.2f} flat {groups['flat']}/{groups['groups']} "
                             f"{record['sample_tok_s']} tok/s")
-        stopped = stop is not None and stop.on
+        stopped = bool(ranks.total(stop is not None and stop.on))      # Ctrl-C may reach one rank a step later than another
         if (step + 1) % v.save_every == 0 or step + 1 == v.steps or stopped:
             save_checkpoint(run / "vrl" / f"step-{step + 1}", policy, [optimizer], {"step": step + 1, "config": config_digest(config)}, keep=v.keep)
         if stopped:
@@ -610,11 +642,12 @@ def write_trajectory(trajectory, path):
 
 
 def cached_evaluation(path, compute):
-    """Read an evaluation that is already there, or compute it and write it (figures, one trajectory)."""
-    if path.is_file():
+    """Read an evaluation that is already there, or compute it and write it (figures, one trajectory). All ranks call it."""
+    if ranks.agreed(path.is_file()):
         return json.loads(path.read_text(encoding="utf-8"))
     result = compute()
-    write_atomic(path, to_json(result))
+    if ranks.rank() == 0:
+        write_atomic(path, to_json(result))
     return result
 
 
@@ -627,9 +660,9 @@ def main():
         raise SystemExit("error: vrl.norm_lr is of the norm beside an adapter; with vrl.tune=full it is trained at vrl.lr: set vrl.norm_lr=0")
     if config.rollout.temperature <= 0:
         raise SystemExit(f"error: rollout.temperature is {config.rollout.temperature}; training samples, so it must be above 0")
-    began, run = time.time(), open_run(config)
+    began, run = time.time(), ranks.first(lambda: open_run(config))
     device = set_up(config)
-    ensure_data(config, run)
+    ranks.first(lambda: ensure_data(config, run))
     final = train_pst(config, run) if config.vrl.start == "pst" else None
     tokenizer = load_tokenizer(config, run)
     load = lambda: load_policy(final, config, tokenizer, device) if config.vrl.start == "pst" else base_policy(config, run, tokenizer, device)      # noqa: E731
@@ -646,7 +679,8 @@ def main():
 
     def measure(step):
         figures, rollouts = evaluate(sampler, tokenizer, heldout, config, run, "held-out after VRL" if step else "held-out before VRL")
-        append_metrics(run, {"phase": "eval", "step": step, **figures})
+        if ranks.rank() == 0:
+            append_metrics(run, {"phase": "eval", "step": step, **figures})
         return {**figures, "example": max(rollouts, key=lambda r: (r.reward, len(r.trajectory["calls"]))).trajectory}
 
     before = cached_evaluation(run / "vrl" / "before.json", lambda: measure(0))
@@ -654,6 +688,8 @@ def main():
         train(config, run, policy, sampler, tokenizer, read_jsonl(run / "data" / "train.jsonl"), stop)
     after_gap = check_engine(sampler, policy, tokenizer, heldout[0], config)
     after = cached_evaluation(run / "vrl" / "after.json", lambda: measure(config.vrl.steps))
+    if ranks.rank():
+        return
     draw_curve(run)
     write_trajectory(after["example"], run / "trajectory.txt")
     print_table(before, after)
@@ -663,4 +699,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    ranks.run(main)
