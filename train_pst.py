@@ -506,9 +506,9 @@ def train_stage(config, run, number, part, model, examples, steps, pad_id, devic
     Saves every `save_every` steps and at the end. On Ctrl-C (or before step `stop_at`, for tests) saves and exits with 130.
     """
     if ranks.fsdp():
-        if config.pst.tune != "full" or config.pst.optimizer != "adamw":
-            raise SystemExit(f"error: FSDP spreads all weights and AdamW's moments; pst.tune is {config.pst.tune} and pst.optimizer {config.pst.optimizer}: "
-                             "set pst.tune=full pst.optimizer=adamw, or launch without configs/fsdp.yaml, since an adapter fits")
+        if (config.pst.tune, config.pst.optimizer) != ("full", "adamw"):
+            raise SystemExit(f"error: FSDP spreads all weights and AdamW's moments, got pst.tune={config.pst.tune} "
+                             f"pst.optimizer={config.pst.optimizer}; set pst.tune=full pst.optimizer=adamw, or launch without configs/fsdp.yaml")
         ranks.shard(model, "sharded_logprobs", token_logprobs)
     optimizers, name = make_optimizers(config, model, part), f"stage {number}" if number else "base"
     first, window = 0, {"loss": 0.0, "tokens": 0, "loss_tokens": 0}

@@ -365,8 +365,8 @@ def update(policy, optimizer, rollouts, config):
         ranks.sum_gradients(trained_parameters(policy).values())
         grad_norm = float(torch.nn.utils.clip_grad_norm_(trained_parameters(policy).values(), v.max_grad_norm))
         if not math.isfinite(grad_norm):
-            raise SystemExit(f"error: the gradient norm of the GRPO update is {grad_norm} (loss {ranks.total(sums['loss'])}); the last checkpoint is whole; "
-                             "lower `vrl.lr`, or set model.autocast=false")
+            raise SystemExit(f"error: the gradient norm of the GRPO update is {grad_norm} (loss {ranks.total(sums['loss'])}); "
+                             "the last checkpoint is whole; lower `vrl.lr`, or set model.autocast=false")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     every = ranks.gather([sums])
