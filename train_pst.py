@@ -2,11 +2,12 @@
 
 Stage s trains on D_s = D_gen(share_s) + lambda x D_vis (Table 7: 500K then 200K of the general mix; Table 4: lambda = 3),
 every agent token with the same weight. What the policy is (model, tokenizer, chat template, LoRA, log-probabilities)
-stands here as well; train_vrl.py and bench.py import it. Left out: more than one process.
+stands here as well; train_vrl.py and bench.py import it.
 
     python train_pst.py --config configs/tiny.yaml                    # goes on where an earlier run stopped
     python train_pst.py --config configs/tiny.yaml --show-batch       # one packed row, trained tokens in green
     python train_pst.py --config configs/tiny.yaml pst.tune=lora name=tiny-lora
+    accelerate launch --config_file configs/fsdp.yaml train_pst.py --config ...       # several ranks, weights spread over them (configs/ranks.py)
 
 A policy from scratch first gets a base, which can copy (`base_policy`); the paper starts from a pretrained model.
 Writes runs/<name>/base/final and pst/final (the policy, fp32 safetensors, tokenizer beside it), pst/stage-I-step-N and metrics.jsonl.
@@ -29,6 +30,7 @@ from safetensors import SafetensorError
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
+from configs import ranks
 from configs.checkpoints import config_digest, list_checkpoints, read_checkpoint, restore, save_checkpoint, trained_parameters
 from configs.experiment import ROOT, Stage, StopSwitch, append_metrics, command_line, draw, open_run, read_jsonl
 from env import parse_utpc
@@ -63,6 +65,9 @@ def set_up(config):
         torch.use_deterministic_algorithms(True)
         # Filling fresh memory only guards against reading it uninitialised, and costs a few percent.
         torch.utils.deterministic.fill_uninitialized_memory = False
+    if name == "cuda" and ranks.world() > 1:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(name)
     return torch.device(name)
 
 
@@ -419,7 +424,7 @@ def stage_steps(config, stage, visgen, general):
 def encode_records(tokenizer, records, row_len, what):
     """Records with `messages` and `tools` as (ids, loss_mask); SystemExit names a record that cannot be trained on."""
     examples = []
-    for i, record in enumerate(tqdm(records, desc=f"encode {what}", leave=False, disable=len(records) < 1000)):
+    for i, record in enumerate(tqdm(records, desc=f"encode {what}", leave=False, disable=len(records) < 1000 or ranks.rank() > 0)):
         try:
             examples.append(encode_trajectory(tokenizer, record["messages"], record.get("tools")))
         except (ValueError, KeyError) as e:
@@ -474,18 +479,25 @@ def make_batch(rows, examples, pad_id, device):
 def backward_step(config, model, rows, examples, pad_id, device):
     """Gradient of one optimizer step in micro-batches; returns (loss, tokens, loss tokens), loss in nats a loss token.
 
-    The divisor is the count of loss tokens of the whole step, so any split into micro-batches gives the same gradient.
+    The divisor is the count of loss tokens of the whole step, so any split into micro-batches and over ranks gives the same gradient.
     """
-    batches = [make_batch(rows[i:i + config.pst.micro_rows], examples, pad_id, device)
-               for i in range(0, len(rows), config.pst.micro_rows)]
-    loss_tokens = sum(int(mask[:, 1:].sum()) for _, _, mask in batches)
+    mine = ranks.share(rows)
+    batches = [make_batch(mine[i:i + config.pst.micro_rows], examples, pad_id, device)
+               for i in range(0, len(mine), config.pst.micro_rows)]
+    loss_tokens = int(ranks.total(sum(int(mask[:, 1:].sum()) for _, _, mask in batches)))
+    # FSDP's passes are collective: a rank with fewer rows reads one more without a loss.
+    for _ in range(math.ceil(math.ceil(len(rows) / ranks.world()) / config.pst.micro_rows) - len(batches)):
+        ids, positions, mask = make_batch(rows[:1], examples, pad_id, device)
+        batches.append((ids, positions, 0 * mask))
+    sharded = getattr(model, "sharded_logprobs", None)
     total = 0.0
     for ids, positions, mask in batches:
-        logps = token_logprobs(model, ids, positions, mask[:, 1:], autocast=use_autocast(config, device))  # (B, T-1)
+        logps = (sharded or partial(token_logprobs, model))(ids, positions, mask[:, 1:], autocast=use_autocast(config, device))  # (B, T-1)
         loss = -logps.sum() / loss_tokens
-        loss.backward()
+        (loss * ranks.world() if sharded else loss).backward()  # FSDP takes the mean over ranks, not the sum
         total += loss.item()
-    return total, sum(len(examples[i][0]) for row in rows for i in row), loss_tokens
+    ranks.sum_gradients(trained_parameters(model).values())
+    return ranks.total(total), sum(len(examples[i][0]) for row in rows for i in row), loss_tokens
 
 
 def train_stage(config, run, number, part, model, examples, steps, pad_id, device, start=None, stop_at=None):
@@ -493,6 +505,11 @@ def train_stage(config, run, number, part, model, examples, steps, pad_id, devic
 
     Saves every `save_every` steps and at the end. On Ctrl-C (or before step `stop_at`, for tests) saves and exits with 130.
     """
+    if ranks.fsdp():
+        if (config.pst.tune, config.pst.optimizer) != ("full", "adamw"):
+            raise SystemExit(f"error: FSDP spreads all weights and AdamW's moments, got pst.tune={config.pst.tune} "
+                             f"pst.optimizer={config.pst.optimizer}; set pst.tune=full pst.optimizer=adamw, or launch without configs/fsdp.yaml")
+        ranks.shard(model, "sharded_logprobs", token_logprobs)
     optimizers, name = make_optimizers(config, model, part), f"stage {number}" if number else "base"
     first, window = 0, {"loss": 0.0, "tokens": 0, "loss_tokens": 0}
     if start:
@@ -513,11 +530,11 @@ def train_stage(config, run, number, part, model, examples, steps, pad_id, devic
         state = {"stage": number, "step": step, "window": window, "config": config_digest(config)}
         save_checkpoint(run / ("pst" if number else "base") / f"stage-{number}-step-{step}", model, optimizers, state)
 
-    bar = tqdm(total=sum(tokens), initial=sum(tokens[:first]), unit="tok", unit_scale=True, desc=name, mininterval=2)
+    bar = tqdm(total=sum(tokens), initial=sum(tokens[:first]), unit="tok", unit_scale=True, desc=name, mininterval=2, disable=ranks.rank() > 0)
     logged_at, logged_tokens = time.perf_counter(), 0
     with StopSwitch() as stop, bar:
         for step in range(first, len(steps)):
-            if stop.on or step == stop_at:
+            if ranks.total(stop.on or step == stop_at):
                 save(step)
                 bar.close()
                 print(f"stopped: {name} is saved at step {step} of {len(steps)}; the same command goes on from there")
@@ -526,7 +543,7 @@ def train_stage(config, run, number, part, model, examples, steps, pad_id, devic
             for group in (g for o in optimizers for g in o.param_groups):
                 group["lr"] = share * group["peak"]
             loss, n, loss_tokens = backward_step(config, model, steps[step], examples, pad_id, device)
-            norm = torch.nn.utils.clip_grad_norm_(trained_parameters(model).values(), config.pst.max_grad_norm).item()
+            norm = ranks.whole(torch.nn.utils.clip_grad_norm_(trained_parameters(model).values(), config.pst.max_grad_norm)).item()
             if not math.isfinite(norm):
                 raise SystemExit(f"error: the gradient of {name}, step {step} is {norm} (loss {loss}); lower its `lr`, or set model.autocast=false")
             for optimizer in optimizers:
@@ -540,8 +557,10 @@ def train_stage(config, run, number, part, model, examples, steps, pad_id, devic
             if (step + 1) % LOG_EVERY == 0 or step + 1 == len(steps):
                 mean = window["loss"] / window["loss_tokens"]
                 speed = logged_tokens / (time.perf_counter() - logged_at)
-                append_metrics(run, {"phase": "pst", "stage": number, "step": step + 1, "loss": mean, "tokens": window["tokens"],
-                                     "loss_tokens": window["loss_tokens"], "tok_s": round(speed, 1), "lr": share * part.lr, "grad_norm": norm})
+                record = {"phase": "pst", "stage": number, "step": step + 1, "loss": mean, "tokens": window["tokens"],
+                          "loss_tokens": window["loss_tokens"], "tok_s": round(speed, 1), "lr": share * part.lr, "grad_norm": norm}
+                if ranks.rank() == 0:
+                    append_metrics(run, record)
                 bar.set_postfix(loss=f"{mean:.4f}", step=f"{step + 1}/{len(steps)}", refresh=False)
                 window = {"loss": 0.0, "tokens": 0, "loss_tokens": 0}
                 logged_at, logged_tokens = time.perf_counter(), 0
@@ -550,12 +569,18 @@ def train_stage(config, run, number, part, model, examples, steps, pad_id, devic
 
 
 def save_policy(model, tokenizer, folder):
-    """Write a plain model in fp32 and its tokenizer as a folder that transformers and vLLM load."""
-    draft = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    model.float().save_pretrained(draft)
-    tokenizer.save_pretrained(draft)
-    os.rename(draft, folder)
+    """Write a plain model in fp32 and its tokenizer as a folder that transformers and vLLM load. All ranks call it, rank 0 writes."""
+    draft, state = folder.with_name(folder.name + ".tmp"), None
+    if hasattr(model, "sharded_logprobs"):
+        state = {n: ranks.whole(p.detach()).float() for n, p in model.named_parameters()}
+    else:
+        model.float()
+    if ranks.rank() == 0:
+        shutil.rmtree(draft, ignore_errors=True)
+        model.save_pretrained(draft, state_dict=state)
+        tokenizer.save_pretrained(draft)
+        os.rename(draft, folder)
+    ranks.barrier()
 
 
 def base_policy(config, run, tokenizer, device):
@@ -569,7 +594,7 @@ def base_policy(config, run, tokenizer, device):
     final, policy = next((h / "base" / "final" for h in homes if (h / "base" / "final").is_dir()), run / "base" / "final"), config.model
     if policy.path or not policy.base_examples:
         return build_policy(config, tokenizer, device)
-    if final.is_dir():
+    if ranks.agreed(final.is_dir()):
         return load_policy(final, config, tokenizer, device)
     model = build_policy(config, tokenizer, device)
     examples = encode_records(tokenizer, read_jsonl(run / "data" / "base.jsonl"), config.pst.row_len, "base.jsonl")
@@ -586,10 +611,10 @@ def train_pst(config, run):
     final = run / "pst" / "final"
     if config.pst.init_from:
         return finished_policy(config.pst.init_from)
-    if final.is_dir():  # it was renamed into place, so it is whole
+    if ranks.agreed(final.is_dir()):  # it was renamed into place, so it is whole
         return final
     device = set_up(config)
-    ensure_data(config, run)
+    ranks.first(lambda: ensure_data(config, run))
     tokenizer = load_tokenizer(config, run)
     general, visgen = encode_data(config, run, tokenizer)
     model = base_policy(config, run, tokenizer, device)
@@ -640,10 +665,10 @@ def general_exact_match(answers, tokenizer, items):
 
     The last message of an item is the expected answer. Text is compared after strip; a function call by name and arguments.
     """
-    hits = {}
-    for item, new in zip(items, answers([encode_prompt(tokenizer, x["messages"][:-1], x.get("tools")) for x in items])):
-        hits.setdefault(item["kind"], []).append(same_answer(tokenizer.decode(new).strip(), item["messages"][-1]["content"], item["kind"]))
-    shares = {kind: sum(h) / len(h) for kind, h in sorted(hits.items())}
+    mine = ranks.share(items)
+    said = answers([encode_prompt(tokenizer, x["messages"][:-1], x.get("tools")) for x in mine])
+    hits = ranks.gather([(x["kind"], same_answer(tokenizer.decode(new).strip(), x["messages"][-1]["content"], x["kind"])) for x, new in zip(mine, said)])
+    shares = {kind: sum(hit for k, hit in hits if k == kind) / sum(k == kind for k, _ in hits) for kind in sorted({k for k, _ in hits})}
     return dict(shares, general=sum(shares.values()) / len(shares)) if shares else {"general": math.nan}
 
 
@@ -676,20 +701,22 @@ def main():
     config, given = command_line(__doc__, [("--show-batch", "print one packed row with the trained tokens marked, and exit"), SWITCH], OPTIONS)
     if "--plan" in given:
         return print_plan(config, given)
-    run = open_run(config)
+    run = ranks.first(lambda: open_run(config))
     if "--show-batch" in given:
         return show_batch(config, run)
     began = time.perf_counter()
     final = train_pst(config, run)
     device = set_up(config)
-    ensure_data(config, run)
+    ranks.first(lambda: ensure_data(config, run))
     tokenizer = load_tokenizer(config, run)
     model = load_policy(final, config, tokenizer, device)
     shares = general_exact_match(partial(greedy_answers, model, tokenizer, device=device), tokenizer, read_jsonl(run / "data" / "general_heldout.jsonl"))
+    if ranks.rank():
+        return
     append_metrics(run, {"phase": "pst", "general_exact_match": shares, "seconds": round(time.perf_counter() - began, 1)})
     print("general exact match, greedy: " + ", ".join(f"{k} {v:.1%}" for k, v in shares.items()))
     print(f"finished policy: {final}")
 
 
 if __name__ == "__main__":
-    main()
+    ranks.run(main)

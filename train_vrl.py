@@ -2,11 +2,13 @@
 
 One step: 24 tasks x 4 rollouts -> R_vrt of each -> advantages inside each group -> one update of the LoRA adapter.
 This file holds the sampler (batched, a static KV cache kept over turns), the GRPO loss as one pure function of tensors,
-and the loop. Left out: asynchronous rollouts, several nodes, value networks; see the README for where to find those.
+and the loop. On several GPUs (configs/ranks.py) each rank plays and trains its share of the tasks; all ranks take the same step.
+Left out: asynchronous rollouts, several nodes, value networks; see the README for where to find those.
 
     python train_vrl.py --config configs/tiny.yaml                 # the whole paper at a small scale: data, PST, VRL
     python train_vrl.py --config configs/tiny.yaml vrl.steps=3 name=short
     python train_vrl.py --config configs/tiny.yaml --speed         # our sampler against transformers' generate
+    accelerate launch --num_processes 8 train_vrl.py --config configs/qwen3vl-8b.yaml      # without GPUs: torchrun --nproc_per_node 2
 """
 
 import json
@@ -20,6 +22,7 @@ from functools import partial
 import torch
 from tqdm import tqdm
 
+from configs import ranks
 from configs.checkpoints import config_digest, list_checkpoints, read_checkpoint, restore, save_checkpoint, trained_parameters
 from configs.experiment import ROOT, StopSwitch, append_metrics, command_line, draw, open_run, read_jsonl, write_atomic, write_jsonl
 from configs.vllm_engine import VllmEngine
@@ -193,7 +196,7 @@ def sample_rollouts(model, tokenizer, tasks, config, temperature, seed, group_si
     if isinstance(model, VllmEngine):
         return play_in_vllm(model, rollouts, envs, tokenizer, config, temperature, seed, bar)
     settings, device = config.rollout, model.device
-    generator = torch.Generator(device=device).manual_seed(seed)
+    generator = torch.Generator(device=device).manual_seed(seed + ranks.rank())      # environments depend on `seed` alone
     unread = {r: out.ids[:] for r, out in enumerate(rollouts)}      # rollout -> its last tokens, which the model has not read yet
     cache = SlotCache(model, len(rollouts))
     live = list(range(len(rollouts)))        # the rollout in each cache row; None once it has ended
@@ -380,17 +383,22 @@ def batch_logprobs(model, batch, config, temperature=1.0):
 
 
 def update(policy, optimizer, rollouts, config):
-    """GRPO update on the rollouts that carry signal. Returns metrics; every normaliser is counted over the whole step first."""
+    """GRPO update on the rollouts that carry signal. Returns metrics; every normaliser is counted over the whole step first.
+
+    Every rank has all rollouts of the step, reads its share of each minibatch, and takes the same optimizer steps.
+    """
     v, device = config.vrl, next(policy.parameters()).device
     trained = [r for r in rollouts if r.advantage and not (v.mask_truncated and r.trajectory["ended"] in ("max_tokens", "max_turns"))]
     sums, grad_norm, gaps = Counter(), 0.0, []
     with_ref, with_old = v.kl_coef > 0, v.minibatches > 1
     order = draw(config.seed, "minibatches", len(trained)).sample(trained, len(trained))
     size = math.ceil(len(order) / v.minibatches) or 1
+    minis = [sorted(order[i:i + size], key=lambda r: len(r.ids), reverse=True) for i in range(0, len(order), size)]
+    mine = {id(r) for mini in minis for r in ranks.share(mini)}      # by length, so that ranks have about as much to read
     known = {}
     if with_ref or with_old:      # pi_pst and pi_old once, before the first optimizer step changes the policy
         with torch.no_grad():
-            for rows in micro_batches(trained, v.micro_tokens):
+            for rows in micro_batches([r for r in trained if id(r) in mine], v.micro_tokens):
                 batch = collate(rows, device)
                 old = batch_logprobs(policy, batch, config, config.rollout.temperature)[0] if with_old else None
                 ref = None
@@ -399,9 +407,9 @@ def update(policy, optimizer, rollouts, config):
                         ref = batch_logprobs(policy, batch, config, config.rollout.temperature)[0]
                 for i, r in enumerate(rows):
                     known[id(r)] = [x[i, : len(r.ids) - 1] if x is not None else None for x in (old, ref)]
-    for mini in (order[i:i + size] for i in range(0, len(order), size)):
+    for mini in minis:
         normalizer = sum(sum(r.loss_mask) for r in mini) if v.loss_mean == "token" else len(mini)
-        for rows in micro_batches(mini, v.micro_tokens):
+        for rows in micro_batches(ranks.share(mini), v.micro_tokens):
             batch = collate(rows, device)
             logprobs, entropy = batch_logprobs(policy, batch, config, config.rollout.temperature)
             fill = [torch.nn.utils.rnn.pad_sequence([known[id(r)][k] for r in rows], batch_first=True) if wanted else None
@@ -415,13 +423,16 @@ def update(policy, optimizer, rollouts, config):
             sums.update({k: float(x) for k, x in some.items()})
             gaps.append((logprobs.detach() - batch["sampler_logprobs"])[mask].abs().cpu())
             sums.update(loss=float(loss.detach()), entropy=float((entropy * mask).sum()), read=batch["input_ids"].numel())
+        ranks.sum_gradients(trained_parameters(policy).values())
         grad_norm = float(torch.nn.utils.clip_grad_norm_(trained_parameters(policy).values(), v.max_grad_norm))
         if not math.isfinite(grad_norm):
-            raise SystemExit(f"error: the gradient norm of the GRPO update is {grad_norm} (loss {sums['loss']}); the last checkpoint is whole; "
-                             "lower `vrl.lr`, or set model.autocast=false")
+            raise SystemExit(f"error: the gradient norm of the GRPO update is {grad_norm} (loss {ranks.total(sums['loss'])}); "
+                             "the last checkpoint is whole; lower `vrl.lr`, or set model.autocast=false")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    tokens, gap = sums["tokens"] or 1, torch.cat(gaps) if gaps else torch.zeros(1)      # sampler against trainer, nats, every token
+    every = ranks.gather([sums])
+    sums = {k: sum(s[k] for s in every) for k in ("loss", "ratio", "clipped", "entropy", "kl", "tokens", "read")}
+    tokens, gap = sums["tokens"] or 1, torch.cat(ranks.gather(gaps) or [torch.zeros(1)])      # gap: sampler against trainer, nats, every token
     return {"loss": sums["loss"], "grad_norm": grad_norm, "ratio": sums["ratio"] / tokens, "clipped": sums["clipped"] / tokens,
             "entropy": sums["entropy"] / tokens, "kl": sums["kl"] / tokens if with_ref else None, "gap_mean": float(gap.mean()),
             "gap_p99": float(gap.quantile(0.99)), "gap_max": float(gap.max()), "trained": len(trained), "loss_tokens": int(sums["tokens"]), "read_tokens": int(sums["read"])}
@@ -484,6 +495,21 @@ def score(rollouts, config):
         r.trajectory["reward"], r.reward = reward, reward["total"]
 
 
+def play_share(model, tokenizer, tasks, config, temperature, seed, group_size=1, progress=None):
+    """sample_rollouts of this rank's share of `tasks`; group_id is a task's place in `tasks`."""
+    mine = ranks.share(range(len(tasks)))
+    rollouts = sample_rollouts(model, tokenizer, [tasks[i] for i in mine], config, temperature, seed=seed, group_size=group_size,
+                               progress=None if ranks.rank() else progress) if mine else []
+    for r in rollouts:
+        r.group_id = mine[r.group_id]
+    return rollouts
+
+
+def gather_rollouts(rollouts):
+    """The rollouts of all ranks, in the order of tasks, on every rank."""
+    return sorted(ranks.gather(rollouts), key=lambda r: r.group_id)
+
+
 def mean(values):
     """Mean of what is there: None and NaN are left out; None for nothing."""
     values = [v for v in values if v is not None and not math.isnan(v)]
@@ -504,8 +530,9 @@ def evaluate(model, tokenizer, tasks, config, run, progress="held-out"):
     out, kept = {}, None
     for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
         if name == "greedy" or config.bench.sampled:
-            rollouts = sample_rollouts(model, tokenizer, tasks, config, temperature, seed=config.seed, progress=f"{progress}, {name}")
+            rollouts = play_share(model, tokenizer, tasks, config, temperature, seed=config.seed, progress=f"{progress}, {name}")
             score(rollouts, config)
+            rollouts = gather_rollouts(rollouts)
             out[name], kept = summary(rollouts), kept or rollouts
     greedy = model.answers if isinstance(model, VllmEngine) else partial(greedy_answers, model, device=model.device)
     out["general"] = general_exact_match(partial(greedy, tokenizer), tokenizer, read_jsonl(run / "data" / "general_heldout.jsonl"))
@@ -573,15 +600,17 @@ def train(config, run, policy, sampler, tokenizer, tasks, stop=None):
         print(f"continuing from {saved[-1]}")
     sync_sampler(sampler, policy)
     print(f"VRL: steps {first} to {v.steps}, {v.tasks_per_step} tasks x {v.group_size} rollouts = {v.tasks_per_step * v.group_size} a step", flush=True)
-    bar = tqdm(range(first, v.steps), initial=first, total=v.steps, desc="VRL", unit="step", mininterval=1)
+    bar = tqdm(range(first, v.steps), initial=first, total=v.steps, desc="VRL", unit="step", mininterval=1, disable=ranks.rank() > 0)
     for step in bar:
         start = time.time()
-        rollouts = sample_rollouts(sampler, tokenizer, step_tasks(tasks, config, step), config, config.rollout.temperature,
-                                   seed=draw(config.seed, "rollouts", step).getrandbits(31), group_size=v.group_size)
+        rollouts = play_share(sampler, tokenizer, step_tasks(tasks, config, step), config, config.rollout.temperature,
+                              seed=draw(config.seed, "rollouts", step).getrandbits(31), group_size=v.group_size)
+        ranks.barrier()
         sampled = time.time()
         if vllm:
             sampler.sleep()
         score(rollouts, config)
+        rollouts = gather_rollouts(rollouts)
         advantages, groups = group_advantages([r.reward for r in rollouts], [r.group_id for r in rollouts], v.advantage)
         for r, a in zip(rollouts, advantages):
             r.advantage = a
@@ -603,17 +632,19 @@ def train(config, run, policy, sampler, tokenizer, tasks, stop=None):
                   "update_tok_s": round(figures["read_tokens"] / (updated - scored)), "sample_s": round(sampled - start, 2),
                   "update_s": round(updated - scored, 2), "step_s": round(time.time() - start, 2)}
         cut = sum(now["ended"].get(k, 0) for k in ("max_tokens", "max_turns")) / len(rollouts)
-        if cut > 0.2:
+        if cut > 0.2 and ranks.rank() == 0:
             tqdm.write(f"warning: step {step + 1}: {cut:.0%} of the rollouts hit a limit; raise rollout.max_turn_tokens, rollout.max_turns or model.max_len")
-        append_metrics(run, record)
-        write_jsonl(run / "vrl" / "rollouts" / f"step-{step + 1}.jsonl", [{**r.trajectory, "advantage": r.advantage} for r in rollouts])
+        if ranks.rank() == 0:
+            append_metrics(run, record)
+            write_jsonl(run / "vrl" / "rollouts" / f"step-{step + 1}.jsonl", [{**r.trajectory, "advantage": r.advantage} for r in rollouts])
+        ranks.barrier()      # what rank 0 writes is there before any rank ends the run
         if groups["unscored"] > config.reward.llm.max_failures * max(20, len(rollouts)):
             raise SystemExit(f"error: the judge failed on {groups['unscored']} of {len(rollouts)} rollouts of step {step + 1}, config key "
                              f"`reward.llm.max_failures` allows {config.reward.llm.max_failures:.0%}; "
                              f"they stand in {run / 'vrl' / 'rollouts' / f'step-{step + 1}.jsonl'} with reward NaN")
         bar.set_postfix_str(f"R_vrt {now['reward']:.3f} plan {now['plan']:.2f} fine {now['fine']:.2f} flat {groups['flat']}/{groups['groups']} "
                             f"{record['sample_tok_s']} tok/s")
-        stopped = stop is not None and stop.on
+        stopped = bool(ranks.total(stop is not None and stop.on))      # Ctrl-C may reach one rank a step later than another
         if (step + 1) % v.save_every == 0 or step + 1 == v.steps or stopped:
             save_checkpoint(run / "vrl" / f"step-{step + 1}", policy, [optimizer], {"step": step + 1, "config": config_digest(config)}, keep=v.keep)
         if stopped:
@@ -694,11 +725,12 @@ def base_folder(config, run, tokenizer, device):
 
 
 def cached_evaluation(path, compute):
-    """Read an evaluation that is already there, or compute it and write it (figures, one trajectory)."""
-    if path.is_file():
+    """Read an evaluation that is already there, or compute it and write it (figures, one trajectory). All ranks call it."""
+    if ranks.agreed(path.is_file()):
         return json.loads(path.read_text(encoding="utf-8"))
     result = compute()
-    write_atomic(path, to_json(result))
+    if ranks.rank() == 0:
+        write_atomic(path, to_json(result))
     return result
 
 
@@ -717,9 +749,9 @@ def main():
         raise SystemExit("error: vLLM is given the LoRA adapter alone: with rollout.engine=vllm set vrl.tune=lora and vrl.norm_lr=0")
     if config.rollout.temperature <= 0:
         raise SystemExit(f"error: rollout.temperature is {config.rollout.temperature}; training samples, so it must be above 0")
-    began, run = time.time(), open_run(config)
+    began, run = time.time(), ranks.first(lambda: open_run(config))
     device = set_up(config)
-    ensure_data(config, run)
+    ranks.first(lambda: ensure_data(config, run))
     final = train_pst(config, run) if config.vrl.start == "pst" else None
     tokenizer = load_tokenizer(config, run)
     load = lambda: load_policy(final, config, tokenizer, device) if config.vrl.start == "pst" else base_policy(config, run, tokenizer, device)      # noqa: E731
@@ -740,7 +772,8 @@ def main():
 
     def measure(step):
         figures, rollouts = evaluate(sampler, tokenizer, heldout, config, run, "held-out after VRL" if step else "held-out before VRL")
-        append_metrics(run, {"phase": "eval", "step": step, **figures})
+        if ranks.rank() == 0:
+            append_metrics(run, {"phase": "eval", "step": step, **figures})
         return {**figures, "example": max(rollouts, key=lambda r: (r.reward, len(r.trajectory["calls"]))).trajectory}
 
     before = cached_evaluation(run / "vrl" / "before.json", lambda: measure(0))
@@ -748,6 +781,8 @@ def main():
         train(config, run, policy, sampler, tokenizer, read_jsonl(run / "data" / "train.jsonl"), stop)
     after_gap = check_engine(sampler, policy, tokenizer, heldout[0], config)
     after = cached_evaluation(run / "vrl" / "after.json", lambda: measure(config.vrl.steps))
+    if ranks.rank():
+        return
     draw_curve(run)
     write_trajectory(after["example"], run / "trajectory.txt")
     print_table(before, after)
@@ -757,4 +792,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    ranks.run(main)

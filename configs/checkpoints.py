@@ -13,6 +13,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from configs import ranks
+
 
 def config_digest(config):
     """A digest of what decides PST's numbers."""
@@ -26,17 +28,24 @@ def trained_parameters(model):
 
 
 def save_checkpoint(folder, model, optimizers, state, keep=2):
-    """Write trained weights, the optimizers' state and `state` to `folder`; keeps the newest `keep` beside it."""
+    """Write trained weights, the optimizers' state and `state` to `folder`; keeps the newest `keep` beside it. All ranks call it, rank 0 writes."""
+    weights, moments = {n: ranks.whole(p.detach()) for n, p in trained_parameters(model).items()}, {}
+    for optimizer in optimizers:
+        names = [n for g in optimizer.param_groups for n in g["names"]]
+        moments |= {f"{names[i]}.{k}": ranks.whole(v) for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
+    if ranks.rank() == 0:
+        write_checkpoint(folder, model, weights, moments, state, keep)
+    ranks.barrier()
+
+
+def write_checkpoint(folder, model, weights, moments, state, keep):
+    """The files of save_checkpoint."""
     draft = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    save_file({n: p.detach().contiguous() for n, p in trained_parameters(model).items()}, draft / "model.safetensors")
+    save_file({n: p.contiguous() for n, p in weights.items()}, draft / "model.safetensors")
     if hasattr(model, "peft_config"):  # beside it, the adapter as PEFT and vLLM read it
         model.save_pretrained(draft)
-    moments = {}
-    for optimizer in optimizers:
-        names = [n for g in optimizer.param_groups for n in g["names"]]
-        moments |= {f"{names[i]}.{k}": v for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
     save_file(moments, draft / "optimizer.safetensors")
     python, numpy = random.getstate(), np.random.get_state()
     rng = {"python": [python[0], list(python[1]), python[2]], "torch": torch.get_rng_state().numpy().tobytes().hex(),
@@ -79,10 +88,11 @@ def restore(model, optimizers, weights, moments, state):
                          f"{sorted(set(trained) ^ set(weights))[0]}; give this run a name of its own (name=...)")
     with torch.no_grad():
         for name, p in trained.items():
-            p.copy_(weights[name])
+            p.copy_(ranks.spread(weights[name], p))
     for optimizer in optimizers:
         # There are no moments before the first optimizer step: VRL may start with steps that carry no signal.
-        kept = {i: {k: moments[f"{n}.{k}"] for k in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer") if f"{n}.{k}" in moments}
+        kept = {i: {k: ranks.spread(moments[f"{n}.{k}"], trained[n]) for k in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
+                    if f"{n}.{k}" in moments}
                 for i, n in enumerate(n for g in optimizer.param_groups for n in g["names"])}
         optimizer.load_state_dict({"state": {i: s for i, s in kept.items() if s}, "param_groups": optimizer.state_dict()["param_groups"]})
     python, numpy = state["rng"]["python"], state["rng"]["numpy"]
