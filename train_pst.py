@@ -19,6 +19,7 @@ import random
 import re
 import shutil
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -213,6 +214,13 @@ def packed_mask(**arguments):
     return None if plain and arguments["q_length"] == arguments["kv_length"] else sdpa_mask(**arguments)
 
 
+def example_starts(position_ids, batch, length):
+    """Where examples begin in B rows of T tokens laid end to end, a list; a row's first token always begins one."""
+    first = (position_ids == 0).expand(batch, length).clone()
+    first[:, 0] = True
+    return first.flatten().nonzero().flatten().tolist()
+
+
 def packed_sdpa(module, query, key, value, attention_mask, position_ids=None, scaling=None, **kwargs):
     """Causal attention in which each packed example sees itself alone: one sdpa call an example.
 
@@ -226,9 +234,7 @@ def packed_sdpa(module, query, key, value, attention_mask, position_ids=None, sc
         out = F.scaled_dot_product_attention(query.view(batch, key.shape[1], -1, width), key, value, attention_mask, scale=scaling)
         return out.view(batch, 1, heads, width), None
     if attention_mask is None and position_ids is not None and length == key.shape[2]:
-        first = position_ids == 0  # (B or 1, T)
-        first[:, 0] = True
-        starts = first.expand(batch, length).flatten().nonzero().flatten().tolist()
+        starts = example_starts(position_ids, batch, length)
         if len(starts) > batch:
             sizes = [b - a for a, b in zip(starts, starts[1:] + [batch * length])]
             key, value = (repeat_kv(x, heads // key.shape[1]) for x in (key, value))
@@ -239,16 +245,45 @@ def packed_sdpa(module, query, key, value, attention_mask, position_ids=None, sc
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
 
+def packed_flash(module, query, key, value, attention_mask, position_ids=None, scaling=None, **kwargs):
+    """`packed_sdpa` by flash-attn's varlen kernel wherever that can: 16 bits, no mask. float32 and a step with a cache go packed_sdpa's way.
+
+    transformers' flash_attention_2 by itself sees packed examples in a batch of one row alone; with more rows they would see each other.
+    """
+    from transformers.modeling_flash_attention_utils import _flash_attention_forward
+
+    batch, _, length, _ = query.shape
+    if attention_mask is not None or position_ids is None or length != key.shape[2] or value.dtype == torch.float32:
+        return packed_sdpa(module, query, key, value, attention_mask, position_ids, scaling, **kwargs)
+    bounds = torch.tensor([*example_starts(position_ids, batch, length), batch * length], dtype=torch.int32, device=query.device)
+    longest = int(bounds.diff().max())
+    return _flash_attention_forward(
+        *(x.transpose(1, 2) for x in (query, key, value)), None, length, is_causal=True, softmax_scale=scaling, target_dtype=value.dtype,
+        cu_seq_lens_q=bounds, cu_seq_lens_k=bounds, max_length_q=longest, max_length_k=longest, attn_implementation="flash_attention_2"), None
+
+
+@cache
+def warn_once(text):
+    print(f"warning: {text}", flush=True)
+
+
 def attention_name(config, device):
-    """The attention that `model.attn` means: `auto` is flash_attention_2 on CUDA where installed, else packed_sdpa."""
+    """The attention that `model.attn` means: `auto` is flash-attn (`packed_flash`) on CUDA where installed, else packed_sdpa."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.utils import is_flash_attn_2_available
 
-    AttentionInterface.register("packed_sdpa", packed_sdpa)
-    AttentionMaskInterface.register("packed_sdpa", packed_mask)
-    if config.model.attn != "auto":
-        return config.model.attn
-    return "flash_attention_2" if device.type == "cuda" and is_flash_attn_2_available() else "packed_sdpa"
+    for name, function in (("packed_sdpa", packed_sdpa), ("packed_flash", packed_flash)):
+        AttentionInterface.register(name, function)
+        AttentionMaskInterface.register(name, packed_mask)
+    wanted, install = config.model.attn, "pip install flash-attn --no-build-isolation"
+    if wanted == "flash_attention_2" and not (device.type == "cuda" and is_flash_attn_2_available()):
+        raise SystemExit(f"error: config key `model.attn` is flash_attention_2, which needs a CUDA device (this is {device.type}) and flash-attn "
+                         f"({install}); or set model.attn=auto")
+    if wanted == "auto" and device.type == "cuda" and not is_flash_attn_2_available():
+        warn_once(f"flash-attn is not installed, attention is torch's sdpa, an example at a time; install it by: {install}")
+    if wanted in ("auto", "flash_attention_2"):
+        return "packed_flash" if device.type == "cuda" and is_flash_attn_2_available() else "packed_sdpa"
+    return wanted
 
 
 def build_policy(config, tokenizer, device):

@@ -1,0 +1,95 @@
+"""What a node needs: attention by packed rows, chat templates, quantized bases and 8-bit optimizers, Qwen3-VL with a user's pictures.
+
+    python -m pytest tests/test_node.py
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import train_pst as P
+from configs.experiment import Config, DataConfig, ModelConfig, PstConfig
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+LAYER = torch.nn.Module()       # what an attention function reads of its layer
+LAYER.num_key_value_groups, LAYER.is_causal = 2, True
+
+
+def small_config(**model):
+    """Hidden 32, two blocks; keyword arguments go to section `model`."""
+    shape = {"vocab_size": 640, "hidden_size": 32, "intermediate_size": 48, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 16,
+             "max_len": 1024, "autocast": False, "lora_rank": 4, "lora_alpha": 8}
+    return Config(name="test", threads=1, device="cpu", pst=PstConfig(row_len=512, rows_per_step=2, micro_rows=1, save_every=3),
+                  data=DataConfig(general=20), model=ModelConfig(**{**shape, **model}))
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def flash(monkeypatch):
+    """transformers' flash_attention_2 over a varlen function in plain torch, which notes its calls: no GPU, but the same way there."""
+    import transformers.modeling_flash_attention_utils as T
+
+    calls = []
+
+    def varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1)):
+        """q (N, heads, d), k and v (N, kv heads, d) of examples laid end to end, bounds (examples + 1,) int32 -> (N, heads, d)."""
+        assert causal and torch.equal(cu_seqlens_q, cu_seqlens_k) and cu_seqlens_q.dtype == torch.int32 and q.dtype == torch.bfloat16
+        assert max_seqlen_q == max_seqlen_k == int(cu_seqlens_q.diff().max())
+        calls.append(cu_seqlens_q.tolist())
+        out = []
+        for a, b in zip(cu_seqlens_q.tolist(), cu_seqlens_q.tolist()[1:]):
+            one = [x[a:b].float().transpose(0, 1).repeat_interleave(q.shape[1] // x.shape[1], 0) for x in (q, k, v)]
+            scores = (one[0] @ one[1].transpose(1, 2) * softmax_scale).masked_fill(~torch.ones(b - a, b - a).tril().bool(), -torch.inf)
+            out.append((scores.softmax(-1) @ one[2]).transpose(0, 1))
+        return torch.cat(out).to(q.dtype)
+
+    monkeypatch.setattr(T, "_lazy_imports", lambda *args, **kwargs: (None, varlen, None, None, None))
+    monkeypatch.setattr(T, "_loaded_implementation", None)
+    return calls
+
+
+@pytest.mark.parametrize("lengths", [[[5, 9, 2], [16]], [[16], [16]], [[7, 9]]])
+def test_flash_gets_the_bounds_of_packed_examples(flash, lengths):
+    """Also of several packed rows, where transformers by itself would let the examples see each other, and of padded rows."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(len(lengths), heads, 16, 8, generator=generator) for heads in (4, 2, 2))
+    positions = torch.tensor([[p for n in row for p in range(n)] for row in lengths])
+    right, _ = P.packed_sdpa(LAYER, query, key, value, None, positions, scaling=0.4, is_causal=True)
+    ours, _ = P.packed_flash(LAYER, *(x.bfloat16() for x in (query, key, value)), None, positions, scaling=0.4)
+    ends = [0] + torch.tensor([n for row in lengths for n in row]).cumsum(0).tolist()
+    assert flash == [ends]
+    torch.testing.assert_close(ours.float(), right, atol=3e-2, rtol=0)
+
+
+def test_flash_leaves_float32_and_masks_to_sdpa(flash):
+    query, key, value = (torch.randn(1, heads, 6, 8) for heads in (4, 2, 2))
+    positions, mask = torch.tensor([[0, 1, 2, 0, 1, 2]]), torch.ones(6, 6).tril().bool()[None, None]
+    arguments = [((query, key, value), None), (tuple(x.bfloat16() for x in (query, key, value)), mask)]
+    for tensors, seen in arguments:
+        ours, _ = P.packed_flash(LAYER, *tensors, seen, positions, scaling=0.4)
+        torch.testing.assert_close(ours, P.packed_sdpa(LAYER, *tensors, seen, positions, scaling=0.4)[0])
+    assert flash == []
+
+
+def test_attention_follows_the_device_and_what_is_installed(monkeypatch, capsys):
+    import transformers.utils
+
+    P.warn_once.cache_clear()
+    assert P.attention_name(small_config(), CPU) == "packed_sdpa" and capsys.readouterr().out == ""
+    for _ in range(2):
+        assert P.attention_name(small_config(), CUDA) == "packed_sdpa"
+    assert capsys.readouterr().out.count("pip install flash-attn --no-build-isolation") == 1
+    for device in (CPU, CUDA):
+        with pytest.raises(SystemExit, match="pip install flash-attn --no-build-isolation"):
+            P.attention_name(small_config(attn="flash_attention_2"), device)
+    monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda: True)
+    assert P.attention_name(small_config(), CUDA) == P.attention_name(small_config(attn="flash_attention_2"), CUDA) == "packed_flash"
+    assert P.attention_name(small_config(attn="sdpa"), CUDA) == "sdpa"
+    assert P.attention_name(small_config(), CPU) == "packed_sdpa"
