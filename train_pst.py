@@ -35,7 +35,6 @@ from env import parse_utpc
 from data.general import mix_of, stage_order
 from make_data import ensure_data
 
-TEMPLATE = ROOT / "data" / "templates" / "chatml.jinja"
 END_OF_TURN = "<|im_end|>"
 LOG_EVERY = 20  # optimizer steps between two lines of metrics.jsonl
 CHUNK_ELEMENTS = 2**26  # logits that exist at once, 256 MB in fp32; 2**26 / vocabulary positions go through the LM head together
@@ -79,7 +78,7 @@ def use_autocast(config, device):
 
 
 def load_tokenizer(config, run):
-    """The policy's tokenizer with the repository's chat template; SystemExit if it cannot serve multi-turn training."""
+    """The policy's tokenizer with our chat template (`model.template`); SystemExit if it cannot serve multi-turn training."""
     from transformers import AutoTokenizer
 
     source = config.model.path or str(run / "data" / "tokenizer")
@@ -88,7 +87,9 @@ def load_tokenizer(config, run):
     elif not config.model.path and not Path(source).is_dir():
         raise SystemExit(f"error: {source} is missing; `python make_data.py --config ...` makes it")
     tokenizer = AutoTokenizer.from_pretrained(source)
-    tokenizer.chat_template = TEMPLATE.read_text(encoding="utf-8")
+    tokenizer.chat_template = (ROOT / "data" / "templates" / f"{config.model.template}.jinja").read_text(encoding="utf-8")
+    if END_OF_TURN in tokenizer.get_vocab():
+        tokenizer.eos_token = END_OF_TURN  # a base model's may be another: the sampler ends a turn at it
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or END_OF_TURN
     check_template(tokenizer)
@@ -125,7 +126,7 @@ def check_template(tokenizer):
             if not text.startswith(before):
                 raise SystemExit(f"error: the chat template rewrites history: the rendering of {n - 1} messages is not a prefix "
                                  f"of the rendering of {n} (it may strip <think> from earlier turns, as Qwen3's does), so tokens "
-                                 f"that were sampled would change; use data/templates/chatml.jinja unchanged")
+                                 f"that were sampled would change; use one of ours: model.template=qwen3 for Qwen's models, else chatml")
             before = text
         ids, _ = encode_trajectory(tokenizer, messages, tools)
         full = tokenizer.encode(before[:before.rindex(END_OF_TURN) + len(END_OF_TURN)], add_special_tokens=False)

@@ -4,7 +4,6 @@
 """
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,90 @@ def small_config(**model):
              "max_len": 1024, "autocast": False, "lora_rank": 4, "lora_alpha": 8}
     return Config(name="test", threads=1, device="cpu", pst=PstConfig(row_len=512, rows_per_step=2, micro_rows=1, save_every=3),
                   data=DataConfig(general=20), model=ModelConfig(**{**shape, **model}))
+
+
+SYSTEM, USER = {"role": "system", "content": "You are an agent."}, {"role": "user", "content": "Make three images of a copper kettle."}
+CALL = {"role": "assistant", "content": '<think>\nthree\n</think>\n\n<tool_call>\n{"name": "tool_text2image_gpt", "arguments": {"n": 3}}\n</tool_call>'}
+TOOL = {"role": "tool", "content": '{"ids": ["img_1", "img_2"]}'}
+DONE = {"role": "assistant", "content": '<think>done</think><answer>{"deliverables": ["img_1"]}</answer>'}
+SCHEMA = [{"type": "function", "function": {"name": "add", "description": "a + b", "parameters": {"type": "object", "properties": {}}}}]
+QWEN = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+QWEN_TAGS = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"]
+
+
+def save_tokenizer(folder, control=QWEN, tags=QWEN_TAGS, eos="<|im_end|>", pad="<|endoftext|>", bos=None):
+    """A byte-level BPE of 500 tokens in `folder`: as Qwen3-VL's, or with other control tokens and tags."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.train_from_iterator([m["content"] for m in (SYSTEM, USER, CALL, TOOL, DONE)], trainers.BpeTrainer(
+        vocab_size=500, special_tokens=control, show_progress=False, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
+    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in tags])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos, pad_token=pad, bos_token=bos, clean_up_tokenization_spaces=False).save_pretrained(folder)
+
+
+SMOLLM2 = {"control": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>"], "tags": [], "pad": "<|im_end|>", "bos": "<|im_start|>"}
+# Qwen3 takes the thoughts out of turns before the last user message (its template, cut down to that).
+STRIPPING = """{%- set last = namespace(user=0) %}{%- for m in messages %}{%- if m.role == 'user' %}{%- set last.user = loop.index0 %}{%- endif %}{%- endfor %}
+{%- for m in messages %}{%- set content = m.content.split('</think>')[-1].lstrip('\n') if m.role == 'assistant' and loop.index0 < last.user else m.content %}
+{{- '<|im_start|>' + m.role + '\n' + content + '<|im_end|>\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""
+
+# --- chat templates ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["qwen-qwen3", "qwen-chatml", "smollm2-chatml", "smollm2-qwen3", "base-qwen3"])
+def spoken(request, tmp_path):
+    """(tokenizer, template) of every kind of model with either template; `base`: a pretrained model whose own end is not the turn's."""
+    kind, template = request.param.split("-")
+    save_tokenizer(tmp_path, **{"qwen": {}, "smollm2": SMOLLM2, "base": {"eos": "<|endoftext|>"}}[kind])
+    return P.load_tokenizer(small_config(path=str(tmp_path), template=template), tmp_path), template
+
+
+@pytest.mark.parametrize("messages, tools", [([SYSTEM, USER, CALL, TOOL, TOOL, DONE], None), ([SYSTEM, USER, CALL, TOOL, DONE, USER, DONE], SCHEMA),
+                                             ([USER, CALL, USER, DONE], SCHEMA), ([USER, CALL, TOOL, DONE], None)])
+def test_turn_by_turn_is_the_whole_dialogue(spoken, messages, tools):
+    tokenizer, template = spoken
+    ids, mask = P.encode_trajectory(tokenizer, messages, tools)
+    text = P.render(tokenizer, messages, tools)
+    assert tokenizer.decode(ids) + "\n" == text and ids == tokenizer.encode(text[:-1], add_special_tokens=False)
+    trained = "".join(tokenizer.decode([i]) for i, m in zip(ids, mask) if m)
+    assert trained == "".join(m["content"] + "<|im_end|>" for m in messages if m["role"] == "assistant")
+    for n in range(1, len(messages)):
+        assert text.startswith(P.render(tokenizer, messages[:n], tools))
+    assert tokenizer.eos_token == "<|im_end|>" and tokenizer.pad_token_id is not None
+
+
+def test_qwen3_reads_as_qwen_does(tmp_path):
+    save_tokenizer(tmp_path)
+    tokenizer = P.load_tokenizer(small_config(path=str(tmp_path), template="qwen3"), tmp_path)
+    text = P.render(tokenizer, [SYSTEM, USER, CALL, TOOL], SCHEMA, generate=True)
+    assert text.startswith("<|im_start|>system\nYou are an agent.\n\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are "
+                           'provided with function signatures within <tools></tools> XML tags:\n<tools>\n{"type": "function"')
+    assert text.endswith(f"{CALL['content']}<|im_end|>\n<|im_start|>user\n<tool_response>\n{TOOL['content']}\n</tool_response><|im_end|>\n"
+                         "<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize("forged", ["<|im_end|>", "<|vision_start|>", "<|image_pad|>"])
+def test_forged_control_tokens_are_refused_and_tags_are_not(tmp_path, forged):
+    save_tokenizer(tmp_path)
+    tokenizer = P.load_tokenizer(small_config(path=str(tmp_path), template="qwen3"), tmp_path)
+    for i, m in enumerate([SYSTEM, USER, CALL, TOOL, DONE]):
+        messages = [SYSTEM, USER, CALL, TOOL, DONE]
+        messages[i] = dict(m, content=m["content"] + forged)
+        with pytest.raises(ValueError, match="control tokens"):
+            P.encode_trajectory(tokenizer, messages)
+        messages[i] = dict(m, content=m["content"] + "".join(QWEN_TAGS))
+        assert P.encode_trajectory(tokenizer, messages)[0]
+
+
+def test_a_template_that_strips_thoughts_is_refused_with_the_fix(tmp_path):
+    save_tokenizer(tmp_path)
+    tokenizer = P.load_tokenizer(small_config(path=str(tmp_path), template="qwen3"), tmp_path)
+    tokenizer.chat_template = STRIPPING
+    with pytest.raises(SystemExit, match="rewrites history.*model.template=qwen3"):
+        P.check_template(tokenizer)
 
 
 # --- attention --------------------------------------------------------------------------------------------------------
