@@ -19,6 +19,7 @@ import random
 import re
 import shutil
 import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -287,13 +288,15 @@ def attention_name(config, device):
     return wanted
 
 
-def build_policy(config, tokenizer, device):
+def build_policy(config, tokenizer, device, quantize=False):
     """The policy before any training here: a Qwen3 from scratch, initialised from `config.seed`, or `model.path`."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     m = config.model
     if m.path:
-        return load_policy(m.path, config, tokenizer, device)
+        return load_policy(m.path, config, tokenizer, device, quantize)
+    if quantize:
+        raise SystemExit("error: config key `model.quantize` is nf4, which is for a base that is saved somewhere; set model.path, or model.quantize=none")
     if len(tokenizer) > m.vocab_size:
         raise SystemExit(f"error: the tokenizer has {len(tokenizer)} tokens, config key `model.vocab_size` is {m.vocab_size}")
     # len(tokenizer), not vocab_size: rows without a token would never be trained, yet could be sampled.
@@ -307,15 +310,40 @@ def build_policy(config, tokenizer, device):
     return finish_policy(Qwen3ForCausalLM(shape).to(getattr(torch, m.dtype)), config, tokenizer, device)
 
 
-def load_policy(path, config, tokenizer, device):
-    """A policy from a folder or hub name, in `model.dtype`; SystemExit says why it cannot be loaded."""
-    from transformers import AutoModelForCausalLM
+def need_bitsandbytes(key):
+    """The module bitsandbytes; SystemExit with its install line where it is missing. `key`: what asks for it."""
+    try:
+        import bitsandbytes
+    except ImportError as e:
+        raise SystemExit(f"error: {key} needs bitsandbytes ({e}); install it by: pip install 'bitsandbytes>=0.50,<0.51'") from e
+    return bitsandbytes
 
+
+def wants_nf4(config, phase):
+    """Whether phase `pst` or `vrl` loads its policy in 4 bits; SystemExit if it trains all weights: a quantized base is frozen."""
+    if config.model.quantize == "none":
+        return False
+    if getattr(config, phase).tune == "full":
+        raise SystemExit(f"error: config key `model.quantize` is nf4, a base that stays frozen, and {phase}.tune=full trains it; "
+                         f"set {phase}.tune=lora, or model.quantize=none")
+    return bool(need_bitsandbytes("config key `model.quantize`: nf4"))
+
+
+def load_policy(path, config, tokenizer, device, quantize=False):
+    """A policy from a folder or hub name, in `model.dtype`; `quantize`: its linear layers but the LM head in nf4. SystemExit says why it cannot be loaded."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    more = {"device_map": {"": device}, "quantization_config": BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=["lm_head", "visual"])} if quantize else {}
     try:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, config.model.dtype),
-                                                     attn_implementation=attention_name(config, device))
+                                                     attn_implementation=attention_name(config, device), **more)
     except (OSError, SafetensorError, ImportError) as e:
         raise SystemExit(f"error: cannot load a model from {path}: {' '.join(str(e).split())[:300]}") from e
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # without gradients it would repack its weight in place, in a layout that base_weight cannot read
+            module.support_avx512bf16_for_cpu = False
     return finish_policy(model, config, tokenizer, device)
 
 
@@ -329,18 +357,41 @@ def finish_policy(model, config, tokenizer, device):
     return model.to(device)
 
 
+def text_model(base):
+    """The module that turns tokens into hidden states: the backbone; of a vision-language model its language part."""
+    backbone = getattr(base, base.base_model_prefix)
+    return getattr(backbone, "language_model", backbone)
+
+
 def add_lora(config, model, norm=False):
-    """A LoRA adapter on every linear layer but the LM head, without dropout; the base is frozen, `norm`: but for its final norm."""
+    """A LoRA adapter on every linear layer but the LM head and a vision tower's, without dropout; the base is frozen, `norm`: but for its final norm."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(config.seed)  # the adapter's start must not depend on what ran before in this process
-    return get_peft_model(model, LoraConfig(r=config.model.lora_rank, lora_alpha=config.model.lora_alpha, lora_dropout=0.0,
-                                            target_modules="all-linear", task_type="CAUSAL_LM", modules_to_save=["model.norm"] if norm else None))
+    where = next(n for n, m in model.named_modules() if m is text_model(model))
+    return get_peft_model(model, LoraConfig(
+        r=config.model.lora_rank, lora_alpha=config.model.lora_alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM",
+        exclude_modules=r".*\bvisual\..*" if hasattr(model.base_model, "visual") else None, modules_to_save=[f"{where}.norm"] if norm else None))
 
 
-def merge_lora(model):
-    """The plain model with its adapter added to the weights, in fp32. The adapter model is used up."""
+def merge_lora(model, fresh=None):
+    """The plain model with its adapter added to the weights, in fp32. The adapter model is used up.
+
+    fresh: the base anew, in fp32, which takes the adapter of a quantized model: what 4 bits rounded off is not lost for good.
+    """
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    if fresh is not None:
+        adapter = get_peft_model_state_dict(model)
+        model = get_peft_model(fresh, model.peft_config["default"])
+        set_peft_model_state_dict(model, adapter)
     return model.float().merge_and_unload()
+
+
+def base_weight(layer):
+    """The weight that a linear layer computes with, (out, in): 4 bits as the numbers they stand for."""
+    state = getattr(layer.weight, "quant_state", None)
+    return layer.weight if state is None else need_bitsandbytes("a 4-bit base").functional.dequantize_4bit(layer.weight.data, state)
 
 
 def token_logprobs(model, input_ids, position_ids, targets_mask, temperature=1.0, autocast=False, entropy=False,
@@ -471,6 +522,14 @@ def encode_data(config, run, tokenizer):
             for name in ("general.jsonl", "visgen.jsonl")]
 
 
+def adamw(kind, groups, **settings):
+    """AdamW over parameter groups: torch's, or (`adamw8bit`) bitsandbytes' with its moments in 8 bits."""
+    if kind == "adamw8bit":
+        settings.pop("foreach", None)
+        return need_bitsandbytes("optimizer adamw8bit").optim.AdamW8bit(groups, **settings)
+    return torch.optim.AdamW(groups, **settings)
+
+
 def make_optimizers(config, model, stage):
     """The optimizers of one stage, as a list: AdamW alone, or (`pst.optimizer: muon`) Muon beside it for the blocks' matrices.
 
@@ -481,7 +540,7 @@ def make_optimizers(config, model, stage):
     rest = [n for n in trained if n not in matrices]
     groups = [{"names": names, "params": [trained[n] for n in names], "weight_decay": decay, "peak": stage.lr}
               for names, decay in (([n for n in rest if trained[n].dim() > 1], p.weight_decay), ([n for n in rest if trained[n].dim() < 2], 0.0)) if names]
-    optimizers = [torch.optim.AdamW(groups, lr=stage.lr, betas=(0.9, p.beta2), foreach=True)]
+    optimizers = [adamw(p.optimizer, groups, lr=stage.lr, betas=(0.9, p.beta2), foreach=True)]
     if matrices:
         group = {"names": matrices, "params": [trained[n] for n in matrices], "peak": stage.matrix_lr}
         optimizers.append(torch.optim.Muon([group], lr=stage.matrix_lr, weight_decay=p.weight_decay))
@@ -593,8 +652,8 @@ def save_policy(model, tokenizer, folder):
     os.rename(draft, folder)
 
 
-def base_policy(config, run, tokenizer, device):
-    """The policy before PST: `model.path`, or a Qwen3 from scratch after `model.base_examples` copying exercises.
+def base_policy(config, run, tokenizer, device, quantize=False):
+    """The policy before PST: `model.path`, or a Qwen3 from scratch after `model.base_examples` copying exercises. `quantize`: in nf4.
 
     The paper starts from a pretrained model, which can read and copy; random weights cannot, and D_vis alone does not teach it
     (configs/tiny.yaml has the figures). The result is kept in runs/<name>/base/final.
@@ -603,9 +662,9 @@ def base_policy(config, run, tokenizer, device):
     homes = [run] + ([finished_policy(config.pst.init_from).parents[1]] if config.pst.init_from else [])
     final, policy = next((h / "base" / "final" for h in homes if (h / "base" / "final").is_dir()), run / "base" / "final"), config.model
     if policy.path or not policy.base_examples:
-        return build_policy(config, tokenizer, device)
+        return build_policy(config, tokenizer, device, quantize)
     if final.is_dir():
-        return load_policy(final, config, tokenizer, device)
+        return load_policy(final, config, tokenizer, device, quantize)
     model = build_policy(config, tokenizer, device)
     examples = encode_records(tokenizer, read_jsonl(run / "data" / "base.jsonl"), config.pst.row_len, "base.jsonl")
     steps = pack_steps(config, examples, list(range(len(examples))), draw("base rows", config.seed))
@@ -613,7 +672,7 @@ def base_policy(config, run, tokenizer, device):
     start = read_checkpoint(config, saved[-1]) if saved else None
     train_stage(config, run, 0, Stage(lr=policy.base_lr), model, examples, steps, tokenizer.pad_token_id, device, start=start)
     save_policy(model, tokenizer, final)
-    return model
+    return load_policy(final, config, tokenizer, device, quantize) if quantize else model
 
 
 def train_pst(config, run):
@@ -623,11 +682,11 @@ def train_pst(config, run):
         return finished_policy(config.pst.init_from)
     if final.is_dir():  # it was renamed into place, so it is whole
         return final
-    device = set_up(config)
+    device, quantize = set_up(config), wants_nf4(config, "pst")
     ensure_data(config, run)
     tokenizer = load_tokenizer(config, run)
     general, visgen = encode_data(config, run, tokenizer)
-    model = base_policy(config, run, tokenizer, device)
+    model = base_policy(config, run, tokenizer, device, quantize)
     if config.pst.tune == "lora":
         model = add_lora(config, model)
     every, trained = [sum(p.numel() for p in x) for x in (model.parameters(), trained_parameters(model).values())]
@@ -646,7 +705,10 @@ def train_pst(config, run):
         print(mix_of(config, stage, steps, visgen, general))
         train_stage(config, run, stage + 1, part, model, [*general, *visgen], steps, tokenizer.pad_token_id, device, start=start)
         start = None
-    save_policy(merge_lora(model) if config.pst.tune == "lora" else model, tokenizer, final)
+    if config.pst.tune == "lora":
+        plain = replace(config, model=replace(config.model, dtype="float32"))
+        model = merge_lora(model, base_policy(plain, run, tokenizer, torch.device("cpu")) if quantize else None)
+    save_policy(model, tokenizer, final)
     return final
 
 

@@ -25,8 +25,8 @@ from data.figures import draw_curve, print_table
 from env import VisGenEnv, to_json
 from make_data import ensure_data
 from rewards import PARTS, ltr_rewards
-from train_pst import (add_lora, base_policy, encode_prompt, encode_tool_messages, general_exact_match, load_policy, load_tokenizer, set_up,
-                       token_logprobs, train_pst, use_autocast)
+from train_pst import (adamw, add_lora, base_policy, base_weight, encode_prompt, encode_tool_messages, general_exact_match, load_policy, load_tokenizer, set_up,
+                       token_logprobs, train_pst, use_autocast, wants_nf4)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Rollouts
@@ -377,7 +377,7 @@ def sync_sampler(sampler, policy):
     with torch.no_grad():
         for name, module in plain.named_modules():
             if hasattr(module, "get_delta_weight"):
-                target[name + ".weight"].copy_(module.base_layer.weight + module.get_delta_weight("default"))
+                target[name + ".weight"].copy_(base_weight(module.base_layer) + module.get_delta_weight("default"))
         for name, p in plain.named_parameters():
             if not any(part in name for part in (".base_layer.", "lora_", ".original_module.")):
                 target[name.replace(".modules_to_save.default", "")].copy_(p)
@@ -482,12 +482,12 @@ def learning_rate(v, step):
 
 
 def make_optimizer(policy, v):
-    """AdamW on the adapter (or all weights) at `lr` and, where it is trained beside the adapter, on the final norm at `norm_lr`."""
+    """AdamW (`vrl.optimizer`) on the adapter (or all weights) at `lr` and, where it is trained beside the adapter, on the final norm at `norm_lr`."""
     named = trained_parameters(policy)
     norm = {n for n in named if ".modules_to_save." in n}
     groups = [{"names": names, "params": [named[n] for n in names], "peak": peak}
               for names, peak in (([n for n in named if n not in norm], v.lr), (sorted(norm), v.norm_lr)) if names]
-    return torch.optim.AdamW(groups, lr=v.lr, betas=(0.9, v.beta2), weight_decay=v.weight_decay)
+    return adamw(v.optimizer, groups, lr=v.lr, betas=(0.9, v.beta2), weight_decay=v.weight_decay)
 
 
 def train(config, run, policy, sampler, tokenizer, tasks, stop=None):
@@ -627,16 +627,17 @@ def main():
         raise SystemExit("error: vrl.norm_lr is of the norm beside an adapter; with vrl.tune=full it is trained at vrl.lr: set vrl.norm_lr=0")
     if config.rollout.temperature <= 0:
         raise SystemExit(f"error: rollout.temperature is {config.rollout.temperature}; training samples, so it must be above 0")
-    began, run = time.time(), open_run(config)
+    began, run, quantize = time.time(), open_run(config), wants_nf4(config, "vrl")
     device = set_up(config)
     ensure_data(config, run)
     final = train_pst(config, run) if config.vrl.start == "pst" else None
     tokenizer = load_tokenizer(config, run)
-    load = lambda: load_policy(final, config, tokenizer, device) if config.vrl.start == "pst" else base_policy(config, run, tokenizer, device)      # noqa: E731
+    load = lambda *nf4: (load_policy(final, config, tokenizer, device, *nf4) if config.vrl.start == "pst"      # noqa: E731
+                         else base_policy(config, run, tokenizer, device, *nf4))
     sampler = load().float().eval().requires_grad_(False)
     if "--speed" in switches:
         return compare_speed(sampler, tokenizer, read_jsonl(run / "data" / "train.jsonl"), config)
-    policy = add_lora(config, load(), norm=config.vrl.norm_lr > 0) if config.vrl.tune == "lora" else load()
+    policy = add_lora(config, load(quantize), norm=config.vrl.norm_lr > 0) if config.vrl.tune == "lora" else load()
     heldout = read_jsonl(run / "data" / "heldout.jsonl")[: config.bench.tasks]
     gap = check_engine(sampler, policy, tokenizer, heldout[0], config)
     if config.vrl.tune == "lora":

@@ -4,6 +4,7 @@
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import test_pst
 import train_pst as P
-from configs.experiment import Config, DataConfig, ModelConfig, PstConfig
+from configs.checkpoints import read_checkpoint, restore, save_checkpoint
+from configs.experiment import Config, DataConfig, ModelConfig, PstConfig, Stage
+from test_pst import run  # noqa: F401
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LAYER = torch.nn.Module()       # what an attention function reads of its layer
@@ -176,3 +180,143 @@ def test_attention_follows_the_device_and_what_is_installed(monkeypatch, capsys)
     assert P.attention_name(small_config(), CUDA) == P.attention_name(small_config(attn="flash_attention_2"), CUDA) == "packed_flash"
     assert P.attention_name(small_config(attn="sdpa"), CUDA) == "sdpa"
     assert P.attention_name(small_config(), CPU) == "packed_sdpa"
+
+
+# --- adapters, 4 bits, 8-bit moments ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bnb():
+    return pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed; requirements-gpu.txt has it")
+
+
+@pytest.fixture
+def base(run, tmp_path):  # noqa: F811
+    """(config, folder): a policy in a folder, and the config of a LoRA run from it."""
+    config = small_config()
+    tokenizer = P.load_tokenizer(config, run)
+    P.save_policy(P.build_policy(config, tokenizer, CPU), tokenizer, tmp_path / "base")
+    return replace(config, model=replace(config.model, path=str(tmp_path / "base")), pst=replace(
+        config.pst, tune="lora", stages=[Stage(0.5, 5, lr=0.01)])), tmp_path / "base"
+
+
+def moved(policy, by=0.1):
+    """The adapter away from zero."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in P.trained_parameters(policy).items():
+            if "lora_B" in name:
+                p.normal_(0, by, generator=generator)
+    return policy
+
+
+def score(model, tokenizer, messages=(SYSTEM, USER, CALL, TOOL, DONE)):
+    """Log-probabilities of the agent's tokens."""
+    ids, mask = P.encode_trajectory(tokenizer, list(messages))
+    ids, mask = torch.tensor([ids]), torch.tensor([mask])
+    with torch.no_grad():
+        return P.token_logprobs(model, ids, torch.arange(ids.shape[1])[None], mask[:, 1:])[mask[:, 1:] == 1]
+
+
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_resume_with_8_bit_moments_equals_a_straight_run(bnb, run, tmp_path, monkeypatch, tune):  # noqa: F811
+    test_pst.test_resume_equals_a_straight_run(run, tmp_path, monkeypatch, tune, "adamw8bit")
+
+
+def test_8_bit_moments_are_8_bits_and_come_back(bnb, base, tmp_path):
+    config, folder = base
+    config = replace(config, vrl=replace(config.vrl, optimizer="adamw8bit"), model=replace(config.model, lora_rank=128))
+    import train_vrl
+
+    tokenizer = P.load_tokenizer(config, tmp_path)
+    made = []
+    for _ in range(2):
+        policy = P.add_lora(config, P.load_policy(folder, config, tokenizer, CPU))
+        made.append((policy, train_vrl.make_optimizer(policy, config.vrl)))
+    ids = torch.tensor([[3, 4, 5, 6]])
+
+    def step(policy, optimizer):
+        policy(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step(*made[0])
+    save_checkpoint(tmp_path / "step-1", made[0][0], [made[0][1]], {"config": P.config_digest(config)})
+    restore(made[1][0], [made[1][1]], *read_checkpoint(config, tmp_path / "step-1"))
+    for policy, optimizer in made:
+        step(policy, optimizer)
+        states = [optimizer.state[p] for g in optimizer.param_groups for p in g["params"]]
+        assert {s["state1"].dtype for s in states} == {torch.uint8, torch.float32} and {s["step"] for s in states} == {2}     # below 4,096 elements: fp32
+    assert all(torch.equal(a, b) for a, b in zip(*(P.trained_parameters(p).values() for p, _ in made)))
+
+
+def test_an_adapter_of_a_checkpoint_loads_in_transformers(base, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    config, folder = base
+    tokenizer = P.load_tokenizer(config, tmp_path)
+    policy = moved(P.add_lora(config, P.load_policy(folder, config, tokenizer, CPU)))
+    save_checkpoint(tmp_path / "step-1", policy, [], {"config": ""})
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tmp_path / "step-1")
+    torch.testing.assert_close(score(theirs, tokenizer), score(policy, tokenizer), atol=1e-5, rtol=0)
+    assert (score(policy, tokenizer) - score(P.load_policy(folder, config, tokenizer, CPU), tokenizer)).abs().max() > 1e-3
+
+
+def test_pst_in_4_bits_merges_into_the_base_itself(bnb, base, run, tmp_path, monkeypatch):  # noqa: F811
+    from safetensors.torch import load_file
+
+    config, folder = base
+    config = replace(config, model=replace(config.model, quantize="nf4"))
+    monkeypatch.setattr(P, "ensure_data", lambda config, run: None)
+    work = test_pst.copy_run(run, tmp_path / "work", monkeypatch)
+    final = load_file(P.train_pst(config, work) / "model.safetensors")
+    begun, checkpoint = load_file(folder / "model.safetensors"), P.list_checkpoints(work / "pst")[-1]
+    adapter = load_file(checkpoint / "adapter_model.safetensors")
+    assert final.keys() == begun.keys() and all(w.dtype == torch.float32 for w in final.values())
+    changed = 0
+    for name, w in final.items():
+        factors = [adapter.get(f"base_model.model.{name.removesuffix('weight')}lora_{x}.weight") for x in "BA"]
+        delta = 0 if factors[0] is None else factors[0] @ factors[1] * config.model.lora_alpha / config.model.lora_rank
+        changed += factors[0] is not None and bool((w != begun[name]).any())
+        torch.testing.assert_close(w, begun[name] + delta, atol=1e-6, rtol=0)
+    assert changed == 2 * 7
+
+
+def test_the_sampler_of_a_4_bit_policy_holds_what_that_computes_with(bnb, base, tmp_path):
+    import train_vrl
+
+    config, folder = base
+    tokenizer = P.load_tokenizer(config, tmp_path)
+    policy = moved(P.add_lora(config, P.load_policy(folder, config, tokenizer, CPU, quantize=True)), 0.3)
+    layers = {n: type(m).__name__ for n, m in policy.get_base_model().named_modules() if n.endswith("base_layer")}
+    assert len(layers) == 2 * 7 and set(layers.values()) == {"Linear4bit"}
+    assert type(policy.get_base_model().lm_head) is torch.nn.Linear
+    sampler = P.load_policy(folder, config, tokenizer, CPU)
+    before = (score(sampler, tokenizer) - score(policy, tokenizer)).abs().max()
+    train_vrl.sync_sampler(sampler, policy)
+    after = (score(sampler, tokenizer) - score(policy, tokenizer)).abs().max()
+    assert after < 0.02 and after < before / 5, (before, after)      # the products of 4-bit layers are rounded to bfloat16
+
+
+@pytest.mark.parametrize("phase", ["pst", "vrl"])
+def test_all_weights_of_a_4_bit_base_cannot_be_trained(phase):
+    config = small_config(path="x", quantize="nf4")
+    config = replace(config, pst=replace(config.pst, tune="full"), vrl=replace(config.vrl, tune="full"))
+    with pytest.raises(SystemExit, match=f"{phase}.tune=lora"):
+        P.wants_nf4(config, phase)
+    assert not P.wants_nf4(replace(config, model=replace(config.model, quantize="none")), phase)
+
+
+def test_missing_bitsandbytes_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    config = small_config(path="x", quantize="nf4")
+    with pytest.raises(SystemExit, match="pip install 'bitsandbytes"):
+        P.wants_nf4(replace(config, pst=replace(config.pst, tune="lora")), "pst")
+    with pytest.raises(SystemExit, match="pip install 'bitsandbytes"):
+        P.adamw("adamw8bit", [{"params": [torch.nn.Parameter(torch.ones(2))]}], lr=0.1)
+
+
+def test_a_base_that_is_nowhere_cannot_be_quantized(run):  # noqa: F811
+    with pytest.raises(SystemExit, match="model.path"):
+        P.build_policy(small_config(), P.load_tokenizer(small_config(), run), CPU, quantize=True)
