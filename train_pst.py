@@ -20,7 +20,6 @@ import re
 import shutil
 import time
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +29,12 @@ from safetensors import SafetensorError
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
+from configs.attention import attention_name
 from configs.checkpoints import config_digest, list_checkpoints, read_checkpoint, restore, save_checkpoint, trained_parameters
 from configs.experiment import ROOT, Stage, StopSwitch, append_metrics, command_line, draw, open_run, read_jsonl
 from env import parse_utpc
 from data.general import mix_of, stage_order
+from data.vision import pictures_of, place, show_pictures, spell_pictures
 from make_data import ensure_data
 
 END_OF_TURN = "<|im_end|>"
@@ -79,8 +80,11 @@ def use_autocast(config, device):
 
 
 def load_tokenizer(config, run):
-    """The policy's tokenizer with our chat template (`model.template`); SystemExit if it cannot serve multi-turn training."""
-    from transformers import AutoTokenizer
+    """The policy's tokenizer with our chat template (`model.template`); SystemExit if it cannot serve multi-turn training.
+
+    Its `vision` names the model if that is a Qwen3-VL, whose image processor reads the user's pictures.
+    """
+    from transformers import AutoConfig, AutoTokenizer
 
     source = config.model.path or str(run / "data" / "tokenizer")
     if config.pst.init_from:  # the ids mean what they meant when that policy was trained
@@ -94,6 +98,8 @@ def load_tokenizer(config, run):
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or END_OF_TURN
     check_template(tokenizer)
+    if config.model.path or config.pst.init_from:
+        tokenizer.vision = source if AutoConfig.from_pretrained(source).model_type == "qwen3_vl" else None
     return tokenizer
 
 
@@ -163,7 +169,8 @@ def encode_text(tokenizer, text, expected, what):
 def encode_prompt(tokenizer, messages, tools=None):
     """Ids of the opening messages and of the agent's opening `<|im_start|>assistant\\n`. ValueError: forged control tokens."""
     turns = len(messages) + (bool(tools) and messages[0]["role"] != "system")
-    return encode_text(tokenizer, render(tokenizer, messages, tools, generate=True), 2 * turns + 1, "the prompt")
+    messages, placeholders = spell_pictures(messages)
+    return encode_text(tokenizer, render(tokenizer, messages, tools, generate=True), 2 * turns + 1 + placeholders, "the prompt")
 
 
 def encode_tool_messages(tokenizer, messages):
@@ -206,86 +213,6 @@ def encode_trajectory(tokenizer, messages, tools=None):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The model
-
-
-def packed_mask(**arguments):
-    """The attention mask for `packed_sdpa`: none where its causal, per-example call needs none; else that of sdpa."""
-    from transformers.masking_utils import sdpa_mask
-
-    plain = arguments.get("attention_mask") is None and arguments.get("local_size") is None
-    return None if plain and arguments["q_length"] == arguments["kv_length"] else sdpa_mask(**arguments)
-
-
-def example_starts(position_ids, batch, length):
-    """Where examples begin in B rows of T tokens laid end to end, a list; a row's first token always begins one."""
-    first = (position_ids == 0).expand(batch, length).clone()
-    first[:, 0] = True
-    return first.flatten().nonzero().flatten().tolist()
-
-
-def packed_sdpa(module, query, key, value, attention_mask, position_ids=None, scaling=None, **kwargs):
-    """Causal attention in which each packed example sees itself alone: one sdpa call an example.
-
-    query (B, heads, T, d), key and value (B, kv heads, T, d), position_ids (B, T) restarting at 0 with every example.
-    The same result as sdpa with a block-diagonal mask, which computes the T x T square: three times slower on our rows.
-    """
-    from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-
-    batch, heads, length, width = query.shape
-    if length == 1:  # a step with a cache: the query heads of a group read their key head as it is, not a copy each
-        out = F.scaled_dot_product_attention(query.view(batch, key.shape[1], -1, width), key, value, attention_mask, scale=scaling)
-        return out.view(batch, 1, heads, width), None
-    if attention_mask is None and position_ids is not None and length == key.shape[2]:
-        starts = example_starts(position_ids, batch, length)
-        if len(starts) > batch:
-            sizes = [b - a for a, b in zip(starts, starts[1:] + [batch * length])]
-            key, value = (repeat_kv(x, heads // key.shape[1]) for x in (key, value))
-            parts = zip(*(x.transpose(1, 2).reshape(-1, heads, width).split(sizes) for x in (query, key, value)))
-            out = [F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in part), is_causal=True, scale=scaling)[0]
-                   for part in parts]  # each (heads, size, d)
-            return torch.cat([x.transpose(0, 1) for x in out]).view(batch, length, heads, width), None
-    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-
-
-def packed_flash(module, query, key, value, attention_mask, position_ids=None, scaling=None, **kwargs):
-    """`packed_sdpa` by flash-attn's varlen kernel wherever that can: 16 bits, no mask. float32 and a step with a cache go packed_sdpa's way.
-
-    transformers' flash_attention_2 by itself sees packed examples in a batch of one row alone; with more rows they would see each other.
-    """
-    from transformers.modeling_flash_attention_utils import _flash_attention_forward
-
-    batch, _, length, _ = query.shape
-    if attention_mask is not None or position_ids is None or length != key.shape[2] or value.dtype == torch.float32:
-        return packed_sdpa(module, query, key, value, attention_mask, position_ids, scaling, **kwargs)
-    bounds = torch.tensor([*example_starts(position_ids, batch, length), batch * length], dtype=torch.int32, device=query.device)
-    longest = int(bounds.diff().max())
-    return _flash_attention_forward(
-        *(x.transpose(1, 2) for x in (query, key, value)), None, length, is_causal=True, softmax_scale=scaling, target_dtype=value.dtype,
-        cu_seq_lens_q=bounds, cu_seq_lens_k=bounds, max_length_q=longest, max_length_k=longest, attn_implementation="flash_attention_2"), None
-
-
-@cache
-def warn_once(text):
-    print(f"warning: {text}", flush=True)
-
-
-def attention_name(config, device):
-    """The attention that `model.attn` means: `auto` is flash-attn (`packed_flash`) on CUDA where installed, else packed_sdpa."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.utils import is_flash_attn_2_available
-
-    for name, function in (("packed_sdpa", packed_sdpa), ("packed_flash", packed_flash)):
-        AttentionInterface.register(name, function)
-        AttentionMaskInterface.register(name, packed_mask)
-    wanted, install = config.model.attn, "pip install flash-attn --no-build-isolation"
-    if wanted == "flash_attention_2" and not (device.type == "cuda" and is_flash_attn_2_available()):
-        raise SystemExit(f"error: config key `model.attn` is flash_attention_2, which needs a CUDA device (this is {device.type}) and flash-attn "
-                         f"({install}); or set model.attn=auto")
-    if wanted == "auto" and device.type == "cuda" and not is_flash_attn_2_available():
-        warn_once(f"flash-attn is not installed, attention is torch's sdpa, an example at a time; install it by: {install}")
-    if wanted in ("auto", "flash_attention_2"):
-        return "packed_flash" if device.type == "cuda" and is_flash_attn_2_available() else "packed_sdpa"
-    return wanted
 
 
 def build_policy(config, tokenizer, device, quantize=False):
@@ -331,14 +258,14 @@ def wants_nf4(config, phase):
 
 def load_policy(path, config, tokenizer, device, quantize=False):
     """A policy from a folder or hub name, in `model.dtype`; `quantize`: its linear layers but the LM head in nf4. SystemExit says why it cannot be loaded."""
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig
 
     more = {"device_map": {"": device}, "quantization_config": BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16,
         llm_int8_skip_modules=["lm_head", "visual"])} if quantize else {}
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, config.model.dtype),
-                                                     attn_implementation=attention_name(config, device), **more)
+        kind = AutoModelForImageTextToText if AutoConfig.from_pretrained(path).model_type == "qwen3_vl" else AutoModelForCausalLM
+        model = kind.from_pretrained(path, dtype=getattr(torch, config.model.dtype), attn_implementation=attention_name(config, device), **more)
     except (OSError, SafetensorError, ImportError) as e:
         raise SystemExit(f"error: cannot load a model from {path}: {' '.join(str(e).split())[:300]}") from e
     for module in model.modules():
@@ -348,10 +275,12 @@ def load_policy(path, config, tokenizer, device, quantize=False):
 
 
 def finish_policy(model, config, tokenizer, device):
-    """What every policy gets: the end of turn as its stop token, checkpointing if asked for, its device."""
+    """What every policy gets: the end of turn as its stop token, a frozen vision tower, checkpointing if asked for, its device."""
     stop = tokenizer.convert_tokens_to_ids(END_OF_TURN)
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = stop, tokenizer.pad_token_id
     model.config.eos_token_id = stop
+    if hasattr(model.base_model, "visual"):
+        model.base_model.visual.requires_grad_(False)
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.to(device)
@@ -395,12 +324,13 @@ def base_weight(layer):
 
 
 def token_logprobs(model, input_ids, position_ids, targets_mask, temperature=1.0, autocast=False, entropy=False,
-                   targets=None, chunk=0):
+                   targets=None, chunk=0, pictures=()):
     """Log-probabilities (B, T-1), fp32, of each next token where `targets_mask` (B, T-1) is 1, else 0.
 
     input_ids, position_ids (B, T). Rows are packed (positions restart with each example) or right-padded; there is no
     attention mask: padding comes after what is scored, so causal attention hides it. With `entropy` returns
     (logprobs, entropy), the latter without gradient. `targets` (B, T-1) defaults to input_ids[:, 1:]; `chunk` is for tests.
+    pictures: of a Qwen3-VL, (row, first token of the example, its pictures), as data/vision.py takes them.
 
     The backbone runs once; the LM head runs at the masked positions only, in chunks that the backward pass computes
     again, because fp32 logits of a long batch are larger than the model.
@@ -425,10 +355,10 @@ def token_logprobs(model, input_ids, position_ids, targets_mask, temperature=1.0
             return logps, -(log_p.exp() * log_p).sum(-1)
 
     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-        backbone = getattr(base, base.base_model_prefix)
-        hidden = backbone(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state  # (B, T, D)
+        read = place(base, input_ids, position_ids, pictures) if pictures else {"input_ids": input_ids, "position_ids": position_ids}
+        hidden = text_model(base)(**read, use_cache=False).last_hidden_state  # (B, T, D)
         hidden = hidden[:, :-1].flatten(0, 1).index_select(0, where)  # (N, D)
-        chunk = chunk or max(64, CHUNK_ELEMENTS // base.config.vocab_size)
+        chunk = chunk or max(64, CHUNK_ELEMENTS // base.config.get_text_config().vocab_size)
         if len(where) <= chunk or not torch.is_grad_enabled():
             parts = [score(*x) for x in zip(hidden.split(chunk), wanted.split(chunk))]
         else:
@@ -473,7 +403,7 @@ def make_row(examples, row_len, pad_id):
     its own with mask 0, whatever its id. The first token of an example is never trained: what comes before is not its own.
     """
     ids, positions, mask = [], [], []
-    for tokens, trained in examples:
+    for tokens, trained, *_ in examples:
         ids += tokens
         positions += range(len(tokens))
         mask += [0, *trained[1:]]
@@ -503,11 +433,16 @@ def stage_steps(config, stage, visgen, general):
 
 
 def encode_records(tokenizer, records, row_len, what):
-    """Records with `messages` and `tools` as (ids, loss_mask); SystemExit names a record that cannot be trained on."""
+    """Records with `messages` and `tools` as (ids, loss_mask), or (ids, loss_mask, pictures) where the user's are there and the model is a Qwen3-VL.
+
+    SystemExit names a record that cannot be trained on.
+    """
     examples = []
     for i, record in enumerate(tqdm(records, desc=f"encode {what}", leave=False, disable=len(records) < 1000)):
         try:
-            examples.append(encode_trajectory(tokenizer, record["messages"], record.get("tools")))
+            messages = show_pictures(tokenizer, record.get("task") or {}, record["messages"])
+            shown = pictures_of(messages)
+            examples.append((*encode_trajectory(tokenizer, messages, record.get("tools")), *([shown] if shown else [])))
         except (ValueError, KeyError) as e:
             raise SystemExit(f"error: {what}, record {i}: {e}") from e
         if len(examples[-1][0]) > row_len:
@@ -565,17 +500,23 @@ def make_batch(rows, examples, pad_id, device):
     return [torch.stack(x).to(device) for x in zip(*made)]
 
 
+def row_pictures(rows, examples):
+    """(row, first token, pictures) of each example with pictures, of rows of example indices."""
+    starts = [[sum(len(examples[i][0]) for i in row[:k]) for k in range(len(row))] for row in rows]
+    return [(r, start, examples[i][2]) for r, row in enumerate(rows) for i, start in zip(row, starts[r]) if len(examples[i]) > 2]
+
+
 def backward_step(config, model, rows, examples, pad_id, device):
     """Gradient of one optimizer step in micro-batches; returns (loss, tokens, loss tokens), loss in nats a loss token.
 
     The divisor is the count of loss tokens of the whole step, so any split into micro-batches gives the same gradient.
     """
-    batches = [make_batch(rows[i:i + config.pst.micro_rows], examples, pad_id, device)
-               for i in range(0, len(rows), config.pst.micro_rows)]
-    loss_tokens = sum(int(mask[:, 1:].sum()) for _, _, mask in batches)
+    parts = [rows[i:i + config.pst.micro_rows] for i in range(0, len(rows), config.pst.micro_rows)]
+    batches = [(*make_batch(part, examples, pad_id, device), row_pictures(part, examples)) for part in parts]
+    loss_tokens = sum(int(mask[:, 1:].sum()) for _, _, mask, _ in batches)
     total = 0.0
-    for ids, positions, mask in batches:
-        logps = token_logprobs(model, ids, positions, mask[:, 1:], autocast=use_autocast(config, device))  # (B, T-1)
+    for ids, positions, mask, pictures in batches:
+        logps = token_logprobs(model, ids, positions, mask[:, 1:], autocast=use_autocast(config, device), pictures=pictures)  # (B, T-1)
         loss = -logps.sum() / loss_tokens
         loss.backward()
         total += loss.item()
@@ -644,11 +585,16 @@ def train_stage(config, run, number, part, model, examples, steps, pad_id, devic
 
 
 def save_policy(model, tokenizer, folder):
-    """Write a plain model in fp32 and its tokenizer as a folder that transformers and vLLM load."""
+    """Write a plain model in fp32 with its tokenizer (and image processor) as a folder that transformers and vLLM load."""
+    from transformers.utils import cached_file
+
     draft = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(draft, ignore_errors=True)
     model.float().save_pretrained(draft)
     tokenizer.save_pretrained(draft)
+    for name in ("preprocessor_config.json", "video_preprocessor_config.json") if getattr(tokenizer, "vision", None) else ():
+        if found := cached_file(tokenizer.vision, name, _raise_exceptions_for_missing_entries=False):
+            shutil.copy(found, draft / name)
     os.rename(draft, folder)
 
 
@@ -690,7 +636,7 @@ def train_pst(config, run):
     if config.pst.tune == "lora":
         model = add_lora(config, model)
     every, trained = [sum(p.numel() for p in x) for x in (model.parameters(), trained_parameters(model).values())]
-    marked = sum(sum(m) for _, m in general + visgen) / sum(len(m) for _, m in general + visgen)
+    marked = sum(sum(x[1]) for x in general + visgen) / sum(len(x[1]) for x in general + visgen)
     bf16 = "bfloat16" if use_autocast(config, device) else config.model.dtype
     print(f"PST: {every:,} parameters, {trained:,} trained, {bf16} on {device} ({torch.get_num_threads()} threads); "
           f"{len(visgen):,} trajectories, {len(general):,} general examples, {marked:.0%} of tokens trained", flush=True)
@@ -756,7 +702,7 @@ def show_batch(config, run):
     general, visgen = encode_data(config, run, tokenizer)
     row = stage_steps(config, 0, visgen, general)[0][0]
     for i in row:
-        ids, mask = [*general, *visgen][i]
+        ids, mask = [*general, *visgen][i][:2]
         cut = [0] + [k for k in range(1, len(ids)) if mask[k] != mask[k - 1]] + [len(ids)]
         print("".join(f"\033[32m{tokenizer.decode(ids[a:b])}\033[0m" if mask[a] else tokenizer.decode(ids[a:b])
                       for a, b in zip(cut, cut[1:])) + f"\n--- {len(ids)} tokens, {sum(mask)} trained")

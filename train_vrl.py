@@ -22,11 +22,12 @@ from tqdm import tqdm
 from configs.checkpoints import config_digest, list_checkpoints, read_checkpoint, restore, save_checkpoint, trained_parameters
 from configs.experiment import ROOT, StopSwitch, append_metrics, command_line, draw, open_run, read_jsonl, write_atomic, write_jsonl
 from data.figures import draw_curve, print_table
+from data.vision import pictures_of, place, show_pictures
 from env import VisGenEnv, to_json
 from make_data import ensure_data
 from rewards import PARTS, ltr_rewards
-from train_pst import (adamw, add_lora, base_policy, base_weight, encode_prompt, encode_tool_messages, general_exact_match, load_policy, load_tokenizer, set_up,
-                       token_logprobs, train_pst, use_autocast, wants_nf4)
+from train_pst import (adamw, add_lora, base_policy, base_weight, encode_prompt, encode_tool_messages, general_exact_match, load_policy,
+                       load_tokenizer, set_up, text_model, token_logprobs, train_pst, use_autocast, wants_nf4)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Rollouts
@@ -43,6 +44,7 @@ class Rollout:
     loss_mask: list = field(default_factory=list)       # 1 on the agent's own tokens, end of turn included
     logprobs: list = field(default_factory=list)        # the sampler's, 0 where loss_mask is 0
     turn_start: int = 0                                 # where the current turn's tokens begin
+    pictures: list = field(default_factory=list)        # the user's, in the prompt (data/vision.py)
     trajectory: dict = None
     reward: float = math.nan
     advantage: float = 0.0
@@ -65,11 +67,13 @@ class SlotCache:
     """
 
     def __init__(self, model, rows):
-        c = model.config
+        c = model.config.get_text_config()
         shape = (rows, c.num_key_value_heads, 256, getattr(c, "head_dim", c.hidden_size // c.num_attention_heads))
         self.keys = [torch.zeros(shape, dtype=model.dtype, device=model.device) for _ in range(c.num_hidden_layers)]
         self.values = [torch.zeros_like(k) for k in self.keys]
         self.rows = self.slots = self.visible = None
+        # Of a Qwen3-VL: rotary position minus position, of what comes after a row's pictures.
+        self.shift = torch.zeros(rows, 1, dtype=torch.long, device=model.device) if hasattr(model.base_model, "visual") else None
 
     def aim(self, rows, positions, real):
         """Set what the next forward pass is about: its rows (b,) (None: all) and where they write; padding is not `real` (b, t).
@@ -98,18 +102,21 @@ class SlotCache:
     def keep(self, rows):
         """Drop all rows but these."""
         self.keys, self.values = [k[rows] for k in self.keys], [v[rows] for v in self.values]
+        self.shift = self.shift if self.shift is None else self.shift[rows]
 
     def copy_row(self, source, target, length):
         """Copy the first `length` positions of one row to another: a group's shared prompt is read once."""
         for store in self.keys + self.values:
             store[target, :, 1: length + 1] = store[source, :, 1: length + 1]
+        if self.shift is not None:
+            self.shift[target] = self.shift[source]
 
 
-def read_tokens(model, cache, rows, chunks, starts):
+def read_tokens(model, cache, rows, chunks, starts, pictures=()):
     """Feed new tokens of some rows and return the logits after the last one of each, (b, vocabulary).
 
     rows: cache rows (b,), or None for all of them; chunks: a token list a row, padded here, empty for a row that rests;
-    starts: position of each chunk's first token.
+    starts: position of each chunk's first token; pictures: (place in `rows`, 0, pictures) of prompts with pictures.
     """
     device, longest = model.device, max(map(len, chunks))
     length = torch.tensor([len(c) for c in chunks], device=device)
@@ -119,8 +126,12 @@ def read_tokens(model, cache, rows, chunks, starts):
     positions = (torch.tensor(starts, device=device)[:, None] + steps) * real                                  # (b, t)
     visible = cache.aim(None if rows is None else torch.tensor(rows, device=device), positions, real)
     mask = torch.arange(visible, device=device) <= positions[:, :, None]                                       # (b, t, slots)
-    hidden = model.model(input_ids=ids, position_ids=positions, attention_mask={"full_attention": mask[:, None]},
-                         past_key_values=cache, use_cache=True).last_hidden_state                               # (b, t, hidden)
+    read = {"input_ids": ids, "position_ids": positions}
+    if cache.shift is not None:
+        read = place(model, ids, positions, pictures, cache.shift if rows is None else cache.shift[rows])
+        if pictures:
+            cache.shift[rows] = (read["position_ids"][1] - positions).gather(1, length[:, None] - 1)      # of the last token, which is text
+    hidden = text_model(model)(**read, attention_mask=mask[:, None], past_key_values=cache, use_cache=True).last_hidden_state   # (b, t, hidden)
     return model.lm_head(hidden[torch.arange(len(chunks), device=device), (length - 1).clamp(min=0)]).float()
 
 
@@ -148,6 +159,8 @@ def sample_rollouts(model, tokenizer, tasks, config, temperature, seed, group_si
             rollouts.append(Rollout(task, group_id, env_seed))
             envs.append(VisGenEnv(settings))
             messages, info = envs[-1].reset(task, env_seed)
+            messages = show_pictures(tokenizer, task, messages)
+            rollouts[-1].pictures = pictures_of(messages)
             prompt = encode_prompt(tokenizer, messages, info["tools"])
             if len(prompt) >= limit // 2:
                 raise SystemExit(f"error: task {task['id']}: its prompt has {len(prompt)} tokens, half of model.max_len {limit} or more; "
@@ -156,13 +169,14 @@ def sample_rollouts(model, tokenizer, tasks, config, temperature, seed, group_si
             unread[len(rollouts) - 1] = prompt
     cache = SlotCache(model, len(rollouts))
     live = list(range(len(rollouts)))        # the rollout in each cache row; None once it has ended
-    logits = torch.zeros(len(rollouts), model.config.vocab_size, device=device)      # of each cache row, after its last token
+    logits = torch.zeros(len(rollouts), model.config.get_text_config().vocab_size, device=device)      # of each cache row, after its last token
     bar = tqdm(total=len(rollouts), desc=progress, unit="rollout", leave=False, disable=progress is None, mininterval=1)
 
     # The prompts; a group's shared prompt is read once.
     group = [r for r in live if rollouts[r].group_id != rollouts[r - 1].group_id or r == 0]
     for part in (group[i:i + settings.read_rows] for i in range(0, len(group), settings.read_rows)):
-        logits[part] = read_tokens(model, cache, part, [unread[r] for r in part], [0] * len(part))
+        shown = [(i, 0, rollouts[r].pictures) for i, r in enumerate(part) if rollouts[r].pictures]
+        logits[part] = read_tokens(model, cache, part, [unread[r] for r in part], [0] * len(part), shown)
     for r in live:
         if r % group_size:
             first = r - r % group_size
@@ -308,13 +322,14 @@ def collate(rollouts, device):
     return {"input_ids": stack("ids", torch.long), "loss_mask": stack("loss_mask", torch.bool),                # (B, T)
             "sampler_logprobs": stack("logprobs", torch.float32)[:, 1:],                                        # (B, T - 1)
             "position_ids": torch.arange(longest, device=device).expand(len(rollouts), -1),
-            "advantages": torch.tensor([r.advantage for r in rollouts], dtype=torch.float32, device=device)}   # (B,)
+            "advantages": torch.tensor([r.advantage for r in rollouts], dtype=torch.float32, device=device),   # (B,)
+            "pictures": [(i, 0, r.pictures) for i, r in enumerate(rollouts) if r.pictures]}
 
 
 def batch_logprobs(model, batch, config, temperature=1.0):
     """Trainer log-probabilities of the agent's tokens, (B, T - 1), and their mean entropy."""
     return token_logprobs(model, batch["input_ids"], batch["position_ids"], batch["loss_mask"][:, 1:], temperature=temperature,
-                          autocast=use_autocast(config, batch["input_ids"].device), entropy=True)
+                          autocast=use_autocast(config, batch["input_ids"].device), entropy=True, pictures=batch["pictures"])
 
 
 def update(policy, optimizer, rollouts, config):
@@ -390,7 +405,8 @@ def check_engine(sampler, policy, tokenizer, task, config, threshold=1e-4):
     if policy.dtype != torch.float32:      # bf16 kernels differ by rounding alone
         threshold = max(threshold, 0.5)
     with torch.no_grad():
-        logprobs, _ = token_logprobs(policy, batch["input_ids"], batch["position_ids"], batch["loss_mask"][:, 1:], entropy=True)
+        logprobs, _ = token_logprobs(policy, batch["input_ids"], batch["position_ids"], batch["loss_mask"][:, 1:], entropy=True,
+                                     pictures=batch["pictures"])
     gap = float(((logprobs - batch["sampler_logprobs"]) * batch["loss_mask"][:, 1:]).abs().max())
     if not gap <= threshold:
         raise SystemExit(f"error: sampler and trainer disagree on {sum(rollout.loss_mask)} tokens of a fixed prompt: largest difference "
