@@ -481,18 +481,20 @@ def test_sampler_and_trainer_agree_on_pictures(vl, tmp_path, files):
 
     config, tokenizer, model = speaker(vl, tmp_path)
     model.lm_head.bias = torch.nn.Parameter(torch.zeros(512))      # so that it ends its turns, and writes placeholders
-    model.lm_head.bias.data[[tokenizer.eos_token_id, model.config.image_token_id]] = 5.0
+    model.lm_head.bias.data[[tokenizer.eos_token_id, model.config.image_token_id]] = 6.0
+    model.lm_head.bias.data[len(tokenizer):] = -50.0      # rows of the head that are no token
     tasks = [given(*[vl[2][i] for i in files]), given(), given(vl[2][0])]
     tasks = [{**t, "id": f"t-{i:02d}"} for i, t in enumerate(tasks)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_vrl, "VisGenEnv", ChattyEnv)
-        rollouts = train_vrl.sample_rollouts(model, tokenizer, tasks, config, 1.0, seed=3, group_size=2)
-    assert [len(r.pictures) for r in rollouts] == [len(files)] * 2 + [0, 0, 1, 1]
+        rollouts = train_vrl.sample_rollouts(model, tokenizer, tasks, config, 1.0, seed=3, group_size=4)
+    assert [len(r.pictures) for r in rollouts] == [len(files)] * 4 + [0] * 4 + [1] * 4
     batch = train_vrl.collate(rollouts, CPU)
     with torch.no_grad():
         logps, _ = train_vrl.batch_logprobs(model, batch, config)
     gap = ((logps - batch["sampler_logprobs"]) * batch["loss_mask"][:, 1:]).abs().max()
-    assert any(model.config.image_token_id in r.ids[-60:] for r in rollouts)
+    said = [[i for i, m in zip(r.ids, r.loss_mask) if m] for r in rollouts]
+    assert any(model.config.image_token_id in tokens for tokens in said) and "answer" in {r.trajectory["ended"] for r in rollouts}
     assert gap < 1e-4 and sum(len(r.trajectory["turns"]) for r in rollouts) > len(rollouts)
 
 
