@@ -262,7 +262,7 @@ def load_policy(path, config, tokenizer, device, quantize=False):
 
     more = {"device_map": {"": device}, "quantization_config": BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=["lm_head", "visual"])} if quantize else {}
+        llm_int8_skip_modules=["lm_head", "model.visual"])} if quantize else {}
     try:
         kind = AutoModelForImageTextToText if AutoConfig.from_pretrained(path).model_type == "qwen3_vl" else AutoModelForCausalLM
         model = kind.from_pretrained(path, dtype=getattr(torch, config.model.dtype), attn_implementation=attention_name(config, device), **more)

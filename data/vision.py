@@ -35,7 +35,7 @@ def read_picture(source, path):
         with Image.open(path) as image:
             made = processor(image.convert("RGB"), size=size, return_tensors="pt")
     except (OSError, ValueError) as e:
-        raise SystemExit(f"error: the user's picture {path} cannot be read: {e}; give a PNG, JPEG or WebP file, or take it out of the task's inputs") from e
+        raise SystemExit(f"error: the user's picture {path} cannot be read: {e}; give a PNG, JPEG or WebP file, or take it out of the task") from e
     return made["pixel_values"], made["image_grid_thw"], int(made["image_grid_thw"].prod()) // processor.merge_size**2
 
 

@@ -506,7 +506,8 @@ def test_pst_and_vrl_of_a_qwen3_vl_leave_the_vision_tower_alone(vl, tmp_path, mo
     from configs.experiment import write_jsonl
 
     config = vl[0]
-    config = replace(config, pst=replace(config.pst, tune=tune, stages=[Stage(0.5, 2, lr=1e-3)]), bench=replace(config.bench, tasks=1),
+    config = replace(config, model=replace(config.model, gradient_checkpointing=tune == "lora"), bench=replace(config.bench, tasks=1),
+                     pst=replace(config.pst, tune=tune, stages=[Stage(0.5, 2, lr=1e-3)]),
                      vrl=replace(config.vrl, tune=tune, tasks_per_step=2, group_size=2, steps=1, kl_coef=0.1 if tune == "lora" else 0.0))
     general = [{"messages": [{"role": "user", "content": f"What is {i} + {i}?"}, {"role": "assistant", "content": str(2 * i)}], "tools": None,
                 "kind": "arithmetic"} for i in range(4)]
@@ -552,3 +553,31 @@ def test_a_vision_model_without_an_image_processor_is_named(tmp_path):
 
     with pytest.raises(SystemExit, match="preprocessor_config.json"):
         image_processor(str(tmp_path))
+
+
+def test_a_qwen3_vl_in_4_bits_keeps_its_tower_and_its_adapter_loads(bnb, vl, tmp_path):
+    from peft import PeftModel
+
+    config, tokenizer, plain = speaker(vl, tmp_path)
+    policy = moved(P.add_lora(config, P.load_policy(config.model.path, config, tokenizer, CPU, quantize=True)), 0.3)
+    small = {n for n, m in policy.get_base_model().named_modules() if type(m) is bnb.nn.Linear4bit}
+    assert len(small) == 2 * 7 and all(n.startswith("model.language_model.layers.") and n.endswith(".base_layer") for n in small)
+    save_checkpoint(tmp_path / "step-1", policy, [], {"config": ""})
+    fresh = P.add_lora(config, plain)
+    fresh.load_state_dict(P.trained_parameters(policy), strict=False)
+    theirs = PeftModel.from_pretrained(P.load_policy(config.model.path, config, tokenizer, CPU), tmp_path / "step-1")
+    torch.testing.assert_close(seen(theirs, tokenizer, vl[2][:1]), seen(fresh, tokenizer, vl[2][:1]), atol=1e-5, rtol=0)
+    import train_vrl
+
+    sampler = P.load_policy(config.model.path, config, tokenizer, CPU)
+    train_vrl.sync_sampler(sampler, policy)
+    gap = (seen(policy, tokenizer, vl[2][:1]) - seen(sampler, tokenizer, vl[2][:1])).abs().max()
+    assert gap < (seen(policy, tokenizer, vl[2][:1]) - seen(fresh, tokenizer, vl[2][:1])).abs().max() / 3, gap
+
+
+def test_a_users_file_is_the_artifacts_file(vl):
+    from env import VisGenEnv
+
+    env = VisGenEnv(vl[0].rollout)
+    env.reset(given(vl[2][0], None), 0)
+    assert env.artifacts["in_1"]["media"] == vl[2][0] and env.artifacts["in_2"]["media"] != vl[2][0]
