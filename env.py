@@ -561,7 +561,8 @@ class VisGenEnv:
         kind, fps, n = given["kind"], given.get("fps") or 24, given.get("shots") or 1
         more = {"fps": fps, "shot_frames": spread([whole(given["duration_s"], fps) * i // n for i in range(n + 1)])} if kind == "video" else {}
         more["has_audio"] = kind == "audio" or (kind == "video" and bool(given.get("has_audio")))
-        self.artifacts[media_id] = record(**{**given, **more, "id": media_id, "tool": "user", "media": self.stand_ins(kind, media_id)[0]})
+        more["media"] = given.get("media") or self.stand_ins(kind, media_id)[0]      # the user's own file, if the task names it
+        self.artifacts[media_id] = record(**{**given, **more, "id": media_id, "tool": "user"})
         return load_defaults()["kinds"][kind]["attached"].format_map(self.artifacts[media_id])
 
     def draw(self, purpose):

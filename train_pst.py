@@ -20,6 +20,7 @@ import random
 import re
 import shutil
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -31,13 +32,14 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from configs import ranks
+from configs.attention import attention_name
 from configs.checkpoints import config_digest, list_checkpoints, read_checkpoint, restore, save_checkpoint, trained_parameters
 from configs.experiment import ROOT, Stage, StopSwitch, append_metrics, command_line, draw, open_run, read_jsonl
 from env import parse_utpc
 from data.general import mix_of, stage_order
+from data.vision import pictures_of, place, show_pictures, spell_pictures
 from make_data import ensure_data
 
-TEMPLATE = ROOT / "data" / "templates" / "chatml.jinja"
 END_OF_TURN = "<|im_end|>"
 LOG_EVERY = 20  # optimizer steps between two lines of metrics.jsonl
 CHUNK_ELEMENTS = 2**26  # logits that exist at once, 256 MB in fp32; 2**26 / vocabulary positions go through the LM head together
@@ -84,8 +86,11 @@ def use_autocast(config, device):
 
 
 def load_tokenizer(config, run):
-    """The policy's tokenizer with the repository's chat template; SystemExit if it cannot serve multi-turn training."""
-    from transformers import AutoTokenizer
+    """The policy's tokenizer with our chat template (`model.template`); SystemExit if it cannot serve multi-turn training.
+
+    Its `vision` names the model if that is a Qwen3-VL, whose image processor reads the user's pictures.
+    """
+    from transformers import AutoConfig, AutoTokenizer
 
     source = config.model.path or str(run / "data" / "tokenizer")
     if config.pst.init_from:  # the ids mean what they meant when that policy was trained
@@ -93,10 +98,14 @@ def load_tokenizer(config, run):
     elif not config.model.path and not Path(source).is_dir():
         raise SystemExit(f"error: {source} is missing; `python make_data.py --config ...` makes it")
     tokenizer = AutoTokenizer.from_pretrained(source)
-    tokenizer.chat_template = TEMPLATE.read_text(encoding="utf-8")
+    tokenizer.chat_template = (ROOT / "data" / "templates" / f"{config.model.template}.jinja").read_text(encoding="utf-8")
+    if END_OF_TURN in tokenizer.get_vocab():
+        tokenizer.eos_token = END_OF_TURN  # a base model's may be another: the sampler ends a turn at it
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or END_OF_TURN
     check_template(tokenizer)
+    if config.model.path or config.pst.init_from:
+        tokenizer.vision = source if AutoConfig.from_pretrained(source).model_type == "qwen3_vl" else None
     return tokenizer
 
 
@@ -130,7 +139,7 @@ def check_template(tokenizer):
             if not text.startswith(before):
                 raise SystemExit(f"error: the chat template rewrites history: the rendering of {n - 1} messages is not a prefix "
                                  f"of the rendering of {n} (it may strip <think> from earlier turns, as Qwen3's does), so tokens "
-                                 f"that were sampled would change; use data/templates/chatml.jinja unchanged")
+                                 f"that were sampled would change; use one of ours: model.template=qwen3 for Qwen's models, else chatml")
             before = text
         ids, _ = encode_trajectory(tokenizer, messages, tools)
         full = tokenizer.encode(before[:before.rindex(END_OF_TURN) + len(END_OF_TURN)], add_special_tokens=False)
@@ -166,7 +175,8 @@ def encode_text(tokenizer, text, expected, what):
 def encode_prompt(tokenizer, messages, tools=None):
     """Ids of the opening messages and of the agent's opening `<|im_start|>assistant\\n`. ValueError: forged control tokens."""
     turns = len(messages) + (bool(tools) and messages[0]["role"] != "system")
-    return encode_text(tokenizer, render(tokenizer, messages, tools, generate=True), 2 * turns + 1, "the prompt")
+    messages, placeholders = spell_pictures(messages)
+    return encode_text(tokenizer, render(tokenizer, messages, tools, generate=True), 2 * turns + 1 + placeholders, "the prompt")
 
 
 def encode_tool_messages(tokenizer, messages):
@@ -211,59 +221,15 @@ def encode_trajectory(tokenizer, messages, tools=None):
 # The model
 
 
-def packed_mask(**arguments):
-    """The attention mask for `packed_sdpa`: none where its causal, per-example call needs none; else that of sdpa."""
-    from transformers.masking_utils import sdpa_mask
-
-    plain = arguments.get("attention_mask") is None and arguments.get("local_size") is None
-    return None if plain and arguments["q_length"] == arguments["kv_length"] else sdpa_mask(**arguments)
-
-
-def packed_sdpa(module, query, key, value, attention_mask, position_ids=None, scaling=None, **kwargs):
-    """Causal attention in which each packed example sees itself alone: one sdpa call an example.
-
-    query (B, heads, T, d), key and value (B, kv heads, T, d), position_ids (B, T) restarting at 0 with every example.
-    The same result as sdpa with a block-diagonal mask, which computes the T x T square: three times slower on our rows.
-    """
-    from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-
-    batch, heads, length, width = query.shape
-    if length == 1:  # a step with a cache: the query heads of a group read their key head as it is, not a copy each
-        out = F.scaled_dot_product_attention(query.view(batch, key.shape[1], -1, width), key, value, attention_mask, scale=scaling)
-        return out.view(batch, 1, heads, width), None
-    if attention_mask is None and position_ids is not None and length == key.shape[2]:
-        first = position_ids == 0  # (B or 1, T)
-        first[:, 0] = True
-        starts = first.expand(batch, length).flatten().nonzero().flatten().tolist()
-        if len(starts) > batch:
-            sizes = [b - a for a, b in zip(starts, starts[1:] + [batch * length])]
-            key, value = (repeat_kv(x, heads // key.shape[1]) for x in (key, value))
-            parts = zip(*(x.transpose(1, 2).reshape(-1, heads, width).split(sizes) for x in (query, key, value)))
-            out = [F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in part), is_causal=True, scale=scaling)[0]
-                   for part in parts]  # each (heads, size, d)
-            return torch.cat([x.transpose(0, 1) for x in out]).view(batch, length, heads, width), None
-    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-
-
-def attention_name(config, device):
-    """The attention that `model.attn` means: `auto` is flash_attention_2 on CUDA where installed, else packed_sdpa."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.utils import is_flash_attn_2_available
-
-    AttentionInterface.register("packed_sdpa", packed_sdpa)
-    AttentionMaskInterface.register("packed_sdpa", packed_mask)
-    if config.model.attn != "auto":
-        return config.model.attn
-    return "flash_attention_2" if device.type == "cuda" and is_flash_attn_2_available() else "packed_sdpa"
-
-
-def build_policy(config, tokenizer, device):
+def build_policy(config, tokenizer, device, quantize=False):
     """The policy before any training here: a Qwen3 from scratch, initialised from `config.seed`, or `model.path`."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     m = config.model
     if m.path:
-        return load_policy(m.path, config, tokenizer, device)
+        return load_policy(m.path, config, tokenizer, device, quantize)
+    if quantize:
+        raise SystemExit("error: config key `model.quantize` is nf4, which is for a base that is saved somewhere; set model.path, or model.quantize=none")
     if len(tokenizer) > m.vocab_size:
         raise SystemExit(f"error: the tokenizer has {len(tokenizer)} tokens, config key `model.vocab_size` is {m.vocab_size}")
     # len(tokenizer), not vocab_size: rows without a token would never be trained, yet could be sampled.
@@ -277,49 +243,100 @@ def build_policy(config, tokenizer, device):
     return finish_policy(Qwen3ForCausalLM(shape).to(getattr(torch, m.dtype)), config, tokenizer, device)
 
 
-def load_policy(path, config, tokenizer, device):
-    """A policy from a folder or hub name, in `model.dtype`; SystemExit says why it cannot be loaded."""
-    from transformers import AutoModelForCausalLM
-
+def need_bitsandbytes(key):
+    """The module bitsandbytes; SystemExit with its install line where it is missing. `key`: what asks for it."""
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, config.model.dtype),
-                                                     attn_implementation=attention_name(config, device))
+        import bitsandbytes
+    except ImportError as e:
+        raise SystemExit(f"error: {key} needs bitsandbytes ({e}); install it by: pip install 'bitsandbytes>=0.50,<0.51'") from e
+    return bitsandbytes
+
+
+def wants_nf4(config, phase):
+    """Whether phase `pst` or `vrl` loads its policy in 4 bits; SystemExit if it trains all weights: a quantized base is frozen."""
+    if config.model.quantize == "none":
+        return False
+    if getattr(config, phase).tune == "full":
+        raise SystemExit(f"error: config key `model.quantize` is nf4, a base that stays frozen, and {phase}.tune=full trains it; "
+                         f"set {phase}.tune=lora, or model.quantize=none")
+    return bool(need_bitsandbytes("config key `model.quantize`: nf4"))
+
+
+def load_policy(path, config, tokenizer, device, quantize=False):
+    """A policy from a folder or hub name, in `model.dtype`; `quantize`: its linear layers but the LM head in nf4. SystemExit says why it cannot be loaded."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig
+
+    more = {"device_map": {"": device}, "quantization_config": BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=["lm_head", "model.visual"])} if quantize else {}
+    try:
+        kind = AutoModelForImageTextToText if AutoConfig.from_pretrained(path).model_type == "qwen3_vl" else AutoModelForCausalLM
+        model = kind.from_pretrained(path, dtype=getattr(torch, config.model.dtype), attn_implementation=attention_name(config, device), **more)
     except (OSError, SafetensorError, ImportError) as e:
         raise SystemExit(f"error: cannot load a model from {path}: {' '.join(str(e).split())[:300]}") from e
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # without gradients it would repack its weight in place, in a layout that base_weight cannot read
+            module.support_avx512bf16_for_cpu = False
     return finish_policy(model, config, tokenizer, device)
 
 
 def finish_policy(model, config, tokenizer, device):
-    """What every policy gets: the end of turn as its stop token, checkpointing if asked for, its device."""
+    """What every policy gets: the end of turn as its stop token, a frozen vision tower, checkpointing if asked for, its device."""
     stop = tokenizer.convert_tokens_to_ids(END_OF_TURN)
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = stop, tokenizer.pad_token_id
     model.config.eos_token_id = stop
+    if hasattr(model.base_model, "visual"):
+        model.base_model.visual.requires_grad_(False)
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.to(device)
 
 
+def text_model(base):
+    """The module that turns tokens into hidden states: the backbone; of a vision-language model its language part."""
+    backbone = getattr(base, base.base_model_prefix)
+    return getattr(backbone, "language_model", backbone)
+
+
 def add_lora(config, model, norm=False):
-    """A LoRA adapter on every linear layer but the LM head, without dropout; the base is frozen, `norm`: but for its final norm."""
+    """A LoRA adapter on every linear layer but the LM head and a vision tower's, without dropout; the base is frozen, `norm`: but for its final norm."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(config.seed)  # the adapter's start must not depend on what ran before in this process
-    return get_peft_model(model, LoraConfig(r=config.model.lora_rank, lora_alpha=config.model.lora_alpha, lora_dropout=0.0,
-                                            target_modules="all-linear", task_type="CAUSAL_LM", modules_to_save=["model.norm"] if norm else None))
+    where = next(n for n, m in model.named_modules() if m is text_model(model))
+    return get_peft_model(model, LoraConfig(
+        r=config.model.lora_rank, lora_alpha=config.model.lora_alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM",
+        exclude_modules=r".*\bvisual\..*" if hasattr(model.base_model, "visual") else None, modules_to_save=[f"{where}.norm"] if norm else None))
 
 
-def merge_lora(model):
-    """The plain model with its adapter added to the weights, in fp32. The adapter model is used up."""
+def merge_lora(model, fresh=None):
+    """The plain model with its adapter added to the weights, in fp32. The adapter model is used up.
+
+    fresh: the base anew, in fp32, which takes the adapter of a quantized model: what 4 bits rounded off is not lost for good.
+    """
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    if fresh is not None:
+        adapter = get_peft_model_state_dict(model)
+        model = get_peft_model(fresh, model.peft_config["default"])
+        set_peft_model_state_dict(model, adapter)
     return model.float().merge_and_unload()
 
 
+def base_weight(layer):
+    """The weight that a linear layer computes with, (out, in): 4 bits as the numbers they stand for."""
+    state = getattr(layer.weight, "quant_state", None)
+    return layer.weight if state is None else need_bitsandbytes("a 4-bit base").functional.dequantize_4bit(layer.weight.data, state)
+
+
 def token_logprobs(model, input_ids, position_ids, targets_mask, temperature=1.0, autocast=False, entropy=False,
-                   targets=None, chunk=0):
+                   targets=None, chunk=0, pictures=()):
     """Log-probabilities (B, T-1), fp32, of each next token where `targets_mask` (B, T-1) is 1, else 0.
 
     input_ids, position_ids (B, T). Rows are packed (positions restart with each example) or right-padded; there is no
     attention mask: padding comes after what is scored, so causal attention hides it. With `entropy` returns
     (logprobs, entropy), the latter without gradient. `targets` (B, T-1) defaults to input_ids[:, 1:]; `chunk` is for tests.
+    pictures: of a Qwen3-VL, (row, first token of the example, its pictures), as data/vision.py takes them.
 
     The backbone runs once; the LM head runs at the masked positions only, in chunks that the backward pass computes
     again, because fp32 logits of a long batch are larger than the model.
@@ -344,10 +361,10 @@ def token_logprobs(model, input_ids, position_ids, targets_mask, temperature=1.0
             return logps, -(log_p.exp() * log_p).sum(-1)
 
     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-        backbone = getattr(base, base.base_model_prefix)
-        hidden = backbone(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state  # (B, T, D)
+        read = place(base, input_ids, position_ids, pictures) if pictures else {"input_ids": input_ids, "position_ids": position_ids}
+        hidden = text_model(base)(**read, use_cache=False).last_hidden_state  # (B, T, D)
         hidden = hidden[:, :-1].flatten(0, 1).index_select(0, where)  # (N, D)
-        chunk = chunk or max(64, CHUNK_ELEMENTS // base.config.vocab_size)
+        chunk = chunk or max(64, CHUNK_ELEMENTS // base.config.get_text_config().vocab_size)
         if len(where) <= chunk or not torch.is_grad_enabled():
             parts = [score(*x) for x in zip(hidden.split(chunk), wanted.split(chunk))]
         else:
@@ -392,7 +409,7 @@ def make_row(examples, row_len, pad_id):
     its own with mask 0, whatever its id. The first token of an example is never trained: what comes before is not its own.
     """
     ids, positions, mask = [], [], []
-    for tokens, trained in examples:
+    for tokens, trained, *_ in examples:
         ids += tokens
         positions += range(len(tokens))
         mask += [0, *trained[1:]]
@@ -422,11 +439,16 @@ def stage_steps(config, stage, visgen, general):
 
 
 def encode_records(tokenizer, records, row_len, what):
-    """Records with `messages` and `tools` as (ids, loss_mask); SystemExit names a record that cannot be trained on."""
+    """Records with `messages` and `tools` as (ids, loss_mask), or (ids, loss_mask, pictures) where the user's are there and the model is a Qwen3-VL.
+
+    SystemExit names a record that cannot be trained on.
+    """
     examples = []
     for i, record in enumerate(tqdm(records, desc=f"encode {what}", leave=False, disable=len(records) < 1000 or ranks.rank() > 0)):
         try:
-            examples.append(encode_trajectory(tokenizer, record["messages"], record.get("tools")))
+            messages = show_pictures(tokenizer, record.get("task") or {}, record["messages"])
+            shown = pictures_of(messages)
+            examples.append((*encode_trajectory(tokenizer, messages, record.get("tools")), *([shown] if shown else [])))
         except (ValueError, KeyError) as e:
             raise SystemExit(f"error: {what}, record {i}: {e}") from e
         if len(examples[-1][0]) > row_len:
@@ -441,6 +463,14 @@ def encode_data(config, run, tokenizer):
             for name in ("general.jsonl", "visgen.jsonl")]
 
 
+def adamw(kind, groups, **settings):
+    """AdamW over parameter groups: torch's, or (`adamw8bit`) bitsandbytes' with its moments in 8 bits."""
+    if kind == "adamw8bit":
+        settings.pop("foreach", None)
+        return need_bitsandbytes("optimizer adamw8bit").optim.AdamW8bit(groups, **settings)
+    return torch.optim.AdamW(groups, **settings)
+
+
 def make_optimizers(config, model, stage):
     """The optimizers of one stage, as a list: AdamW alone, or (`pst.optimizer: muon`) Muon beside it for the blocks' matrices.
 
@@ -451,7 +481,7 @@ def make_optimizers(config, model, stage):
     rest = [n for n in trained if n not in matrices]
     groups = [{"names": names, "params": [trained[n] for n in names], "weight_decay": decay, "peak": stage.lr}
               for names, decay in (([n for n in rest if trained[n].dim() > 1], p.weight_decay), ([n for n in rest if trained[n].dim() < 2], 0.0)) if names]
-    optimizers = [torch.optim.AdamW(groups, lr=stage.lr, betas=(0.9, p.beta2), foreach=True)]
+    optimizers = [adamw(p.optimizer, groups, lr=stage.lr, betas=(0.9, p.beta2), foreach=True)]
     if matrices:
         group = {"names": matrices, "params": [trained[n] for n in matrices], "peak": stage.matrix_lr}
         optimizers.append(torch.optim.Muon([group], lr=stage.matrix_lr, weight_decay=p.weight_decay))
@@ -476,23 +506,30 @@ def make_batch(rows, examples, pad_id, device):
     return [torch.stack(x).to(device) for x in zip(*made)]
 
 
+def row_pictures(rows, examples):
+    """(row, first token, pictures) of each example with pictures, of rows of example indices."""
+    starts = [[sum(len(examples[i][0]) for i in row[:k]) for k in range(len(row))] for row in rows]
+    return [(r, start, examples[i][2]) for r, row in enumerate(rows) for i, start in zip(row, starts[r]) if len(examples[i]) > 2]
+
+
 def backward_step(config, model, rows, examples, pad_id, device):
     """Gradient of one optimizer step in micro-batches; returns (loss, tokens, loss tokens), loss in nats a loss token.
 
     The divisor is the count of loss tokens of the whole step, so any split into micro-batches and over ranks gives the same gradient.
     """
     mine = ranks.share(rows)
-    batches = [make_batch(mine[i:i + config.pst.micro_rows], examples, pad_id, device)
-               for i in range(0, len(mine), config.pst.micro_rows)]
-    loss_tokens = int(ranks.total(sum(int(mask[:, 1:].sum()) for _, _, mask in batches)))
+    parts = [mine[i:i + config.pst.micro_rows] for i in range(0, len(mine), config.pst.micro_rows)]
+    batches = [(*make_batch(part, examples, pad_id, device), row_pictures(part, examples)) for part in parts]
+    loss_tokens = int(ranks.total(sum(int(mask[:, 1:].sum()) for _, _, mask, _ in batches)))
     # FSDP's passes are collective: a rank with fewer rows reads one more without a loss.
     for _ in range(math.ceil(math.ceil(len(rows) / ranks.world()) / config.pst.micro_rows) - len(batches)):
         ids, positions, mask = make_batch(rows[:1], examples, pad_id, device)
-        batches.append((ids, positions, 0 * mask))
+        batches.append((ids, positions, 0 * mask, row_pictures(rows[:1], examples)))
     sharded = getattr(model, "sharded_logprobs", None)
     total = 0.0
-    for ids, positions, mask in batches:
-        logps = (sharded or partial(token_logprobs, model))(ids, positions, mask[:, 1:], autocast=use_autocast(config, device))  # (B, T-1)
+    for ids, positions, mask, pictures in batches:
+        logps = (sharded or partial(token_logprobs, model))(ids, positions, mask[:, 1:], autocast=use_autocast(config, device),
+                                                                 pictures=pictures)  # (B, T-1)
         loss = -logps.sum() / loss_tokens
         (loss * ranks.world() if sharded else loss).backward()  # FSDP takes the mean over ranks, not the sum
         total += loss.item()
@@ -569,7 +606,9 @@ def train_stage(config, run, number, part, model, examples, steps, pad_id, devic
 
 
 def save_policy(model, tokenizer, folder):
-    """Write a plain model in fp32 and its tokenizer as a folder that transformers and vLLM load. All ranks call it, rank 0 writes."""
+    """Write a plain model in fp32 with its tokenizer (and image processor) as a folder that transformers and vLLM load. All ranks call it, rank 0 writes."""
+    from transformers.utils import cached_file
+
     draft, state = folder.with_name(folder.name + ".tmp"), None
     if hasattr(model, "sharded_logprobs"):
         state = {n: ranks.whole(p.detach()).float() for n, p in model.named_parameters()}
@@ -579,12 +618,15 @@ def save_policy(model, tokenizer, folder):
         shutil.rmtree(draft, ignore_errors=True)
         model.save_pretrained(draft, state_dict=state)
         tokenizer.save_pretrained(draft)
+        for name in ("preprocessor_config.json", "video_preprocessor_config.json") if getattr(tokenizer, "vision", None) else ():
+            if found := cached_file(tokenizer.vision, name, _raise_exceptions_for_missing_entries=False):
+                shutil.copy(found, draft / name)
         os.rename(draft, folder)
     ranks.barrier()
 
 
-def base_policy(config, run, tokenizer, device):
-    """The policy before PST: `model.path`, or a Qwen3 from scratch after `model.base_examples` copying exercises.
+def base_policy(config, run, tokenizer, device, quantize=False):
+    """The policy before PST: `model.path`, or a Qwen3 from scratch after `model.base_examples` copying exercises. `quantize`: in nf4.
 
     The paper starts from a pretrained model, which can read and copy; random weights cannot, and D_vis alone does not teach it
     (configs/tiny.yaml has the figures). The result is kept in runs/<name>/base/final.
@@ -593,9 +635,9 @@ def base_policy(config, run, tokenizer, device):
     homes = [run] + ([finished_policy(config.pst.init_from).parents[1]] if config.pst.init_from else [])
     final, policy = next((h / "base" / "final" for h in homes if (h / "base" / "final").is_dir()), run / "base" / "final"), config.model
     if policy.path or not policy.base_examples:
-        return build_policy(config, tokenizer, device)
+        return build_policy(config, tokenizer, device, quantize)
     if ranks.agreed(final.is_dir()):
-        return load_policy(final, config, tokenizer, device)
+        return load_policy(final, config, tokenizer, device, quantize)
     model = build_policy(config, tokenizer, device)
     examples = encode_records(tokenizer, read_jsonl(run / "data" / "base.jsonl"), config.pst.row_len, "base.jsonl")
     steps = pack_steps(config, examples, list(range(len(examples))), draw("base rows", config.seed))
@@ -603,7 +645,7 @@ def base_policy(config, run, tokenizer, device):
     start = read_checkpoint(config, saved[-1]) if saved else None
     train_stage(config, run, 0, Stage(lr=policy.base_lr), model, examples, steps, tokenizer.pad_token_id, device, start=start)
     save_policy(model, tokenizer, final)
-    return model
+    return load_policy(final, config, tokenizer, device, quantize) if quantize else model
 
 
 def train_pst(config, run):
@@ -613,15 +655,15 @@ def train_pst(config, run):
         return finished_policy(config.pst.init_from)
     if ranks.agreed(final.is_dir()):  # it was renamed into place, so it is whole
         return final
-    device = set_up(config)
+    device, quantize = set_up(config), wants_nf4(config, "pst")
     ranks.first(lambda: ensure_data(config, run))
     tokenizer = load_tokenizer(config, run)
     general, visgen = encode_data(config, run, tokenizer)
-    model = base_policy(config, run, tokenizer, device)
+    model = base_policy(config, run, tokenizer, device, quantize)
     if config.pst.tune == "lora":
         model = add_lora(config, model)
     every, trained = [sum(p.numel() for p in x) for x in (model.parameters(), trained_parameters(model).values())]
-    marked = sum(sum(m) for _, m in general + visgen) / sum(len(m) for _, m in general + visgen)
+    marked = sum(sum(x[1]) for x in general + visgen) / sum(len(x[1]) for x in general + visgen)
     bf16 = "bfloat16" if use_autocast(config, device) else config.model.dtype
     print(f"PST: {every:,} parameters, {trained:,} trained, {bf16} on {device} ({torch.get_num_threads()} threads); "
           f"{len(visgen):,} trajectories, {len(general):,} general examples, {marked:.0%} of tokens trained", flush=True)
@@ -636,7 +678,10 @@ def train_pst(config, run):
         print(mix_of(config, stage, steps, visgen, general))
         train_stage(config, run, stage + 1, part, model, [*general, *visgen], steps, tokenizer.pad_token_id, device, start=start)
         start = None
-    save_policy(merge_lora(model) if config.pst.tune == "lora" else model, tokenizer, final)
+    if config.pst.tune == "lora":
+        plain = replace(config, model=replace(config.model, dtype="float32"))
+        model = merge_lora(model, base_policy(plain, run, tokenizer, torch.device("cpu")) if quantize else None)
+    save_policy(model, tokenizer, final)
     return final
 
 
@@ -689,7 +734,7 @@ def show_batch(config, run):
     general, visgen = encode_data(config, run, tokenizer)
     row = stage_steps(config, 0, visgen, general)[0][0]
     for i in row:
-        ids, mask = [*general, *visgen][i]
+        ids, mask = [*general, *visgen][i][:2]
         cut = [0] + [k for k in range(1, len(ids)) if mask[k] != mask[k - 1]] + [len(ids)]
         print("".join(f"\033[32m{tokenizer.decode(ids[a:b])}\033[0m" if mask[a] else tokenizer.decode(ids[a:b])
                       for a, b in zip(cut, cut[1:])) + f"\n--- {len(ids)} tokens, {sum(mask)} trained")

@@ -26,12 +26,13 @@ from configs import ranks
 from configs.checkpoints import config_digest, list_checkpoints, read_checkpoint, restore, save_checkpoint, trained_parameters
 from configs.experiment import ROOT, StopSwitch, append_metrics, command_line, draw, open_run, read_jsonl, write_atomic, write_jsonl
 from configs.vllm_engine import VllmEngine
-from data.figures import draw_curve, print_table
+from data.figures import draw_curve, print_table, write_trajectory
+from data.vision import pictures_of, place, show_pictures
 from env import VisGenEnv, to_json
 from make_data import ensure_data
 from rewards import PARTS, ltr_rewards
-from train_pst import (add_lora, base_policy, encode_prompt, encode_tool_messages, general_exact_match, greedy_answers, load_policy, load_tokenizer, set_up,
-                       token_logprobs, train_pst, use_autocast)
+from train_pst import (adamw, add_lora, base_policy, base_weight, encode_prompt, encode_tool_messages, general_exact_match, greedy_answers,
+                       load_policy, load_tokenizer, set_up, text_model, token_logprobs, train_pst, use_autocast, wants_nf4)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Rollouts
@@ -49,6 +50,7 @@ class Rollout:
     logprobs: list = field(default_factory=list)        # the sampler's, 0 where loss_mask is 0
     turn_start: int = 0                                 # where the current turn's tokens begin
     written: int = 0                                    # tokens of the agent's so far
+    pictures: list = field(default_factory=list)        # the user's, in the prompt (data/vision.py)
     trajectory: dict = None
     reward: float = math.nan
     advantage: float = 0.0
@@ -73,11 +75,13 @@ class SlotCache:
     """
 
     def __init__(self, model, rows):
-        c = model.config
+        c = model.config.get_text_config()
         shape = (rows, c.num_key_value_heads, 256, getattr(c, "head_dim", c.hidden_size // c.num_attention_heads))
         self.keys = [torch.zeros(shape, dtype=model.dtype, device=model.device) for _ in range(c.num_hidden_layers)]
         self.values = [torch.zeros_like(k) for k in self.keys]
         self.rows = self.slots = self.visible = None
+        # Of a Qwen3-VL: rotary position minus position, of what comes after a row's pictures.
+        self.shift = torch.zeros(rows, 1, dtype=torch.long, device=model.device) if hasattr(model.base_model, "visual") else None
 
     def aim(self, rows, positions, real):
         """Set what the next forward pass is about: its rows (b,) (None: all) and where they write; padding is not `real` (b, t).
@@ -106,18 +110,21 @@ class SlotCache:
     def keep(self, rows):
         """Drop all rows but these."""
         self.keys, self.values = [k[rows] for k in self.keys], [v[rows] for v in self.values]
+        self.shift = self.shift if self.shift is None else self.shift[rows]
 
     def copy_row(self, source, target, length):
         """Copy the first `length` positions of one row to another: a group's shared prompt is read once."""
         for store in self.keys + self.values:
             store[target, :, 1: length + 1] = store[source, :, 1: length + 1]
+        if self.shift is not None:
+            self.shift[target] = self.shift[source]
 
 
-def read_tokens(model, cache, rows, chunks, starts):
+def read_tokens(model, cache, rows, chunks, starts, pictures=()):
     """Feed new tokens of some rows and return the logits after the last one of each, (b, vocabulary).
 
     rows: cache rows (b,), or None for all of them; chunks: a token list a row, padded here, empty for a row that rests;
-    starts: position of each chunk's first token.
+    starts: position of each chunk's first token; pictures: (place in `rows`, 0, pictures) of prompts with pictures.
     """
     device, longest = model.device, max(map(len, chunks))
     length = torch.tensor([len(c) for c in chunks], device=device)
@@ -127,8 +134,12 @@ def read_tokens(model, cache, rows, chunks, starts):
     positions = (torch.tensor(starts, device=device)[:, None] + steps) * real                                  # (b, t)
     visible = cache.aim(None if rows is None else torch.tensor(rows, device=device), positions, real)
     mask = torch.arange(visible, device=device) <= positions[:, :, None]                                       # (b, t, slots)
-    hidden = model.model(input_ids=ids, position_ids=positions, attention_mask={"full_attention": mask[:, None]},
-                         past_key_values=cache, use_cache=True).last_hidden_state                               # (b, t, hidden)
+    read = {"input_ids": ids, "position_ids": positions}
+    if cache.shift is not None:
+        read = place(model, ids, positions, pictures, cache.shift if rows is None else cache.shift[rows])
+        if pictures:
+            cache.shift[rows] = (read["position_ids"][1] - positions).gather(1, length[:, None] - 1)      # of the last token, which is text
+    hidden = text_model(model)(**read, attention_mask=mask[:, None], past_key_values=cache, use_cache=True).last_hidden_state   # (b, t, hidden)
     return model.lm_head(hidden[torch.arange(len(chunks), device=device), (length - 1).clamp(min=0)]).float()
 
 
@@ -148,6 +159,9 @@ def open_rollouts(tokenizer, tasks, config, seed, group_size):
             rollouts.append(Rollout(task, group_id, env_seed))
             envs.append(VisGenEnv(config.rollout))
             messages, info = envs[-1].reset(task, env_seed)
+            if config.rollout.engine != "vllm":      # which is given no pictures yet
+                messages = show_pictures(tokenizer, task, messages)
+                rollouts[-1].pictures = pictures_of(messages)
             prompt = encode_prompt(tokenizer, messages, info["tools"])
             if len(prompt) >= config.model.max_len // 2:
                 raise SystemExit(f"error: task {task['id']}: its prompt has {len(prompt)} tokens, half of model.max_len {config.model.max_len} or more; "
@@ -200,12 +214,13 @@ def sample_rollouts(model, tokenizer, tasks, config, temperature, seed, group_si
     unread = {r: out.ids[:] for r, out in enumerate(rollouts)}      # rollout -> its last tokens, which the model has not read yet
     cache = SlotCache(model, len(rollouts))
     live = list(range(len(rollouts)))        # the rollout in each cache row; None once it has ended
-    logits = torch.zeros(len(rollouts), model.config.vocab_size, device=device)      # of each cache row, after its last token
+    logits = torch.zeros(len(rollouts), model.config.get_text_config().vocab_size, device=device)      # of each cache row, after its last token
 
     # The prompts; a group's shared prompt is read once.
     group = [r for r in live if rollouts[r].group_id != rollouts[r - 1].group_id or r == 0]
     for part in (group[i:i + settings.read_rows] for i in range(0, len(group), settings.read_rows)):
-        logits[part] = read_tokens(model, cache, part, [unread[r] for r in part], [0] * len(part))
+        shown = [(i, 0, rollouts[r].pictures) for i, r in enumerate(part) if rollouts[r].pictures]
+        logits[part] = read_tokens(model, cache, part, [unread[r] for r in part], [0] * len(part), shown)
     for r in live:
         if r % group_size:
             first = r - r % group_size
@@ -373,13 +388,14 @@ def collate(rollouts, device):
     return {"input_ids": stack("ids", torch.long), "loss_mask": stack("loss_mask", torch.bool),                # (B, T)
             "sampler_logprobs": stack("logprobs", torch.float32)[:, 1:],                                        # (B, T - 1)
             "position_ids": torch.arange(longest, device=device).expand(len(rollouts), -1),
-            "advantages": torch.tensor([r.advantage for r in rollouts], dtype=torch.float32, device=device)}   # (B,)
+            "advantages": torch.tensor([r.advantage for r in rollouts], dtype=torch.float32, device=device),   # (B,)
+            "pictures": [(i, 0, r.pictures) for i, r in enumerate(rollouts) if r.pictures]}
 
 
 def batch_logprobs(model, batch, config, temperature=1.0):
     """Trainer log-probabilities of the agent's tokens, (B, T - 1), and their mean entropy."""
     return token_logprobs(model, batch["input_ids"], batch["position_ids"], batch["loss_mask"][:, 1:], temperature=temperature,
-                          autocast=use_autocast(config, batch["input_ids"].device), entropy=True)
+                          autocast=use_autocast(config, batch["input_ids"].device), entropy=True, pictures=batch["pictures"])
 
 
 def update(policy, optimizer, rollouts, config):
@@ -451,7 +467,7 @@ def sync_sampler(sampler, policy):
     with torch.no_grad():
         for name, module in plain.named_modules():
             if hasattr(module, "get_delta_weight"):
-                target[name + ".weight"].copy_(module.base_layer.weight + module.get_delta_weight("default"))
+                target[name + ".weight"].copy_(base_weight(module.base_layer) + module.get_delta_weight("default"))
         for name, p in plain.named_parameters():
             if not any(part in name for part in (".base_layer.", "lora_", ".original_module.")):
                 target[name.replace(".modules_to_save.default", "")].copy_(p)
@@ -468,7 +484,8 @@ def check_engine(sampler, policy, tokenizer, task, config, turns=0):
     exact = policy.dtype == torch.float32 and getattr(sampler, "exact", True)      # elsewhere kernels differ by rounding
     threshold = config.rollout.max_gap or (1e-4 if exact else 1.0)
     with torch.no_grad():
-        logprobs, _ = token_logprobs(policy, batch["input_ids"], batch["position_ids"], batch["loss_mask"][:, 1:], entropy=True)
+        logprobs, _ = token_logprobs(policy, batch["input_ids"], batch["position_ids"], batch["loss_mask"][:, 1:], entropy=True,
+                                     pictures=batch["pictures"])
     gap = float(((logprobs - batch["sampler_logprobs"]) * batch["loss_mask"][:, 1:]).abs().max())
     if not gap <= threshold:
         raise SystemExit(f"error: sampler and trainer disagree on {sum(rollout.loss_mask)} tokens of a fixed prompt: largest difference "
@@ -577,12 +594,12 @@ def learning_rate(v, step):
 
 
 def make_optimizer(policy, v):
-    """AdamW on the adapter (or all weights) at `lr` and, where it is trained beside the adapter, on the final norm at `norm_lr`."""
+    """AdamW (`vrl.optimizer`) on the adapter (or all weights) at `lr` and, where it is trained beside the adapter, on the final norm at `norm_lr`."""
     named = trained_parameters(policy)
     norm = {n for n in named if ".modules_to_save." in n}
     groups = [{"names": names, "params": [named[n] for n in names], "peak": peak}
               for names, peak in (([n for n in named if n not in norm], v.lr), (sorted(norm), v.norm_lr)) if names]
-    return torch.optim.AdamW(groups, lr=v.lr, betas=(0.9, v.beta2), weight_decay=v.weight_decay)
+    return adamw(v.optimizer, groups, lr=v.lr, betas=(0.9, v.beta2), weight_decay=v.weight_decay)
 
 
 def train(config, run, policy, sampler, tokenizer, tasks, stop=None):
@@ -704,17 +721,6 @@ def compare_speed(model, tokenizer, tasks, config, n=64):
           f"ratio {sampled / (middle - start) * (end - middle) / theirs:.1f}")
 
 
-def write_trajectory(trajectory, path):
-    """One finished trajectory as text to read: request, turns, replies, reward parts."""
-    reward = trajectory["reward"]
-    lines = [f"task {trajectory['task']['id']} ({trajectory['task']['scenario']}, {trajectory['task']['difficulty']}), ended: {trajectory['ended']}",
-             f"R_vrt {reward['total']:.3f} = plan {reward['plan']:.3f} x fine {reward['fine']:.3f}; "
-             + ", ".join(f"{p} {reward[p]:.2f}" for p in PARTS if reward[p] is not None), ""]
-    for m in trajectory["messages"]:
-        lines += [f"--- {m['role']}", m["content"], ""]
-    write_atomic(path, "\n".join(lines))
-
-
 def base_folder(config, run, tokenizer, device):
     """The folder of the policy before PST, made if it is not there, for an engine that loads by itself."""
     base_policy(config, run, tokenizer, device)
@@ -749,12 +755,13 @@ def main():
         raise SystemExit("error: vLLM is given the LoRA adapter alone: with rollout.engine=vllm set vrl.tune=lora and vrl.norm_lr=0")
     if config.rollout.temperature <= 0:
         raise SystemExit(f"error: rollout.temperature is {config.rollout.temperature}; training samples, so it must be above 0")
-    began, run = time.time(), ranks.first(lambda: open_run(config))
+    began, run, quantize = time.time(), ranks.first(lambda: open_run(config)), wants_nf4(config, "vrl")
     device = set_up(config)
     ranks.first(lambda: ensure_data(config, run))
     final = train_pst(config, run) if config.vrl.start == "pst" else None
     tokenizer = load_tokenizer(config, run)
-    load = lambda: load_policy(final, config, tokenizer, device) if config.vrl.start == "pst" else base_policy(config, run, tokenizer, device)      # noqa: E731
+    load = lambda *nf4: (load_policy(final, config, tokenizer, device, *nf4) if config.vrl.start == "pst"      # noqa: E731
+                         else base_policy(config, run, tokenizer, device, *nf4))
     if config.rollout.engine == "vllm":      # first, since it takes its share of the card's memory as it finds it
         folder = final or config.model.path or base_folder(config, run, tokenizer, device)
         sampler = VllmEngine(folder, config, device, bf16=use_autocast(config, device))
@@ -762,7 +769,7 @@ def main():
         sampler = load().float().eval().requires_grad_(False)
     if "--speed" in switches:
         return compare_speed(sampler, tokenizer, read_jsonl(run / "data" / "train.jsonl"), config)
-    policy = add_lora(config, load(), norm=config.vrl.norm_lr > 0) if config.vrl.tune == "lora" else load()
+    policy = add_lora(config, load(quantize), norm=config.vrl.norm_lr > 0) if config.vrl.tune == "lora" else load()
     heldout = read_jsonl(run / "data" / "heldout.jsonl")[: config.bench.tasks]
     gap = check_engine(sampler, policy, tokenizer, heldout[0], config)
     if config.vrl.tune == "lora":

@@ -30,9 +30,9 @@ def trained_parameters(model):
 def save_checkpoint(folder, model, optimizers, state, keep=2):
     """Write trained weights, the optimizers' state and `state` to `folder`; keeps the newest `keep` beside it. All ranks call it, rank 0 writes."""
     weights, moments = {n: ranks.whole(p.detach()) for n, p in trained_parameters(model).items()}, {}
-    for optimizer in optimizers:
-        names = [n for g in optimizer.param_groups for n in g["names"]]
-        moments |= {f"{names[i]}.{k}": ranks.whole(v) for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
+    for n, s in ((n, o.state.get(p, {})) for o in optimizers for g in o.param_groups for n, p in zip(g["names"], g["params"])):
+        # bitsandbytes counts steps in an int, and all its parameters share one table of 8-bit levels (qmap), which safetensors refuses.
+        moments |= {f"{n}.{k}": v.clone() if k.startswith("qmap") else ranks.whole(torch.as_tensor(v)) for k, v in s.items()}
     if ranks.rank() == 0:
         write_checkpoint(folder, model, weights, moments, state, keep)
     ranks.barrier()
@@ -89,12 +89,14 @@ def restore(model, optimizers, weights, moments, state):
     with torch.no_grad():
         for name, p in trained.items():
             p.copy_(ranks.spread(weights[name], p))
+    kept = {}
+    for name, value in moments.items():
+        n, _, k = name.rpartition(".")
+        kept.setdefault(n, {})[k] = int(value) if k == "step" and f"{n}.state1" in moments else ranks.spread(value, trained[n])
     for optimizer in optimizers:
         # There are no moments before the first optimizer step: VRL may start with steps that carry no signal.
-        kept = {i: {k: ranks.spread(moments[f"{n}.{k}"], trained[n]) for k in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
-                    if f"{n}.{k}" in moments}
-                for i, n in enumerate(n for g in optimizer.param_groups for n in g["names"])}
-        optimizer.load_state_dict({"state": {i: s for i, s in kept.items() if s}, "param_groups": optimizer.state_dict()["param_groups"]})
+        names = [n for g in optimizer.param_groups for n in g["names"]]
+        optimizer.load_state_dict({"state": {i: kept[n] for i, n in enumerate(names) if n in kept}, "param_groups": optimizer.state_dict()["param_groups"]})
     python, numpy = state["rng"]["python"], state["rng"]["numpy"]
     random.setstate((python[0], tuple(python[1]), python[2]))
     np.random.set_state((numpy[0], np.array(numpy[1], dtype=np.uint32), *numpy[2:]))

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 
-from configs.experiment import ROOT, each_line, read_jsonl
+from configs.experiment import ROOT, each_line, read_jsonl, write_atomic
 from env import to_json
 from rewards import PARTS
 
@@ -112,3 +112,14 @@ def print_table(before, after):
             print(f"{mode + ' ' + label:24}" + "".join(f"{'-' if x is None else format(x, '.3f'):>{w}}" for x, w in ((a, 10), (b, 12))))
     for name in before["general"]:
         print(f"{name + ' (exact match)':24}{before['general'][name]:>10.3f}{after['general'][name]:>12.3f}")
+
+
+def write_trajectory(trajectory, path):
+    """One finished trajectory as text to read: request, turns, replies, reward parts."""
+    reward = trajectory["reward"]
+    lines = [f"task {trajectory['task']['id']} ({trajectory['task']['scenario']}, {trajectory['task']['difficulty']}), ended: {trajectory['ended']}",
+             f"R_vrt {reward['total']:.3f} = plan {reward['plan']:.3f} x fine {reward['fine']:.3f}; "
+             + ", ".join(f"{p} {reward[p]:.2f}" for p in PARTS if reward[p] is not None), ""]
+    for m in trajectory["messages"]:
+        lines += [f"--- {m['role']}", m["content"], ""]
+    write_atomic(path, "\n".join(lines))

@@ -299,7 +299,7 @@ def stage_examples(config, stage, visgen, general, epoch=0):
 
 def stage_order(config, stage, visgen, general):
     """Stage `stage` (from 0) as one stream of indices into [*general, *visgen] (encoded examples), of `tokens` tokens if that is set."""
-    lengths, wanted = [len(ids) for ids, _ in [*general, *visgen]], config.pst.stages[stage].tokens
+    lengths, wanted = [len(x[0]) for x in [*general, *visgen]], config.pst.stages[stage].tokens
     order, epoch, total = [], 0, 0
     while True:
         fresh = stage_examples(config, stage, visgen, general, epoch)

@@ -469,7 +469,7 @@ def force(monkeypatch, tokens):
     """Let the sampler of a single rollout produce these tokens, one a reading."""
     script = iter(tokens)
 
-    def read(model, cache, rows, chunks, starts):
+    def read(model, cache, rows, chunks, starts, pictures=()):
         logits = torch.zeros(1, model.config.vocab_size)
         logits[0, next(script)] = 99.0
         return logits
