@@ -648,6 +648,15 @@ def base_policy(config, run, tokenizer, device, quantize=False):
     return load_policy(final, config, tokenizer, device, quantize) if quantize else model
 
 
+def base_folder(config, run, tokenizer, device):
+    """The folder of the policy before PST, made if it is not there, for an engine that loads by itself."""
+    base_policy(config, run, tokenizer, device)
+    folder = run / "base" / "final"
+    if not folder.is_dir():
+        raise SystemExit("error: vLLM loads the policy from a folder, and random weights have none; set model.base_examples or model.path")
+    return folder
+
+
 def train_pst(config, run):
     """Run the stages of PST that are not done yet; returns the folder of the finished policy."""
     final = run / "pst" / "final"

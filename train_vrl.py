@@ -31,8 +31,8 @@ from data.vision import pictures_of, place, show_pictures
 from env import VisGenEnv, to_json
 from make_data import ensure_data
 from rewards import PARTS, ltr_rewards
-from train_pst import (adamw, add_lora, base_policy, base_weight, encode_prompt, encode_tool_messages, general_exact_match, greedy_answers,
-                       load_policy, load_tokenizer, set_up, text_model, token_logprobs, train_pst, use_autocast, wants_nf4)
+from train_pst import (adamw, add_lora, base_folder, base_policy, base_weight, encode_prompt, encode_tool_messages, general_exact_match,
+                       greedy_answers, load_policy, load_tokenizer, set_up, text_model, token_logprobs, train_pst, use_autocast, wants_nf4)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Rollouts
@@ -719,15 +719,6 @@ def compare_speed(model, tokenizer, tasks, config, n=64):
           f"ours                   {sampled:7} tokens  {middle - start:6.1f} s  {sampled / (middle - start):7.0f} tokens/s\n"
           f"transformers generate  {theirs:7} tokens  {end - middle:6.1f} s  {theirs / (end - middle):7.0f} tokens/s\n"
           f"ratio {sampled / (middle - start) * (end - middle) / theirs:.1f}")
-
-
-def base_folder(config, run, tokenizer, device):
-    """The folder of the policy before PST, made if it is not there, for an engine that loads by itself."""
-    base_policy(config, run, tokenizer, device)
-    folder = run / "base" / "final"
-    if not folder.is_dir():
-        raise SystemExit("error: vLLM loads the policy from a folder, and random weights have none; set model.base_examples or model.path")
-    return folder
 
 
 def cached_evaluation(path, compute):
