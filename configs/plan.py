@@ -28,7 +28,8 @@ from configs.checkpoints import trained_parameters
 from configs.experiment import ROOT
 
 GIB = 2**30
-NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # of a weight: 4 bits, an 8-bit scale for each 64, an fp32 scale for each 256 of these (double quantization)
+# Bytes of a weight in nf4: 4 bits, an 8-bit scale for each 64, an fp32 scale for each 256 of these (double quantization, as train_pst loads it).
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 ADAM8_BYTES = 2 * (1 + 4 / 256)  # of a weight: two moments of 8 bits, with an fp32 scale for each block of 256
 ADAM8_LEAST = 4096              # smaller tensors keep moments in fp32 (bitsandbytes' min_8bit_size)
 SWITCH = ("--plan", "say what this config takes (memory, seconds), and exit; nothing is loaded or fetched")
