@@ -28,7 +28,8 @@ from configs.checkpoints import trained_parameters
 from configs.experiment import ROOT
 
 GIB = 2**30
-NF4_BYTES = 0.5 + 4 / 64        # of a weight: 4 bits, and an fp32 scale for each block of 64 (bitsandbytes without double quantization)
+# Bytes of a weight in nf4: 4 bits, an 8-bit scale for each 64, an fp32 scale for each 256 of these (double quantization, as train_pst loads it).
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 ADAM8_BYTES = 2 * (1 + 4 / 256)  # of a weight: two moments of 8 bits, with an fp32 scale for each block of 256
 ADAM8_LEAST = 4096              # smaller tensors keep moments in fp32 (bitsandbytes' min_8bit_size)
 SWITCH = ("--plan", "say what this config takes (memory, seconds), and exit; nothing is loaded or fetched")
@@ -192,7 +193,9 @@ def trace_step(config, shape, phase, rows, length, scored, examples=1, batches=1
         fill()
         result = {}
         if not eight:
-            optimizers = (train_pst.make_optimizers(config, model, config.pst.stages[0]) if phase == "pst" else [train_vrl.make_optimizer(model, config.vrl)])
+            optimizers = [train_vrl.make_optimizer(model, config.vrl)]
+            if phase == "pst":
+                optimizers = train_pst.make_optimizers(config, model, config.pst.stages[0])
             ledger.label = "moments"
             for o in optimizers:
                 o.step()
@@ -340,7 +343,8 @@ def plan(config, ranks=1, hardware=""):
     seconds = {"PST step": pst_flops / rate / known["train_use"][kind], "VRL sampling": decode + read,
                "VRL update": vrl_flops / rate / known["train_use"][kind]}
     result = {"hardware": hardware, "ranks": ranks, "memory": machine["gib"] * GIB, "phases": phases, "peak": (peak, sum(phases[peak].values())),
-              "parameters": {"total": pst["total"] + vision, "language": pst["total"], "vision": vision, "PST": pst["trained"], "VRL": vrl["trained"]},
+              "parameters": {"total": pst["total"] + vision, "language": pst["total"], "vision": vision,
+                             "PST": pst["trained"], "VRL": vrl["trained"]},
               "tokens": {"PST step": config.pst.rows_per_step * row_len, "VRL step": v.tasks_per_step * v.group_size * length},
               "seconds": seconds, "kv_tokens": kv_tokens, "sequences": sequences, "length": length, "together": together,
               "batches": batches, "autocast": autocast, "layers": shape.num_hidden_layers}
@@ -361,8 +365,8 @@ def plan_warnings(config, result):
         if name in ("PST stage", "VRL update"):
             keys += [] if m.gradient_checkpointing else ["model.gradient_checkpointing=true"]
             rows, length = result["batches"][phase][:2]
-            keys += [f"pst.micro_rows={rows // 2}" if phase == "pst" else f"vrl.micro_tokens={rows // 2 * length}"] if rows > 1 else [f"less than {length} tokens: " + (
-                "pst.row_len" if phase == "pst" else "model.max_len")]
+            smaller = f"pst.micro_rows={rows // 2}" if phase == "pst" else f"vrl.micro_tokens={rows // 2 * length}"
+            keys.append(smaller if rows > 1 else f"a lower {'pst.row_len' if phase == 'pst' else 'model.max_len'} than {length}")
         if part.tune == "full":
             keys += [f"{phase}.tune=lora", "FSDP (configs/fsdp.yaml) over more ranks"]
         elif m.quantize == "none" and gpu:
@@ -375,7 +379,8 @@ def plan_warnings(config, result):
             keys = ["a lower rollout.gpu_memory", *keys]
         if name == "VRL update" and r.engine == "vllm" and gpu and not r.sleep:
             keys = ["rollout.sleep=true", *keys]
-        lines.append(f"warning: {name} does not fit: {need / GIB:.1f} GiB a rank, {result['memory'] / GIB:.1f} are there; mend it by {', or '.join(keys)}")
+        lines.append(f"warning: {name} does not fit: {need / GIB:.1f} GiB a rank, {result['memory'] / GIB:.1f} are there; "
+                     f"mend it by {', or '.join(keys)}")
     if r.engine == "vllm" and not result["kv_tokens"]:
         lines.append("warning: vLLM does not fit: its weights leave no room for a KV cache in its share; "
                      + ("raise rollout.gpu_memory" + ("" if m.quantize == "nf4" else ", or model.quantize=nf4") if gpu else "raise rollout.kv_gib"))
@@ -402,7 +407,8 @@ def print_plan(config, given):
     print(f"  peak           {p['peak'][1] / GIB:7.2f}   {p['peak'][0]}; {p['memory'] / GIB:.1f} are there")
     for phase in ("pst", "vrl"):
         rows, length, examples, batches = p["batches"][phase]
-        print(f"  {phase.upper()}: {batches} forward passes a step of {rows} x {length:,} tokens" + (f", {examples} examples a row" if examples > 1 else ""))
+        packed = f", {examples} examples a row" if examples > 1 else ""
+        print(f"  {phase.upper()}: {batches} forward passes a step of {rows} x {length:,} tokens{packed}")
     need = p["sequences"] * p["length"]
     if config.rollout.engine == "vllm":
         print(f"  KV cache: {p['kv_tokens']:,} tokens fit; {p['sequences']} rollouts of {p['length']:,} are {need:,}: "
@@ -414,11 +420,12 @@ def print_plan(config, given):
           f"update {s['VRL update']:.1f}); estimates, the environment and judge not counted")
     kind = "cpu" if p["hardware"] == "cpu" else "gpu"
     machine = known["machines"][p["hardware"]]
-    print(f"assumed (data/hardware.yaml): {machine['bf16_tflops']} TFLOP/s in bf16, {machine['fp32_tflops']} in fp32, {machine['gb_s']} GB/s, training at {known['train_use'][kind]:.0%} and decoding at "
-          f"{known['decode_use'][kind]:.0%} of these; rollouts of {known['mean_length']:.0%} of model.max_len, {known['agent_share']:.0%} the agent's, "
+    print(f"assumed (data/hardware.yaml): {machine['bf16_tflops']} TFLOP/s in bf16, {machine['fp32_tflops']} in fp32, {machine['gb_s']} GB/s, "
+          f"training at {known['train_use'][kind]:.0%} and decoding at {known['decode_use'][kind]:.0%} of these; "
+          f"rollouts of {known['mean_length']:.0%} of model.max_len, {known['agent_share']:.0%} the agent's, "
           f"{known['update_share']:.0%} of them in groups with a spread")
     if kind == "cpu":
-        print("On a CPU glibc's malloc keeps what was freed in pieces and may take twice as much; MALLOC_MMAP_THRESHOLD_=65536 in the environment "
-              "gives it back at once, and the figures hold.")
+        print("On a CPU glibc's malloc keeps what was freed in pieces and may take twice as much; "
+              "with MALLOC_MMAP_THRESHOLD_=65536 in the environment it gives all back at once: the figures hold, and steps are slower.")
     for line in p["warnings"] or ["it fits"]:
         print(line)
