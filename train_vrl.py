@@ -761,6 +761,7 @@ def main():
     if "--speed" in switches:
         return compare_speed(sampler, tokenizer, read_jsonl(run / "data" / "train.jsonl"), config)
     policy = add_lora(config, load(quantize), norm=config.vrl.norm_lr > 0) if config.vrl.tune == "lora" else load()
+    policy.train()      # without it model.gradient_checkpointing does nothing; there is no dropout to switch on
     heldout = read_jsonl(run / "data" / "heldout.jsonl")[: config.bench.tasks]
     gap = check_engine(sampler, policy, tokenizer, heldout[0], config)
     if config.vrl.tune == "lora":

@@ -33,6 +33,7 @@ def start():
 
 def run(main):
     """Call main() as this rank. An error line that several ranks end with is said once; a traceback also goes into the launcher's last report."""
+    global STORE
     start()
     if world() == 1:
         return main()
@@ -45,7 +46,9 @@ def run(main):
                 print(e.code, file=sys.stderr, flush=True)
             raise SystemExit(1) from None
         raise
+    barrier()      # leave together: gloo's threads abort a rank that exits while another still talks to it
     dist.destroy_process_group()
+    STORE = None
 
 
 def rank():

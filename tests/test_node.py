@@ -532,7 +532,7 @@ def test_pst_and_vrl_of_a_qwen3_vl_leave_the_vision_tower_alone(vl, tmp_path, mo
     assert names and not any("visual" in n for n in names) and (tune == "full" or not any("lm_head" in n for n in names))
     task = {**given(vl[2][0]), "id": "t-00"}
     assert train_vrl.check_engine(sampler, policy, tokenizer, task, config) < 1e-4
-    shares = P.general_exact_match(sampler, tokenizer, general, CPU, max_new_tokens=3)
+    shares = P.general_exact_match(lambda prompts: P.greedy_answers(sampler, tokenizer, prompts, CPU, max_new_tokens=3), tokenizer, general)
     assert shares["general"] == 0
 
     rollouts = train_vrl.sample_rollouts(sampler, tokenizer, [task, {**given(), "id": "t-01"}], config, 1.0, seed=0, group_size=2)
