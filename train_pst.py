@@ -175,8 +175,8 @@ def encode_text(tokenizer, text, expected, what):
 def encode_prompt(tokenizer, messages, tools=None):
     """Ids of the opening messages and of the agent's opening `<|im_start|>assistant\\n`. ValueError: forged control tokens."""
     turns = len(messages) + (bool(tools) and messages[0]["role"] != "system")
-    messages, placeholders = spell_pictures(messages)
-    return encode_text(tokenizer, render(tokenizer, messages, tools, generate=True), 2 * turns + 1 + placeholders, "the prompt")
+    messages, pads = spell_pictures(messages)
+    return encode_text(tokenizer, render(tokenizer, messages, tools, generate=True), 2 * turns + 1 + pads, "the prompt")
 
 
 def encode_tool_messages(tokenizer, messages):

@@ -1,5 +1,5 @@
 """A user's reference pictures, given to a Qwen3-VL: found in the task, read by the model folder's own image processor, put into the dialogue as
-placeholder tokens and into the forward pass as features of the frozen vision tower, at the model's own rotary positions.
+<|image_pad|> tokens and into the forward pass as features of the frozen vision tower, at the model's own rotary positions.
 
 Trainer and sampler both call `place`. Text models never come here. A picture is a pair (model folder or hub name, path of the file).
 """
@@ -57,7 +57,7 @@ def pictures_of(messages):
 
 
 def spell_pictures(messages):
-    """Messages with their pictures as placeholder tokens at the start of the content, and how many control tokens these are."""
+    """Messages with their pictures as <|image_pad|> tokens at the start of the content, and how many control tokens these are."""
     sizes = [[read_picture(*p)[2] for p in m.get("pictures", ())] for m in messages]
     spelt = ["".join(f"<|vision_start|>{'<|image_pad|>' * n}<|vision_end|>" for n in some) for some in sizes]
     return [{**m, "content": s + m["content"]} if s else m for m, s in zip(messages, spelt)], sum(n + 2 for some in sizes for n in some)
@@ -68,7 +68,7 @@ def place(base, ids, positions, pictures, shift=0):
 
     ids, positions (B, T), positions restarting at 0 with each example; pictures: (row, first token of the example, its pictures), in that order;
     shift (B, 1): where later tokens of a row with pictures stand, since a picture takes up fewer rotary positions than tokens.
-    Only the first placeholders of an example are its pictures: an agent may write the placeholder's token as it may any other.
+    Only the first <|image_pad|> tokens of an example are its pictures: an agent may write that token as it may any other.
     """
     positions = positions.expand(ids.shape)
     rope = (positions + shift).repeat(3, 1, 1)                                                                 # frame, row, column

@@ -475,12 +475,12 @@ def test_packed_rows_with_pictures_equal_separate_rows(vl, tmp_path):
 
 @pytest.mark.parametrize("files", [[], [0], [2, 1]])
 def test_sampler_and_trainer_agree_on_pictures(vl, tmp_path, files):
-    """Groups, several turns, rows with and without pictures side by side; the agent writes any token, placeholders among them."""
+    """Groups, several turns, rows with and without pictures side by side; the agent writes any token, <|image_pad|> among them."""
     import train_vrl
     from test_vrl import ChattyEnv
 
     config, tokenizer, model = speaker(vl, tmp_path)
-    model.lm_head.bias = torch.nn.Parameter(torch.zeros(512))      # so that it ends its turns, and writes placeholders
+    model.lm_head.bias = torch.nn.Parameter(torch.zeros(512))      # so that it ends its turns, and writes <|image_pad|>
     model.lm_head.bias.data[[tokenizer.eos_token_id, model.config.image_token_id]] = 6.0
     model.lm_head.bias.data[len(tokenizer):] = -50.0      # rows of the head that are no token
     tasks = [given(*[vl[2][i] for i in files]), given(), given(vl[2][0])]
