@@ -815,7 +815,7 @@ def test_one_weight_of_the_reward_may_be_overridden(tmp_path, tasks):
 
 
 def test_configs_here_load():
-    for path in sorted((ROOT / "configs").rglob("*.yaml")):
+    for path in sorted(set((ROOT / "configs").rglob("*.yaml")) - {ROOT / "configs" / "fsdp.yaml"}):     # that one is accelerate's
         config = load_config(path)
         assert config.name == path.stem
         assert path.stem[1:].isdecimal() or [(s.general, s.repeat) for s in config.pst.stages] == [(0.5, 3), (0.2, 3)]      # v1 to v7: test_pst.py
