@@ -37,14 +37,15 @@ from tqdm import tqdm
 from configs.experiment import (ROOT, Config, append_jsonl, command_line, cut_tail, digest, draw, each_line, load_config, open_run, read_jsonl,
                                 write_atomic, write_jsonl)
 from configs.llm import Endpoint, ask, bill, run_jobs
+from data.cards import cards_of, failures_of, figures_of, known
 from data.figures import BENCH
 from data.general import load_scenarios
 from data.human import calibrate, calibrated_grades, export_sheet, human_tables
-from data.media import SUFFIXES, data_uri, materialize, media, moments, probe, real_file, stills, thumbnail
+from data.media import SUFFIXES, data_uri, from_tool, materialize, media, moments, probe, real_file, stills
 from data.paper import FIGURES, head_line, paired, print_ablations, print_tables, read_paper, row_config
-from env import page, parse_utpc, to_json
+from env import page, to_json
 from make_data import make_trajectories
-from rewards import PARTS, consistency_reward, deliverables, explain, ltr_reward, makes, on_topic, read_media, unrepaired, words
+from rewards import PARTS, consistency_reward, deliverables, on_topic, read_media, words
 
 # ---------------------------------------------------------------------------- measuring policies
 
@@ -142,6 +143,21 @@ def bench_tasks(subset, run):
     return [tasks[i * len(tasks) // int(subset)] for i in range(int(subset))]
 
 
+def policy_of(config, run, folder):
+    """Whose trajectories `folder` holds: the last policy of the run, such as "runs/tiny/vrl/step-75". SystemExit: none, or another one played there."""
+    name, where = list(stages_of(config, run).items())[-1]
+    if name == "untrained":
+        raise SystemExit(f"error: {run.relative_to(ROOT)} has no trained policy; `python train_vrl.py --config ...` trains one")
+    where, kept = str(where.relative_to(ROOT)), folder / "policy.json"
+    before = json.loads(kept.read_text(encoding="utf-8"))["policy"] if kept.is_file() else "a policy that is not known"
+    if (folder / "trajectories.jsonl").is_file() and before != where:
+        raise SystemExit(f"error: {folder} holds what {before} played, and the run's policy is {where} now; remove that folder, or move it away")
+    write_atomic(kept, to_json({"policy": where}))
+    done = name == "vrl" and where.endswith(f"/step-{config.vrl.steps}")
+    print(f"policy: {where}" + ("" if done else f"; VRL has not ended (vrl.steps is {config.vrl.steps})" if name == "vrl" else ", before VRL"))
+    return where
+
+
 def act(agent, tasks, config, run, folder, temperature=0.0):
     """Every task played once by the agent, in VisGenEnv: trajectories.jsonl in `folder`, appended as they come, so a stopped run goes on."""
     path = folder / "trajectories.jsonl"
@@ -155,10 +171,7 @@ def act(agent, tasks, config, run, folder, temperature=0.0):
         cut_tail(path)
         made = {t["task"]["id"] for t in each_line(path)} if path.is_file() else set()
         left, device, tokenizer = [t for t in tasks if t["id"] not in made], set_up(config), load_tokenizer(config, run)
-        name = list(stages_of(config, run))[-1]
-        if name == "untrained":
-            raise SystemExit(f"error: {run.relative_to(ROOT)} has no trained policy; `python train_vrl.py --config ...` trains one")
-        model = load_stage(config, run, name, device, tokenizer) if left else None
+        model = load_stage(config, run, list(stages_of(config, run))[-1], device, tokenizer) if left else None
         for at in range(0, len(left), config.bench.chunk):
             rollouts = sample_rollouts(model, tokenizer, left[at:at + config.bench.chunk], config, temperature, seed=config.seed,
                                        progress=f"from task {at}")
@@ -171,15 +184,18 @@ def act(agent, tasks, config, run, folder, temperature=0.0):
 def measure_files(trajectory):
     """What the answer hands over, written as files and probed: {id: what probe saw}, and in words where file and record disagree.
 
-    The simulator's books are not believed: sizes, frames, seconds and cuts are counted on the decoded pixels. A disagreement is a fault of ours.
+    The simulator's books are not believed: sizes, frames, seconds and cuts are counted on the decoded pixels. A disagreement is a fault of ours. The
+    file that a real tool made is probed as it is.
     """
     seen, faults = {}, []
     with tempfile.TemporaryDirectory() as folder:
         for a in (a for a in deliverables(trajectory) if a["kind"] in SUFFIXES):
-            path = Path(folder) / f"{a['id']}{SUFFIXES[a['kind']][0]}"
-            materialize(a, path)
+            path = real_file(a) if from_tool(a) else Path(folder) / f"{a['id']}{SUFFIXES[a['kind']][0]}"
+            if not from_tool(a):
+                materialize(a, path)
             found = seen[a["id"]] = probe(path)
-            path.unlink()
+            if not from_tool(a):
+                path.unlink()
             booked = {**{k: a[k] for k in ("kind", "width", "height", "n_frames", "has_audio")}, "cuts": a["shots"] and a["shots"] - 1}
             faults += [f"{trajectory['task']['id']}: {a['id']} has {k} {found[k]} in its file and {v} in its record" for k, v in booked.items()
                        if found[k] is not None and v is not None and found[k] != v]
@@ -267,7 +283,7 @@ def columns_of(grades, grader="structural", draws=2000):
     """
     import numpy
 
-    rng, found, samples = numpy.random.default_rng(0), {}, []
+    rng, found = numpy.random.default_rng(0), {}
     for column in COLUMNS:
         values = numpy.array([v for g in grades if column in ("s_rate", g["dimension"]) and
                               (v := g["s_rate"] if column == "s_rate" else own_score(g, grader)) is not None], dtype=float)
@@ -277,8 +293,8 @@ def columns_of(grades, grader="structural", draws=2000):
         means = values[rng.integers(len(values), size=(draws, len(values)))].mean(axis=1)
         low, high = numpy.quantile(means, (0.025, 0.975))
         found[column] = {"mean": float(values.mean()), "low": float(low), "high": float(high), "n": len(values)}
-        samples.append(means)
-    low, high = numpy.quantile(numpy.mean(samples, axis=0), (0.025, 0.975))
+    whole = numpy.array(list(per_task(grades, [], grader)["o_score"].values()))      # a task counts in S-Rate and in its own column at once
+    low, high = numpy.quantile(whole[rng.integers(len(whole), size=(draws, len(whole)))].mean(axis=1), (0.025, 0.975))
     means = [f["mean"] for f in found.values() if f]
     return {**found, "o_score": {"mean": sum(means) / len(means), "low": float(low), "high": float(high), "n": len(means)}}
 
@@ -287,21 +303,24 @@ def run_bench(config, run, agent, subset, with_files, sampled=False):
     """VisGenBench for one agent: play, measure, grade, print. Returns the folder, runs/<name>/bench/<agent>-<subset>[-sampled]/."""
     folder, began = run / "bench" / (f"{agent}-{subset}" + "-sampled" * sampled), time.time()
     tasks = bench_tasks(subset, run)
+    who = {"expert": "scripted", "openai": config.data.llm.model}.get(agent) or policy_of(config, run, folder)
     trajectories = act(agent, tasks, config, run, folder, temperature=float(sampled))
+    if not trajectories:
+        raise SystemExit(f"error: no task of --subset {subset} was played; the lines above say why")
     played = time.time()
     grades = grade_all(trajectories, config, folder, with_files)
     measured = time.time()
-    grades, grader = subjective_grades(trajectories, grades, config, folder / ("grades.jsonl" if with_files else "grades-from-records.jsonl"))
+    grades, grader, grading = subjective_grades(trajectories, grades, config, folder / ("grades.jsonl" if with_files else "grades-from-records.jsonl"))
     faults = [f for g in grades for f in g["faults"]]
     decoder = {"expert": "scripted", "openai": f"temperature {config.data.llm.temperature:g}"}.get(agent, "temperature 1" if sampled else "greedy")
-    found = {"agent": agent, "subset": subset, "tasks": len(tasks), "played": len(trajectories), "seed": config.seed, "files": with_files,
-             "grader": grader, "judge": config.reward.judge, "decoder": decoder, "fidelity": config.rollout.fidelity,
+    found = {"agent": agent, "who": who, "subset": subset, "tasks": len(tasks), "played": len(trajectories), "seed": config.seed, "files": with_files,
+             "grader": grader, **grading, "judge": config.reward.judge, "decoder": decoder, "fidelity": config.rollout.fidelity,
              "columns": columns_of(grades, grader), "faults": faults}
     write_atomic(folder / "columns.json", to_json(found))
     print(f"{agent} on {len(tasks)} tasks, {len(trajectories)} played: {played - began:.0f} s to play, {measured - played:.0f} s to "
           f"{'write files and measure them' if with_files else 'read the records; nothing was measured'}")
     print(f"{len(faults)} disagreements between files and records" + "".join(f"\n  {f}" for f in faults[:10]))
-    print(f"the six subjective columns are the {grader} grader's")
+    print(f"the six subjective columns are the {grader} grader's" + (f": {grading['grading']}" if grading["grading"] else ""))
     for column, c in found["columns"].items():
         print(f"  {column:12}" + (f"{c['mean']:.3f}  [{c['low']:.3f}, {c['high']:.3f}]  n = {c['n']}" if c else "not graded"))
     return folder
@@ -309,84 +328,7 @@ def run_bench(config, run, agent, subset, with_files, sampled=False):
 
 # ---------------------------------------------------------------------------- pages: the report of a bench folder, the demo of one trajectory
 
-CLIPS, CLIP_S, CLIP_PX, SHOTS = 24, 120, 240, 24      # of a page: films that play, their most seconds and pixels a side, pictures a film: below 25 MB
-LOWEST = 10                                           # trajectories that a report always shows
-
-
-def known(values):
-    """Those that are numbers: None is not graded, NaN a judge that failed."""
-    return [v for v in values if v is not None and v == v]
-
-
-def figures_of(values):
-    """{"n", "mean", "total", "most"} of the known values; None if there are none."""
-    values = known(values)
-    return {"n": len(values), "mean": statistics.mean(values), "total": sum(values), "most": max(values)} if values else None
-
-
-def plan_graph(plan):
-    """A plan as a drawing: its steps with column (one right of all that they come after) and row, and arrows between indices of steps.
-
-    >>> g = plan_graph([{"id": 1, "tool": "llm", "after": []}, {"id": 2, "tool": "llm", "after": [1]}, {"id": 3, "tool": "llm", "after": [1, 9]}])
-    >>> [(s["column"], s["row"]) for s in g["steps"]], g["arrows"]
-    ([(0, 0), (1, 0), (1, 1)], [(0, 1), (0, 2)])
-    """
-    steps, arrows, place, rows = [], [], {}, Counter()
-    for i, step in enumerate(plan):
-        before = sorted({place[k] for k in step["after"] if k in place})
-        column = max((steps[b]["column"] + 1 for b in before), default=0)
-        steps.append({**step, "column": column, "row": rows[column], "makes": makes(step["tool"])})
-        arrows += [(b, i) for b in before]
-        rows[column] += 1
-        place[step["id"]] = i
-    return {"steps": steps, "arrows": arrows, "columns": len(rows), "rows": max(rows.values(), default=0)}
-
-
-def turns_of(t):
-    """A trajectory's turns: what parse_utpc reads in each, the text where that has faults, and the calls with arguments, reply and repair."""
-    lost, replies = {id(c) for c in unrepaired(t["calls"])}, [m["content"] for m in t["messages"] if m["role"] == "tool"]
-    calls = [{**c, "number": n, "reply": reply, "lost": id(c) in lost,
-              "written": [(k, v if isinstance(v, str) else to_json(v)) for k, v in (c["arguments"] or {}).items()]}
-             for n, (c, reply) in enumerate(zip(t["calls"], replies, strict=True), 1)]
-    said = [m["content"] for m in t["messages"] if m["role"] == "assistant"]
-    return [{**u, "text": text if u["faults"] else "", "calls": [c for c in calls if c["turn"] == n],
-             "plan": u["plan"] and plan_graph(u["plan"])} for n, text in enumerate(said, 1) for u in [parse_utpc(text)]]
-
-
-def small_clip(film):
-    """A film with the same frames, cuts and sound, CLIP_PX pixels a side at most, as a data URI."""
-    scale = min(1, CLIP_PX / max(film["width"], film["height"])) / 2
-    sides = {k: 2 * max(1, round(film[k] * scale)) for k in ("width", "height")}      # even, since browsers may not play 4:4:4
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "clip.mp4"
-        materialize({**film, **sides}, path)
-        return "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def cards_of(trajectories, config):
-    """What a page shows of each trajectory. The first CLIPS films up to CLIP_S seconds play; the others are storyboards alone."""
-    cards, left = [], CLIPS
-    for t in tqdm(trajectories, desc="cards", unit="card", mininterval=1):
-        shown = [{**a, "pictures": [thumbnail(a, i) for i in range(min(SHOTS, a["shots"] or 1)) if a["width"]]} for a in deliverables(t)]
-        for a in [a for a in shown if a["kind"] == "video" and a["duration_s"] <= CLIP_S][:left]:
-            a["clip"], left = small_clip(a), left - 1
-        reward = t["reward"] or ltr_reward(t, config.reward, t.get("pool"))
-        cards.append({**t, "turns": turns_of(t), "graph": plan_graph(t["plan"] or []), "shown": shown, "reward": reward,
-                      "rows": explain(t, reward, config.reward)})
-    return cards
-
-
-def failures_of(trajectories):
-    """Why episodes fall short: {"ended": {how: n}, "codes": {code: [failed calls, repaired]}, "checks": {check: [n below 1, n, mean]}}."""
-    codes, repaired, checks = Counter(), Counter(), {}
-    for t in trajectories:
-        lost = {id(c) for c in unrepaired(t["calls"])}
-        codes.update(c["error"]["code"] for c in t["calls"] if c["error"])
-        repaired.update(c["error"]["code"] for c in t["calls"] if c["error"] and id(c) not in lost)
-        for name, score in t["reward"]["checks"].items():
-            checks.setdefault(name, []).extend(known([score]))
-    return {"ended": Counter(t["ended"] for t in trajectories), "codes": {code: [n, repaired[code]] for code, n in codes.items()},
-            "checks": {name: [sum(v < 1 for v in scores), len(scores), statistics.mean(scores)] for name, scores in checks.items() if scores}}
+LOWEST = 10      # trajectories that a report always shows
 
 
 def report(folder, config, most):
@@ -407,7 +349,7 @@ def report(folder, config, most):
     names = dict.fromkeys([*load_scenarios("en")["scenarios"], *(t["task"]["scenario"] for t in played)])
     of = {name: [t for t in played if t["task"]["scenario"] == name] for name in names}
     write_atomic(folder / "report.html", page(
-        "templates/report.jinja", found=found, config=config, cards=cards_of(some, config), n=len(played), calls=sum(len(t["calls"]) for t in played),
+        "templates/report.jinja", found=found, config=config, paper=read_paper(), cards=cards_of(some, config), n=len(played), calls=sum(len(t["calls"]) for t in played),
         rewards={part: figures_of([t["reward"][part] for t in played]) for part in ("total", "plan", "fine", *PARTS)}, failures=failures_of(played),
         spent={k: figures_of([t[k] for t in played]) for k in ("virtual_s", "price_usd")},
         scenarios=[(name, len(ts), figures_of([t["own"] for t in ts]), figures_of([t["s_rate"] for t in ts])) for name, ts in of.items()]))
@@ -445,11 +387,11 @@ def pictures_of(trajectory):
 
     The deliverables of the asked kind, a picture or up to 8 frames a film, at most 12 in all, of up to 768 pixels a side, read from files. An
     artifact whose `media` names a file that is there, by an absolute path, shows that file. Any other shows the simulator's stand-in, drawn without regard to
-    the prompt: a VLM's scores of stand-ins test this code and say nothing about an agent, and the report says so.
+    the prompt: a VLM's scores of stand-ins, or of the media database's files, test this code and say nothing about an agent, and the report says so.
     """
     kind = trajectory["task"]["modality"]
     items = [a for a in deliverables(trajectory) if a["kind"] == kind]
-    found = {"pictures": [], "delivered": [], "left_out": max(0, len(items) - MOST_PICTURES), "real": sum(bool(real_file(a)) for a in items)}
+    found = {"pictures": [], "delivered": [], "left_out": max(0, len(items) - MOST_PICTURES), "real": sum(map(from_tool, items))}
     with tempfile.TemporaryDirectory() as folder:
         for i, a in enumerate(items, 1):
             seconds = f", {a['duration_s']} s" if kind == "video" else ""
@@ -483,7 +425,7 @@ async def grade_one(endpoint, task, shown, again=0):
 
 
 def grade_by_vlm(trajectories, grades, config, path):
-    """Write the VLM-Grader's scores into the grades' `vlm` {dimension: score} and `items`, and the grades to `path`. Returns the report's line.
+    """Write the VLM-Grader's scores into the grades' `vlm` {dimension: score} and `items`, and the grades to `path`. Returns the report's line, and `by`.
 
     Only tasks of the six subjective dimensions are asked about. Each lot is saved, so a stopped run goes on; a task that failed stays None and is
     asked again next time, as is every task when model or prompt are others (`graded_by`). SystemExit above `max_failures`.
@@ -503,18 +445,25 @@ def grade_by_vlm(trajectories, grades, config, path):
             write_jsonl(path, grades)
     failed, silent = (sum(g["vlm"] is None and (g["items"] is None) == lost for _, g in pairs) for lost in (True, False))
     real, media = (sum(g[name] for _, g in pairs) for name in ("real", "media"))
-    return (f"VLM-Grader {llm.model}: {len(pairs)} tasks, {failed} failed, {silent} with no answerable item ({bill(endpoint)}); {real} of {media} "
-            "media are real files" + ("; the others are stand-ins, and their scores mean nothing" if real < media else ""))
+    print(f"VLM-Grader: {bill(endpoint)}")
+    return (f"VLM-Grader {llm.model}: {len(pairs)} tasks, {failed} failed, {silent} with no answerable item; {real} of {media} "
+            "media are a tool's real files" + ("; the others are stand-ins, and their scores mean nothing" if real < media else "")), by
 
 
 def subjective_grades(trajectories, grades, config, path):
-    """(grades, the name of their grader for the report and for columns_of). After a calibration, dimensions below its gate are left out."""
+    """(grades, the name of their grader, {"grading": a line on it, "graded_by": what two runs must share to be compared}) of the subjective columns.
+
+    After a calibration, dimensions below its gate are left out; the grades that count are in `path` as well.
+    """
     if config.bench.grader == "structural":
-        return grades, "structural"
-    print(grade_by_vlm(trajectories, grades, config, path))
+        return grades, "structural", {"grading": "", "graded_by": "structural"}
+    line, by = grade_by_vlm(trajectories, grades, config, path)
     if not config.bench.calibration:
-        return grades, "vlm"
-    return calibrated_grades(grades, ROOT / config.bench.calibration), "vlm, calibrated"
+        return grades, "vlm", {"grading": line, "graded_by": by}
+    maps = ROOT / config.bench.calibration
+    grades = calibrated_grades(grades, maps)
+    write_jsonl(path, grades)
+    return grades, "vlm, calibrated", {"grading": line, "graded_by": f"{by} {digest(maps.read_text(encoding='utf-8'))}"}
 
 
 def controls(folders, config, n):
@@ -588,7 +537,7 @@ def read_bench(folder):
         raise SystemExit(f"error: {folder / 'columns.json'} is missing; `python bench.py --config ... --agent ...` makes it; give the folder "
                          "runs/<name>/bench/<agent>-<subset>")
     head = json.loads((folder / "columns.json").read_text(encoding="utf-8"))
-    for key in ("grader", "judge", "decoder", "fidelity"):
+    for key in ("grader", "judge", "decoder", "fidelity", "who", "graded_by"):
         if key not in head:
             raise SystemExit(f"error: {folder / 'columns.json'} does not say its {key}; give its bench.py command again, which plays nothing anew")
     grades = read_jsonl(folder / ("grades.jsonl" if head["files"] else "grades-from-records.jsonl"))
@@ -629,10 +578,13 @@ def compare(args, draws=10_000):
         raise SystemExit("error: compare takes two folders of `--agent`: python bench.py compare A B; seeds with commas: A0,A1 B0,B1")
     sides = [[read_bench(f) for f in side.split(",")] for side in args]
     every = [run for side in sides for run in side]
-    for key, fix in (("grader", "let one grader grade both"), ("judge", "let one judge score both (reward.judge)")):
+    for key, fix in (("grader", "let one grader grade both"), ("graded_by", "let one model, prompt and calibration grade both"),
+                     ("judge", "let one judge score both (reward.judge)")):
         if len(seen := {h[key] for h, _, _ in every}) > 1:
             raise SystemExit(f"error: the {key} is not the same in all folders: {', '.join(sorted(seen))}; their scores are different things; {fix}")
     print("\n".join(head_line(name, [h for h, _, _ in side]) for name, side in zip(args, sides)))
+    if len(every) > 2:
+        print("take care: seeds are averaged and tasks drawn, so intervals and p hold for these seeds; what other seeds would do is not in them")
     for key in ("subset", "decoder", "files", "fidelity"):
         if len(seen := {str(h[key]) for h, _, _ in every}) > 1:
             print(f"take care: `{key}` differs: {', '.join(sorted(seen))}")
@@ -719,7 +671,9 @@ def ablate(args):
     if set(scale) != {"tokens", "config"}:
         raise SystemExit(f"error: data/ablate.yaml holds {', '.join(scale)}; it must hold `tokens` and `config`")
     before = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
-    rows = before["rows"] if before.get("scale") == scale else {}
+    if before and before["scale"] != scale:
+        raise SystemExit(f"error: {out} was made at another scale than data/ablate.yaml has now; give --out another file, or move that one away")
+    rows = before.get("rows", {})
     left = [(row, s) for s in range(given.seeds) for row in only if str(s) not in rows.get(row, {})]
     # v7 of a seed comes first: its data, base and PST are the others'.
     wanted = [("v7", s) for s in range(given.seeds) if any(seed == s for _, seed in left)] + [key for key in left if key[0] != "v7"]

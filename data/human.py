@@ -6,11 +6,11 @@ import json
 import math
 
 from configs.experiment import digest, draw, each_line, write_atomic
-from data.media import data_uri, moments, real_file, stills, thumbnail
+from data.media import data_uri, from_tool, moments, real_file, stills, thumbnail
 from env import page, to_json
 from rewards import deliverables
 
-GATE = {"spearman": 0.7, "n": 30}       # of a dimension, ours; below it, it is "uncalibrated"
+GATE = {"spearman": 0.7, "n": 30}       # of a dimension, n counts its tasks; ours; below it, it is "uncalibrated"
 COLUMNS = ("task", "item", "dimension", "modality", "model", "s_rate", "scale", "human", "scorer", "rubric")
 DRAWS, FOLDS = 2000, 5
 
@@ -40,7 +40,7 @@ def export_sheet(folders, config, n):
     chosen = draw(config.seed, "sheet").sample(tasks, min(n or len(tasks), len(tasks)))
     for t in chosen:
         task = t["task"]
-        t["media"] = [{**a, "pictures": look(a), "real": bool(real_file(a))} for a in t.pop("handed")]
+        t["media"] = [{**a, "pictures": look(a), "real": from_tool(a)} for a in t.pop("handed")]
         whole = {"task": task["id"], "dimension": task["dimension"], "modality": task["modality"], "model": t["model"], "s_rate": t["s_rate"],
                  "scale": 5, "human": "", "scorer": ""}
         t["rows"] = [{**whole, "item": i, "rubric": item} for i, item in enumerate(task["rubric"], 1)]
@@ -194,7 +194,7 @@ def fit_dimension(units, seed):
             "spearman_95": interval([r for some in drawn if (r := spearman(g[some], h[some])) is not None]), "error_before": float(abs(g - h).mean()),
             "error_in": float(abs(apply_map(a, b, g) - h).mean()), "error_out": float(errors.mean()) if whole else None,
             "error_out_95": interval([errors[some].mean() for some in drawn]) if whole else None,
-            "calibrated": rho is not None and rho >= GATE["spearman"] and len(g) >= GATE["n"]}
+            "calibrated": rho is not None and rho >= GATE["spearman"] and len(tasks) >= GATE["n"]}
 
 
 def calibrate(paths, config, n):
@@ -203,15 +203,18 @@ def calibrate(paths, config, n):
 
     Columns of the CSV: dimension; task (or item); human, from 0 to 1, or from 0 to 5 as soon as one is above 1 or a column scale says 5; grader, from
     0 to 1, which is looked up in the folders' grades where it is left out; and, if you like, model. Several rows of one task, dimension and
-    model (items, scorers) are averaged. A dimension with a Spearman below 0.7 or n below 30 is "uncalibrated"."""
+    model (items, scorers) are averaged. A dimension with a Spearman below 0.7 or fewer than 30 tasks is "uncalibrated"."""
     import numpy
 
-    path, known, names = paths[0], {}, {}
+    path, known, names, graders = paths[0], {}, {}, set()
     for folder in paths[1:]:
         code, name = model_of(folder)
         names[code] = name
         for g in (g for file in sorted(folder.glob("grades*.jsonl")) for g in each_line(file)):
             known |= {(m, d, g["id"]): score for m in (code, name) for d, score in (g["vlm"] or {}).items()}
+            graders |= {g["graded_by"]} if g.get("graded_by") else set()
+    if len(graders) > 1:
+        raise SystemExit(f"error: {len(graders)} VLM-Graders (model, endpoint or prompt) graded the folders; one map is of one grader: give folders of one")
     rows, bad, scale = read_scores(path, ("dimension", "human"))
     groups, lost = {}, 0
     for row in rows:
@@ -246,7 +249,7 @@ def calibrate(paths, config, n):
         agreement = {"models": len(models), "spearman": spearman(*means), "kendall": kendall(*means), "error": float(abs(means[0] - means[1]).mean())}
         print(f"means of {len(models)} models: rho {show(agreement['spearman'])}, tau {show(agreement['kendall'])}, error {agreement['error']:.3f}")
     target = path.with_name("calibration.json")
-    write_atomic(target, to_json({"scores": path.name, "scale": scale, "seed": config.seed, "gate": GATE, "skipped": bad, "without_grader": lost,
+    write_atomic(target, to_json({"scores": path.name, "scale": scale, "seed": config.seed, "gate": GATE, "graded_by": sorted(graders), "skipped": bad, "without_grader": lost,
                                   "dimensions": found, "models": models, "agreement": agreement}))
     print(f"{target} is written")
 
@@ -255,7 +258,10 @@ def calibrated_grades(grades, path):
     """The grades with `vlm, calibrated` {dimension: score}, by the maps of calibration.json. A dimension below the gate is left out, and said."""
     if not path.is_file():
         raise SystemExit(f"error: config key `bench.calibration` names {path}, which is missing; `python bench.py calibrate scores.csv` makes it")
-    every = json.loads(path.read_text(encoding="utf-8"))["dimensions"]
+    found = json.loads(path.read_text(encoding="utf-8"))
+    every, of = found["dimensions"], set(found["graded_by"])
+    if of and any(g.get("graded_by") not in of for g in grades if g["vlm"]):
+        raise SystemExit(f"error: {path} was fitted to another VLM-Grader (model, endpoint or prompt) than graded here; calibrate again with this one")
     maps = {d: m for d, m in every.items() if m["calibrated"]}
     print(f"{path}: calibrated {', '.join(maps) or 'none'}; every other dimension is uncalibrated and left out")
     mapped = lambda scores: {d: float(apply_map(maps[d]["a"], maps[d]["b"], v)) for d, v in scores.items() if d in maps}      # noqa: E731

@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from configs.experiment import read_jsonl, write_jsonl
-from env import to_json
+from env import media_files, to_json
 
 CUT = 24              # of 255: a cut lies between two frames whose colours, on 32 x 32 pixels, differ by more than this on average
 SAMPLE_RATE = 48_000  # Hz, unless the record names one: a millisecond, and a frame at 24, 25 or 30 fps, is a whole number of samples
@@ -93,6 +93,12 @@ def real_file(artifact):
     """The file of an artifact whose `media` names one that is there, by an absolute path: your own, or a real tool's. None for a stand-in."""
     path = Path(artifact["media"] or "")
     return path if path.is_absolute() and path.is_file() else None
+
+
+def from_tool(artifact):
+    """Whether a real tool made the file of `real_file`: the media database's files, `bench.py media`, stand in for what no tool made."""
+    path = real_file(artifact)
+    return path is not None and str(path) not in media_files(artifact["kind"])
 
 
 def pixel_format(artifact):

@@ -66,9 +66,11 @@ def row_config(folder, row, seed, scale):
 def head_line(name, heads):
     """What a row of ours rests on, from the heads of its runs (columns.json)."""
     said = lambda key: ", ".join(sorted({str(h[key]) for h in heads}))      # noqa: E731
-    return (f"{name}: agent {said('agent')}; environment VisGenEnv, a simulator, C_tool {said('fidelity')}; grader {said('grader')}, "
+    return (f"{name}: agent {said('agent')} ({said('who')}); environment VisGenEnv, a simulator, C_tool {said('fidelity')}; grader {said('grader')}, "
             f"{'files measured' if all(h['files'] for h in heads) else 'from records, no file measured'}; judge of R_vrt {said('judge')}; decoder "
-            f"{said('decoder')}; seeds {said('seed')}; tasks {said('subset')}, n = {said('tasks')}")
+            f"{said('decoder')}; seeds {said('seed')}; tasks {said('subset')}, n = {said('played')}"
+            + (f" played of {said('tasks')}" if any(h["played"] != h["tasks"] for h in heads) else "")
+            + "".join(f"; {line}" for line in sorted({h["grading"] for h in heads} - {""})))
 
 
 def print_tables(ours):
@@ -108,26 +110,29 @@ def verdict(rows, claim, figure):
 
 
 def print_ablations(result, path):
-    """The ablation's table, its orderings beside the paper's claims, and the picture beside `path`."""
-    paper, rows = read_paper(), result["rows"]
+    """Print the ablation's table and its orderings beside the paper's claims; both go beside `path` as text, the table as a picture too."""
+    paper, rows, lines = read_paper(), result["rows"], []
+    say = lines.append
     table = {row: {k: interval([s["values"][k] for s in rows[row].values()]) for k in FIGURES} for row in paper["rows"] if row in rows}
     n = sorted({len(s["values"]["R_vrt"]) for r in rows.values() for s in r.values()})
-    print(f"\nTable 4's rows at the scale of data/ablate.yaml: environment VisGenEnv, nothing measured on files, judge rules; n = "
-          f"{', '.join(map(str, n))} held-out tasks a seed; means, 95 % intervals over seeds and tasks; decoder greedy but in the second column")
-    print(f"{'':5}{'seeds':>6}" + "".join(f"{title:>26}" for title in FIGURES.values()) + f"{'paper O-Score':>15}{'seconds':>9}  what")
+    say(f"Table 4's rows at the scale of data/ablate.yaml: environment VisGenEnv, nothing measured on files, judge rules; n = "
+        f"{', '.join(map(str, n))} held-out tasks a seed; means, 95 % intervals over seeds and tasks; decoder greedy but in the second column")
+    say(f"{'':5}{'seeds':>6}" + "".join(f"{title:>26}" for title in FIGURES.values()) + f"{'paper O-Score':>15}{'seconds':>9}  what")
     for row, cells in table.items():
-        print(f"{row:5}{len(rows[row]):6}" + "".join(f"{'{:.3f} [{:.3f}, {:.3f}]'.format(*c):>26}" for c in cells.values())
-              + f"{paper['table_4'][row][-1]:15.3f}{max(s['seconds'] for s in rows[row].values()):9}  {paper['rows'][row]}")
-    print("\nThe paper's orderings (Sec. 5.4, there by O-Score): the difference, its 95 % interval over the seeds and tasks that both rows have")
-    print(f"{'':28}" + "".join(f"{title:46}" for title in FIGURES.values()))
+        say(f"{row:5}{len(rows[row]):6}" + "".join(f"{'{:.3f} [{:.3f}, {:.3f}]'.format(*c):>26}" for c in cells.values())
+            + f"{paper['table_4'][row][-1]:15.3f}{max(s['seconds'] for s in rows[row].values()):9}  {paper['rows'][row]}")
+    say("\nThe paper's orderings (Sec. 5.4, there by O-Score): the difference, its 95 % interval over the seeds and tasks that both rows have")
+    say(f"{'':28}" + "".join(f"{title:46}" for title in FIGURES.values()))
     for claim in paper["orderings"]:
         cells = []
         for said, other, middle, low, high, n in (verdict(rows, claim, figure) for figure in FIGURES):
             cells.append(f"{said} {middle:+.3f} [{low:+.3f}, {high:+.3f}] {other}" if n else said)
         note = f" ({claim['note']})" if "note" in claim else ""
-        print(f"{claim['better'] + ' > ' + ' '.join(claim['worse']):28}" + "".join(f"{c:46}" for c in cells) + claim["claim"] + note)
+        say(f"{claim['better'] + ' > ' + ' '.join(claim['worse']):28}" + "".join(f"{c:46}" for c in cells) + claim["claim"] + note)
+    print("\n" + "\n".join(lines))
+    write_atomic(path.with_suffix(".txt"), "\n".join(lines) + "\n")
     draw_ablations(table, {row: paper["table_4"][row][-1] for row in table}, path.with_suffix(".png"))
-    print(f"\npicture: {path.with_suffix('.png')}")
+    print(f"\ntext: {path.with_suffix('.txt')}; picture: {path.with_suffix('.png')}")
 
 
 def draw_ablations(table, printed, path):

@@ -1,15 +1,17 @@
-"""bench.py's tables on made-up results."""
+"""bench.py's table on made-up results; tasks played, measured on files and graded, stopped and gone on with; whose policy it was."""
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from rewards import PARTS  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import bench as B  # noqa: E402
 from bench import print_table, rows_of  # noqa: E402
+from configs.experiment import ROOT, Config, load_config, read_jsonl  # noqa: E402
+from rewards import PARTS  # noqa: E402
 
 
 def figures(reward, cons=0.5, n=128, seed=0, sampled=True):
@@ -97,3 +99,78 @@ def test_table_of_a_broken_file_is_one_line(tmp_path, text):
 def test_table_without_a_run_says_what_to_give():
     done = bench("--table")
     assert done.returncode != 0 and "Traceback" not in done.stderr and "--table" in done.stderr
+
+
+# ---------------------------------------------------------------------------- playing, measuring, grading
+
+
+@pytest.fixture(scope="module")
+def benched(tmp_path_factory):
+    """(config, run, folder) of six tasks of VisGenBench, played by the expert and measured on files."""
+    run = tmp_path_factory.mktemp("run")
+    config = load_config(ROOT / "configs" / "tiny.yaml")
+    return config, run, B.run_bench(config, run, "expert", "6", True)
+
+
+def test_a_bench_is_measured_on_files_without_a_fault(benched):
+    head, grades, trajectories = B.read_bench(benched[2])
+    assert head["played"] == head["tasks"] == 6 and head["files"] and head["faults"] == [] and head["who"] == "scripted"
+    seen = [f for g in grades.values() for f in g["files"].values()]
+    assert {"image", "video"} <= {f["kind"] for f in seen} and all(f["cuts"] is not None for f in seen if f["kind"] == "video")
+    for i, t in trajectories.items():
+        assert grades[i] == json.loads(json.dumps(B.grade(t, benched[0], with_files=True)))
+        assert grades[i]["files"].keys() == B.booked_files(t)[0].keys()
+
+
+def test_a_stopped_bench_goes_on_and_a_done_one_is_not_made_again(benched, tmp_path, monkeypatch):
+    config, run, folder = benched
+    shutil.copytree(run, tmp_path / "again")
+    copy = tmp_path / "again" / "bench" / "expert-6"
+    whole = {name: (copy / name).read_bytes() for name in ("trajectories.jsonl", "grades.jsonl", "columns.json")}
+    for name in ("trajectories.jsonl", "grades.jsonl"):
+        (copy / name).write_bytes(b"".join(whole[name].splitlines(True)[:3]) + b'{"id": "cut o')
+    B.run_bench(config, tmp_path / "again", "expert", "6", True)
+    assert {name: (copy / name).read_bytes() for name in whole} == whole
+    monkeypatch.setattr(B, "grade", lambda *_, **__: 1 / 0)      # neither played nor measured now
+    B.run_bench(config, tmp_path / "again", "expert", "6", True)
+    assert {name: (copy / name).read_bytes() for name in whole} == whole
+
+
+@pytest.mark.parametrize("change, words", [({"n_frames": -7}, "n_frames"), ({"shots": 1}, "cuts"), ({"width": 2}, "width"), ({"has_audio": None}, "has_audio")])
+def test_a_file_unlike_its_record_is_a_fault_of_ours(benched, monkeypatch, change, words):
+    """The file is written from a changed record: what is counted on it wins, and the disagreement is said."""
+    film = min((t for t in read_jsonl(benched[2] / "trajectories.jsonl") if t["task"]["modality"] == "video"), key=lambda t: t["artifacts"][-1]["n_frames"] or 0)
+    write = B.materialize
+
+    def other(a, path):
+        if a["kind"] != "video":
+            return write(a, path)
+        new = {**a, **{k: not a[k] if v is None else a[k] + v for k, v in change.items()}}
+        write({**new, "shot_frames": None if "shots" in change or "n_frames" in change else a["shot_frames"]}, path)
+
+    monkeypatch.setattr(B, "materialize", other)
+    seen, faults = B.measure_files(film)
+    assert faults and any(words in f and film["task"]["id"] in f for f in faults), faults
+
+
+def test_nothing_played_is_said(benched, tmp_path, monkeypatch):
+    monkeypatch.setattr(B, "act", lambda *_, **__: [])
+    with pytest.raises(SystemExit, match="no task of --subset 5 was played"):
+        B.run_bench(benched[0], tmp_path, "openai", "5", False)
+
+
+def test_another_policy_does_not_go_on_with_what_one_has_played(tmp_path, monkeypatch, capsys):
+    config, folder, stages = Config(), tmp_path / "bench", {"untrained": None}
+    monkeypatch.setattr(B, "stages_of", lambda *_: stages)
+    with pytest.raises(SystemExit, match="no trained policy"):
+        B.policy_of(config, ROOT / "runs" / "x", folder)
+    stages["pst"] = ROOT / "runs" / "x" / "pst" / "final"
+    assert B.policy_of(config, ROOT / "runs" / "x", folder) == "runs/x/pst/final" and "before VRL" in capsys.readouterr().out
+    (folder / "trajectories.jsonl").write_text("")
+    assert B.policy_of(config, ROOT / "runs" / "x", folder) == "runs/x/pst/final"
+    stages["vrl"] = ROOT / "runs" / "x" / "vrl" / "step-3"
+    with pytest.raises(SystemExit, match="runs/x/pst/final played, and the run's policy is runs/x/vrl/step-3 now"):
+        B.policy_of(config, ROOT / "runs" / "x", folder)
+    (folder / "trajectories.jsonl").unlink()
+    capsys.readouterr()
+    assert B.policy_of(config, ROOT / "runs" / "x", folder) == "runs/x/vrl/step-3" and "VRL has not ended" in capsys.readouterr().out

@@ -90,7 +90,7 @@ def config(server, tmp_path):
 def graded(played, settings, tmp_path):
     """(grades, the report's line) of played tasks, from records."""
     grades = grade_all(played, settings, tmp_path / "bench", False)
-    return grades, grade_by_vlm(played, grades, settings, tmp_path / "bench" / "grades-from-records.jsonl")
+    return grades, grade_by_vlm(played, grades, settings, tmp_path / "bench" / "grades-from-records.jsonl")[0]
 
 
 # --- what is asked
@@ -142,7 +142,7 @@ def test_frames_of_a_film_show_every_shot_and_the_right_moment(tmp_path):
     assert len(stills(tmp_path / "x.mp4", [0.999, 1.0])) == 2
 
 
-def test_a_real_file_is_shown_and_a_missing_one_is_not(played, tmp_path):
+def test_a_real_file_is_shown_and_a_missing_one_is_not(played, tmp_path, monkeypatch):
     t = json.loads(json.dumps(played[0]))
     Image.new("RGB", (50, 40), (200, 0, 0)).save(tmp_path / "red.png")
     handed = [a for a in t["artifacts"] if a["id"] in t["answer"]["deliverables"]]
@@ -151,6 +151,9 @@ def test_a_real_file_is_shown_and_a_missing_one_is_not(played, tmp_path):
     pictures = [Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))) for _, uri in found["pictures"]]
     assert found["real"] == 1 and pictures[0].size == (50, 40) and pictures[0].getpixel((9, 9))[0] > 180
     assert pictures[1].size == (handed[1]["width"], handed[1]["height"])
+    assert bench.measure_files(t)[0][handed[0]["id"]]["width"] == 50       # measured as it is, and its record is at fault
+    monkeypatch.setattr("data.media.media_files", lambda kind: [str(tmp_path / "red.png")])
+    assert pictures_of(t)["real"] == 0 and pictures_of(t)["pictures"] == found["pictures"], "a file of the media database is no tool's work"
 
 
 def test_the_request_cannot_leave_its_delimiters(server, config, played, tmp_path):
@@ -241,15 +244,19 @@ def test_graders_are_never_mixed(server, config, played, tmp_path, capsys):
     assert columns_of(grades, "vlm")["match"] is None and columns_of(grades)["match"]["mean"] > 0
     server.script = saying(lambda i: "yes" if i < 5 else "no")
     assert subjective_grades(some, grades, Config(), path)[1] == "structural" and not server.seen
-    found, name = subjective_grades(some, grades, settings, path)
-    assert name == "vlm" and columns_of(found, name)["match"]["mean"] == pytest.approx(0.8)
+    found, name, how = subjective_grades(some, grades, settings, path)
+    assert name == "vlm" and "their scores mean nothing" in how["grading"] and columns_of(found, name)["match"]["mean"] == pytest.approx(0.8)
     maps = {"match": {"a": 0.5, "b": 0.1, "calibrated": True}, "style": {"a": 1.0, "b": 0.0, "calibrated": False}}
-    (tmp_path / "calibration.json").write_text(json.dumps({"dimensions": maps}))
+    (tmp_path / "calibration.json").write_text(json.dumps({"dimensions": maps, "graded_by": [how["graded_by"]]}))
     over = replace(settings, bench=replace(settings.bench, calibration=str(tmp_path / "calibration.json")))
-    found, name = subjective_grades(some, grades, over, path)
+    found, name, after = subjective_grades(some, grades, over, path)
     columns = columns_of(found, name)
+    assert after["graded_by"] != how["graded_by"] and columns_of(read_jsonl(path), name) == columns, "report, tables and compare read them there"
     assert name == "vlm, calibrated" and columns["match"]["mean"] == pytest.approx(0.5) and columns["style"] is None
     assert "uncalibrated and left out" in capsys.readouterr().out
+    (tmp_path / "calibration.json").write_text(json.dumps({"dimensions": maps, "graded_by": ["another"]}))
+    with pytest.raises(SystemExit, match="fitted to another VLM-Grader"):
+        subjective_grades(some, grades, over, path)
     with pytest.raises(SystemExit, match="bench.calibration"):
         subjective_grades(some, grades, replace(settings, bench=replace(settings.bench, calibration=str(tmp_path / "none.json"))), path)
 

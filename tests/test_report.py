@@ -15,6 +15,7 @@ from markupsafe import escape
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import bench  # noqa: E402
+from data import cards  # noqa: E402
 from configs.experiment import ROOT, load_config, read_jsonl, write_jsonl  # noqa: E402
 from env import VisGenEnv  # noqa: E402
 from rewards import deliverables, explain  # noqa: E402
@@ -31,7 +32,7 @@ def bench_folder(root, trajectories, grades, **more):
     (root / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
     write_jsonl(folder / "trajectories.jsonl", trajectories)
     write_jsonl(folder / ("grades.jsonl" if more.get("files") else "grades-from-records.jsonl"), grades)
-    found = {"agent": "expert", "subset": "14", "tasks": len(trajectories), "played": len(trajectories), "seed": 0, "files": False,
+    found = {"agent": "expert", "who": "scripted", "grading": "", "decoder": "scripted", "subset": "14", "tasks": len(trajectories), "played": len(trajectories), "seed": 0, "files": False,
              "grader": "structural", "columns": bench.columns_of(grades), "faults": [], **more}
     (folder / "columns.json").write_text(json.dumps(found))
     return folder
@@ -113,20 +114,24 @@ def plain(html):
 
 
 def test_doctests():
-    result = doctest.testmod(bench)
-    assert result.attempted >= 4 and result.failed == 0
+    for module, least in ((bench, 2), (cards, 2)):
+        result = doctest.testmod(module)
+        assert result.attempted >= least and result.failed == 0
 
 
 def test_head_columns_and_scenarios(site, played):
     html = (site / "report.html").read_text()
     text = plain(html)
-    for said in ("agent: expert", "n = 14", "seed 0", "VisGenEnv", "grader: structural", "decoder: none, it is a script",
+    for said in ("agent: expert", "n = 14", "seed 0", "VisGenEnv", "grader: structural", "decoder: scripted",
                  "records read, no file measured"):
         assert said in text
     for column, c in json.loads((site / "columns.json").read_text())["columns"].items():
         name = {"s_rate": "S-Rate", "o_score": "O-Score"}.get(column, column.title())
         shown = f"{c['mean']:.3f} {c['low']:.3f}–{c['high']:.3f}" if c else "– no task that the structural grader has graded"
         assert f"{name} {shown}" in text
+    for name, values in bench.read_paper()["table_2"].items():
+        assert f"{name} " + " ".join(f"{v:.3f}" for v in values) in text
+    assert "Our rows cannot be set against the paper's" in text.replace("&#39;", "'")
     table = html[html.index("Scenarios"):html.index("Reward, failures")]
     rows = re.findall(r"<tr><td>([a-z ]+)</td><td class=\"n\">(\d+)</td><td[^>]*>(.*?)</td><td[^>]*>(.*?)</td></tr>", table)
     assert len(rows) == 42 and sum(int(n) for _, n, _, _ in rows) == 14
@@ -156,7 +161,7 @@ def test_failures_tell_repaired_from_not():
     call = {"turn": 1, "name": "a", "status": "ok", "error": None}
     bad = {**call, "status": "error", "error": {"code": "timeout"}}
     checks = {"count": 1.0, "worked": 0.5, "beat": None}
-    found = bench.failures_of([{"ended": "answer", "calls": [bad, call], "reward": {"checks": checks}},
+    found = cards.failures_of([{"ended": "answer", "calls": [bad, call], "reward": {"checks": checks}},
                                {"ended": "max_turns", "calls": [call, bad], "reward": {"checks": {**checks, "beat": float("nan")}}}])
     assert found == {"ended": {"answer": 1, "max_turns": 1}, "codes": {"timeout": [2, 1]}, "checks": {"count": [0, 2, 1.0], "worked": [2, 2, 0.5]}}
 
@@ -179,15 +184,15 @@ def test_pages_stand_alone_and_stay_small(site, name):
     assert {uri[:5] for uri in re.findall(r"<[^>]*\b(?:src|href|action|poster)=[\"']?([^\"'>]*)", html)} == {"data:"}
     assert not re.search(r"https?://|@import|url\(", html)
     assert len(html) < 25e6 and html.startswith("<!DOCTYPE html>")
-    assert html.count("<video") <= bench.CLIPS
+    assert html.count("<video") <= cards.CLIPS
 
 
 def test_only_so_many_films_play(played, monkeypatch):
-    monkeypatch.setattr(bench, "small_clip", lambda film: "data:video/mp4;base64,AAAA")
+    monkeypatch.setattr(cards, "small_clip", lambda film: "data:video/mp4;base64,AAAA")
     films = [t for t in played[0] if t["task"]["modality"] == "video"]
-    cards = bench.cards_of(films * 5, load_config(ROOT / "configs" / "tiny.yaml"))
-    clips = ["clip" in a for card in cards for a in card["shown"]]
-    assert len(clips) > bench.CLIPS and clips == [True] * bench.CLIPS + [False] * (len(clips) - bench.CLIPS)
+    made = cards.cards_of(films * 5, load_config(ROOT / "configs" / "tiny.yaml"))
+    clips = ["clip" in a for card in made for a in card["shown"]]
+    assert len(clips) > cards.CLIPS and clips == [True] * cards.CLIPS + [False] * (len(clips) - cards.CLIPS)
 
 
 def test_the_lowest_are_always_shown_and_others_drawn_by_seed(played, tmp_path):
@@ -253,9 +258,9 @@ def test_faulty_turns_are_shown_as_written(played, tmp_path):
 
 def test_plan_graph_survives_any_plan():
     step = lambda i, *after: {"id": i, "tool": "llm", "goal": "", "after": list(after)}      # noqa: E731
-    g = bench.plan_graph([step(1, 1, 2), step(1), step(2, 1, 1), step(3, 2, 99)])      # on itself, on a later one, an id twice, an unknown one
+    g = cards.plan_graph([step(1, 1, 2), step(1), step(2, 1, 1), step(3, 2, 99)])      # on itself, on a later one, an id twice, an unknown one
     assert [(s["column"], s["row"]) for s in g["steps"]] == [(0, 0), (0, 1), (1, 0), (2, 0)] and g["arrows"] == [(1, 2), (2, 3)]
-    assert bench.plan_graph([]) == {"steps": [], "arrows": [], "columns": 0, "rows": 0}
+    assert cards.plan_graph([]) == {"steps": [], "arrows": [], "columns": 0, "rows": 0}
 
 
 def test_what_was_written_stays_text(poisoned):
@@ -263,7 +268,7 @@ def test_what_was_written_stays_text(poisoned):
         html = (poisoned / name).read_text()
         assert html.count("<script") == (name == "report.html") and "<img src=x" not in html and "onmouseover='" not in html
         assert "&lt;script&gt;window.hit=1" in html and "{{ 7*7 }}" in html and not re.search(r"(src|href)=.?javascript:", html)
-        assert html.count("</details>") == html.count("<details>") == (14 if name == "report.html" else 0)
+        assert html.count("</details>") == html.count("<details>") == (15 if name == "report.html" else 0)
 
 
 # ---------------------------------------------------------------------------- in a browser
@@ -307,7 +312,7 @@ def test_a_film_plays(site, visit, name):
         return {at: v.currentTime, seconds: v.duration, sides: [v.videoWidth, v.videoHeight], error: v.error && v.error.message};
     }""")
     assert film["error"] is None and film["at"] > 0.2 and film["seconds"] >= 2
-    assert max(film["sides"]) <= bench.CLIP_PX and all(side % 2 == 0 for side in film["sides"])
+    assert max(film["sides"]) <= cards.CLIP_PX and all(side % 2 == 0 for side in film["sides"])
 
 
 @pytest.mark.parametrize("name", ["report.html", "demo.html"])

@@ -82,7 +82,7 @@ def made_up(folder, level=0.5, n=60, seed=0, prefix="task", **head):
         trajectories.append({"task": {"id": f"{prefix}-{i}", "request": f"{prefix} {i}"},
                              "reward": {"total": -1.0, "plan": score, "fine": 1.0, **dict.fromkeys(PARTS, score), "cons": None if i % 2 else score}})
     folder.mkdir(parents=True)
-    columns = {"agent": "policy", "subset": "heldout", "tasks": n, "played": n, "seed": seed, "files": True, "grader": "structural", "judge": "rules",
+    columns = {"agent": "policy", "who": "runs/x/vrl/step-9", "grading": "", "graded_by": "structural", "subset": "heldout", "tasks": n, "played": n, "seed": seed, "files": True, "grader": "structural", "judge": "rules",
                "decoder": "greedy", "fidelity": 1.0, **head}
     (folder / "columns.json").write_text(json.dumps(columns))
     for name, records in (("grades.jsonl", grades), ("trajectories.jsonl", trajectories)):
@@ -375,8 +375,10 @@ def test_ablate_refuses_a_run_of_another_scale(place, monkeypatch):
     monkeypatch.setattr(bench, "open_run", experiment.open_run)
     ablate([str(folder), "--only", "v7"])
     (root / "data" / "ablate.yaml").write_text(yaml.safe_dump({**SMALL, "tokens": 0.25}))
-    with pytest.raises(SystemExit, match="ablate-v7-0 belongs to another config: `pst.stages`"):
+    with pytest.raises(SystemExit, match="ablations.json was made at another scale"):
         ablate([str(folder), "--only", "v7"])
+    with pytest.raises(SystemExit, match="ablate-v7-0 belongs to another config: `pst.stages`"):
+        ablate([str(folder), "--only", "v7", "--out", str(root / "other.json")])
 
 
 def test_rows_of_the_repository_resolve():
