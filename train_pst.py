@@ -611,8 +611,9 @@ def save_policy(model, tokenizer, folder):
 
     draft, state = folder.with_name(folder.name + ".tmp"), None
     if hasattr(model, "sharded_logprobs"):
-        state = {n: ranks.whole(p.detach()).float() for n, p in model.named_parameters()}
-    else:
+        state = {n: ranks.collected(p.detach()) for n, p in model.named_parameters()}
+        state = {n: p if p is None else p.float() for n, p in state.items()}
+    elif ranks.rank() == 0:
         model.float()
     if ranks.rank() == 0:
         shutil.rmtree(draft, ignore_errors=True)
@@ -687,9 +688,10 @@ def train_pst(config, run):
         print(mix_of(config, stage, steps, visgen, general))
         train_stage(config, run, stage + 1, part, model, [*general, *visgen], steps, tokenizer.pad_token_id, device, start=start)
         start = None
-    if config.pst.tune == "lora":
+    if config.pst.tune == "lora" and (ranks.rank() == 0 or not quantize):      # the whole base in fp32 has room once in a node's memory
         plain = replace(config, model=replace(config.model, dtype="float32"))
-        model = merge_lora(model, base_policy(plain, run, tokenizer, torch.device("cpu")) if quantize else None)
+        fresh = load_policy(config.model.path or run / "base" / "final", plain, tokenizer, torch.device("cpu")) if quantize else None
+        model = merge_lora(model, fresh)
     save_policy(model, tokenizer, final)
     return final
 
@@ -750,11 +752,11 @@ def show_batch(config, run):
 
 
 def main():
-    from configs.plan import OPTIONS, SWITCH, print_plan
+    from configs.plan import OPTIONS, SWITCH, asked_for_plan
 
     config, given = command_line(__doc__, [("--show-batch", "print one packed row with the trained tokens marked, and exit"), SWITCH], OPTIONS)
-    if "--plan" in given:
-        return print_plan(config, given)
+    if asked_for_plan(config, given):
+        return
     run = ranks.first(lambda: open_run(config))
     if "--show-batch" in given:
         return show_batch(config, run)

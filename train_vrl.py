@@ -159,9 +159,10 @@ def open_rollouts(tokenizer, tasks, config, seed, group_size):
             rollouts.append(Rollout(task, group_id, env_seed))
             envs.append(VisGenEnv(config.rollout))
             messages, info = envs[-1].reset(task, env_seed)
-            if config.rollout.engine != "vllm":      # which is given no pictures yet
-                messages = show_pictures(tokenizer, task, messages)
-                rollouts[-1].pictures = pictures_of(messages)
+            messages = show_pictures(tokenizer, task, messages)
+            rollouts[-1].pictures = pictures_of(messages)
+            if rollouts[-1].pictures and config.rollout.engine == "vllm":
+                raise SystemExit(f"error: task {task['id']} has a picture for the policy, and vLLM is given none here; set rollout.engine=transformers")
             prompt = encode_prompt(tokenizer, messages, info["tools"])
             if len(prompt) >= config.model.max_len // 2:
                 raise SystemExit(f"error: task {task['id']}: its prompt has {len(prompt)} tokens, half of model.max_len {config.model.max_len} or more; "
@@ -474,7 +475,9 @@ def sync_sampler(sampler, policy):
 
 
 def check_engine(sampler, policy, tokenizer, task, config, turns=0):
-    """Sampler and trainer agree on a fixed prompt: the largest difference of log-probabilities, in nats. SystemExit above rollout.max_gap.
+    """Sampler and trainer agree on a fixed prompt: the largest difference of log-probabilities (outside float32 its 99th percentile), in nats.
+
+    SystemExit above rollout.max_gap.
 
     turns: play that many short turns instead of the whole episode, for a check after every sync.
     """
@@ -486,10 +489,11 @@ def check_engine(sampler, policy, tokenizer, task, config, turns=0):
     with torch.no_grad():
         logprobs, _ = token_logprobs(policy, batch["input_ids"], batch["position_ids"], batch["loss_mask"][:, 1:], entropy=True,
                                      pictures=batch["pictures"])
-    gap = float(((logprobs - batch["sampler_logprobs"]) * batch["loss_mask"][:, 1:]).abs().max())
+    gaps = (logprobs - batch["sampler_logprobs"])[batch["loss_mask"][:, 1:]].abs()
+    gap = float(gaps.max() if exact else gaps.quantile(0.99))      # in 16 bits the rarest of many sampled tokens may be far off by rounding
     if not gap <= threshold:
-        raise SystemExit(f"error: sampler and trainer disagree on {sum(rollout.loss_mask)} tokens of a fixed prompt: largest difference "
-                         f"of log-probabilities {gap:.2e}, allowed {threshold:.0e}; the sampler does not hold the policy's weights")
+        raise SystemExit(f"error: sampler and trainer disagree on {sum(rollout.loss_mask)} tokens of a fixed prompt: {'largest' if exact else '99th percentile of the'} "
+                         f"difference of log-probabilities {gap:.2e}, allowed {threshold:.0e}; the sampler does not hold the policy's weights")
     return gap
 
 
@@ -733,11 +737,11 @@ def cached_evaluation(path, compute):
 
 def main():
     """Data, PST, VRL, evaluation: whatever is not there yet, in order."""
-    from configs.plan import OPTIONS, SWITCH, print_plan
+    from configs.plan import OPTIONS, SWITCH, asked_for_plan
 
     config, switches = command_line(__doc__, [("--speed", "measure our sampler against transformers' generate, then stop"), SWITCH], OPTIONS)
-    if "--plan" in switches:
-        return print_plan(config, switches)
+    if asked_for_plan(config, switches):
+        return
     if config.vrl.tune == "full" and config.vrl.kl_coef:
         raise SystemExit("error: vrl.kl_coef needs the adapter (pi_pst is the policy with the adapter off); set vrl.tune=lora or vrl.kl_coef=0")
     if config.vrl.tune == "full" and config.vrl.norm_lr:

@@ -68,11 +68,14 @@ def warn_once(text):
 
 
 def attention_name(config, device):
-    """The attention that `model.attn` means: `auto` is flash-attn (`packed_flash`) on CUDA where installed, else packed_sdpa."""
+    """The attention that `model.attn` means: `auto` is flash-attn (`packed_flash`) on CUDA where installed, else packed_sdpa.
+
+    Its registered name has no "flash" in it: of any such name transformers wants a package, and a Qwen3-VL's tower other arguments.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.utils import is_flash_attn_2_available
 
-    for name, function in (("packed_sdpa", packed_sdpa), ("packed_flash", packed_flash)):
+    for name, function in (("packed_sdpa", packed_sdpa), ("packed_varlen", packed_flash)):
         AttentionInterface.register(name, function)
         AttentionMaskInterface.register(name, packed_mask)
     wanted, install = config.model.attn, "pip install flash-attn --no-build-isolation"
@@ -82,5 +85,5 @@ def attention_name(config, device):
     if wanted == "auto" and device.type == "cuda" and not is_flash_attn_2_available():
         warn_once(f"flash-attn is not installed, attention is torch's sdpa, an example at a time; install it by: {install}")
     if wanted in ("auto", "flash_attention_2"):
-        return "packed_flash" if device.type == "cuda" and is_flash_attn_2_available() else "packed_sdpa"
+        return "packed_varlen" if device.type == "cuda" and is_flash_attn_2_available() else "packed_sdpa"
     return wanted

@@ -29,10 +29,10 @@ def trained_parameters(model):
 
 def save_checkpoint(folder, model, optimizers, state, keep=2):
     """Write trained weights, the optimizers' state and `state` to `folder`; keeps the newest `keep` beside it. All ranks call it, rank 0 writes."""
-    weights, moments = {n: ranks.whole(p.detach()) for n, p in trained_parameters(model).items()}, {}
+    weights, moments = {n: ranks.collected(p.detach()) for n, p in trained_parameters(model).items()}, {}
     for n, s in ((n, o.state.get(p, {})) for o in optimizers for g in o.param_groups for n, p in zip(g["names"], g["params"])):
         # bitsandbytes counts steps in an int, and all its parameters share one table of 8-bit levels (qmap), which safetensors refuses.
-        moments |= {f"{n}.{k}": v.clone() if k.startswith("qmap") else ranks.whole(torch.as_tensor(v)) for k, v in s.items()}
+        moments |= {f"{n}.{k}": v.clone() if k.startswith("qmap") else ranks.collected(torch.as_tensor(v)) for k, v in s.items()}
     if ranks.rank() == 0:
         write_checkpoint(folder, model, weights, moments, state, keep)
     ranks.barrier()

@@ -279,9 +279,9 @@ def sampler_parts(config, machine, traced, vision, shape, rows, length, known):
         copy = {"sampler": (traced["total"] + vision) * 4}
         return {**copy, **work}, copy, rows * slots
     width = 2 if gpu or m.dtype == "bfloat16" else 4
-    weights = (traced["total"] + vision) * width
+    weights = traced["total"] * width      # without a vision tower
     if m.quantize == "nf4":
-        weights += quantized(traced)[0] - traced["linear"] * width
+        weights += traced["linear"] * (1 - width)      # vLLM's fp8
     cache = config.rollout.gpu_memory * machine["gib"] * GIB - weights - known["vllm_gib"] * GIB if gpu else config.rollout.kv_gib * GIB
     awake = {"vLLM weights": weights, "KV cache": max(0, cache), **({"vLLM work": known["vllm_gib"] * GIB} if gpu else {})}
     asleep = {"vLLM asleep": known["asleep_gib"] * GIB} if gpu and config.rollout.sleep else awake
@@ -388,6 +388,17 @@ def plan_warnings(config, result):
         lines.append(f"warning: of {result['sequences']} rollouts a rank, {result['together']} run at once, the others wait for room: "
                      "raise rollout.gpu_memory, rollout.max_rows or the number of ranks")
     return lines
+
+
+def asked_for_plan(config, given):
+    """Whether `--plan` was given; prints the plan then, for the options --ranks and --hardware. SystemExit: these without it."""
+    alone = sorted(given.keys() & {name for name, *_ in OPTIONS})
+    if "--plan" in given:
+        print_plan(config, given)
+    elif alone:
+        raise SystemExit(f"error: {alone[0]} is an option of --plan; give --plan too, or leave it out: a launcher says how many ranks there are "
+                         "(accelerate launch --num_processes 8 ...)")
+    return "--plan" in given
 
 
 def print_plan(config, given):

@@ -150,7 +150,8 @@ def shard(model, name, function):
     if hasattr(model, name):
         return
     mesh, reshard = init_device_mesh(model.device.type, (world(),)), os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true"
-    for block in [m for m in model.modules() if type(m).__name__ in model._no_split_modules]:
+    # A vision tower's blocks go with the root: it runs on ranks whose rows have pictures, and a block of its own would wait for all.
+    for block in [m for n, m in model.named_modules() if type(m).__name__ in model._no_split_modules and "visual." not in n]:
         fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh)
     setattr(model, name, partial(function, model))
@@ -160,6 +161,12 @@ def shard(model, name, function):
 def whole(tensor):
     """A tensor that FSDP spread, put together, on every rank (collective); any other as it is."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def collected(tensor):
+    """`whole`, in rank 0's own memory; None on the others: a GPU has no room for all weights and moments at once. Collective."""
+    tensor = whole(tensor)
+    return tensor.cpu() if rank() == 0 else None
 
 
 def spread(tensor, like):

@@ -3,11 +3,15 @@
 Written against vLLM 0.32; run here with its CPU build only. vLLM is imported when an engine is made, so that everything loads without it.
 """
 
+import gc
 import os
 import shutil
 import tempfile
 
 import torch
+
+from configs import ranks
+
 
 class VllmEngine:
     """vLLM inside the trainer's process, one engine a rank: the frozen policy of a folder, and the adapter under a new name each version.
@@ -25,21 +29,26 @@ class VllmEngine:
         except ImportError as e:
             raise SystemExit(f"error: rollout.engine is vllm, which cannot be imported ({e}); on a GPU: pip install -r requirements-gpu.txt; on a CPU: "
                              "see the README; or set rollout.engine=transformers") from e
+        if device.type == "cuda":       # vLLM counts what is free on the card, and PST's memory is still torch's
+            gc.collect()
+            torch.cuda.empty_cache()
         r, m = config.rollout, config.model
         dtype = ("bfloat16" if bf16 else m.dtype) if r.dtype == "auto" else r.dtype
         self.exact = dtype == m.dtype == "float32" and m.quantize == "none"     # then its numbers are the trainer's but for 1e-5
         self.sleeps = r.sleep and device.type == "cuda"
         rank = min(n for n in (8, 16, 32, 64, 128, 256, 320, 512) if n >= m.lora_rank)       # the sizes that it has room for
         # external_launcher: of several ranks, each has an engine of its own on its own card.
-        several = {"distributed_executor_backend": "external_launcher"} if torch.distributed.is_initialized() else {}
+        several = {"distributed_executor_backend": "external_launcher"} if ranks.world() > 1 else {}
+        # fp8: this vLLM reads no nf4, and has no room for all of a large base in 16 bits; truncated importance weights are for the difference.
+        # language_model_only: of a Qwen3-VL its tower is not loaded, nor the tokenizer that pictures would need.
         # processed_logprobs: of the distribution that was sampled from, temperature included. generation_config: none of the model's own top-p or top-k.
         self.llm = LLM(str(folder), dtype=dtype, max_model_len=m.max_len, max_num_seqs=r.max_rows, enable_prefix_caching=True, enable_lora=True,
                        max_lora_rank=rank, max_loras=1, seed=config.seed, logprobs_mode="processed_logprobs", generation_config="vllm",
-                       skip_tokenizer_init=True, enforce_eager=device.type == "cpu", enable_sleep_mode=self.sleeps, **several,
-                       **({"quantization": "bitsandbytes"} if m.quantize == "nf4" else {}),
+                       skip_tokenizer_init=True, language_model_only=True, enforce_eager=device.type == "cpu", enable_sleep_mode=self.sleeps, **several,
+                       **({"quantization": "fp8_per_channel"} if m.quantize == "nf4" else {}),
                        **({"gpu_memory_utilization": r.gpu_memory} if device.type == "cuda" else {}))
         self.engine, self.adapter, self.weights, self.read, self.cached = self.llm.llm_engine, None, None, 0, 0
-        self.folder = tempfile.TemporaryDirectory(prefix="adapter-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+        self.folder = tempfile.TemporaryDirectory(prefix="adapter-")
 
     def submit(self, name, ids, max_tokens, temperature, seed, stop):
         """Queue one turn: at most max_tokens after `ids`, ended by the token `stop`. vLLM reads what is in its prefix cache only once."""
@@ -80,8 +89,9 @@ class VllmEngine:
             self.llm.sleep(level=1)
 
     def wake(self):
-        """Take the memory back before the next adapter comes."""
+        """Take the memory back before the next adapter comes: what torch keeps of the update's for its next tensors goes back to the card first."""
         if self.sleeps:
+            torch.cuda.empty_cache()
             self.llm.wake_up()
 
     def take_adapter(self, policy):

@@ -163,6 +163,33 @@ def test_flash_gets_the_bounds_of_packed_examples(flash, lengths):
     torch.testing.assert_close(ours.float(), right, atol=3e-2, rtol=0)
 
 
+def flash_model(monkeypatch):
+    """A random Qwen3 in 16 bits with the attention that a GPU with flash-attn gets."""
+    import transformers.utils
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda: True)
+    torch.manual_seed(0)
+    return Qwen3ForCausalLM(Qwen3Config(vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                                         head_dim=8, attn_implementation=P.attention_name(small_config(), CUDA))).bfloat16()
+
+
+def test_transformers_makes_a_model_with_it(monkeypatch):
+    """It is asked for no package that this name would stand for."""
+    assert flash_model(monkeypatch).config._attn_implementation == "packed_varlen"
+
+
+def test_its_layers_read_packed_rows_by_it(flash, monkeypatch):
+    """Two packed rows are what each example is alone."""
+    model, ids, positions = flash_model(monkeypatch), torch.randint(50, (2, 16)), torch.tensor([[*range(9), *range(7)], [*range(16)]])
+    packed = P.token_logprobs(model, ids, positions, torch.ones(2, 15))
+    assert flash == [[0, 9, 16, 32]] * 2
+    model.set_attn_implementation("packed_sdpa")
+    alone = [P.token_logprobs(model, x, torch.arange(x.shape[1])[None], torch.ones(1, x.shape[1] - 1)) for x in (ids[:1, :9], ids[:1, 9:], ids[1:])]
+    for ours, right in zip((packed[0, :8], packed[0, 9:], packed[1]), alone):
+        torch.testing.assert_close(ours, right[0], atol=5e-2, rtol=0)
+
+
 def test_flash_leaves_float32_and_masks_to_sdpa(flash):
     query, key, value = (torch.randn(1, heads, 6, 8) for heads in (4, 2, 2))
     positions, mask = torch.tensor([[0, 1, 2, 0, 1, 2]]), torch.ones(6, 6).tril().bool()[None, None]
@@ -185,7 +212,7 @@ def test_attention_follows_the_device_and_what_is_installed(monkeypatch, capsys)
         with pytest.raises(SystemExit, match="pip install flash-attn --no-build-isolation"):
             P.attention_name(small_config(attn="flash_attention_2"), device)
     monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda: True)
-    assert P.attention_name(small_config(), CUDA) == P.attention_name(small_config(attn="flash_attention_2"), CUDA) == "packed_flash"
+    assert P.attention_name(small_config(), CUDA) == P.attention_name(small_config(attn="flash_attention_2"), CUDA) == "packed_varlen"
     assert P.attention_name(small_config(attn="sdpa"), CUDA) == "sdpa"
     assert P.attention_name(small_config(), CPU) == "packed_sdpa"
 
@@ -347,8 +374,8 @@ def vl(tmp_path_factory):
     torch.manual_seed(0)
     model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(
         text_config={"vocab_size": 512, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-                     "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 2048,
-                     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True}},
+                     "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 2048,
+                     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 4, 4], "mrope_interleaved": True}},
         vision_config={"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": 8, "spatial_merge_size": 2,
                        "temporal_patch_size": 2, "out_hidden_size": 32, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]},
         image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"], vision_start_token_id=ids["<|vision_start|>"],

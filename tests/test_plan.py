@@ -112,6 +112,9 @@ def test_the_command_prints_a_plan_and_makes_nothing():
                              capture_output=True, text=True, check=True)
         assert all(word in run.stdout for word in ("memory of one rank", "peak", "tokens a step", "seconds a step", "it fits"))
         assert not (ROOT / "runs" / "never-made").exists()
+        run = subprocess.run([sys.executable, script, "--config", "configs/smoke.yaml", "--ranks", "8", "name=never-made"], cwd=ROOT, env=ENVIRONMENT,
+                             capture_output=True, text=True)
+        assert run.returncode == 1 and "--ranks is an option of --plan" in run.stderr
     with pytest.raises(SystemExit, match="knows h100"):
         plan(config_of("smoke"), hardware="abacus")
     assert machines()["machines"]["cpu"]["gib"] * GIB > GIB

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import uuid
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -31,7 +32,7 @@ ENV = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 UPDATES = {"token": ({"minibatches": 1}, 8),      # name: (section vrl, rollouts)
            "sequence": ({"minibatches": 2, "loss_mean": "sequence", "kl_coef": 0.2}, 8),
            "bounded": ({"minibatches": 2, "micro_tokens": 1, "kl_coef": 0.2}, 7), "few": ({"minibatches": 2}, 3), "none": ({}, 0)}
-PST = {"adamw": {}, "muon": {"optimizer": "muon"}, "lora": {"tune": "lora"}, "fsdp": {}}      # name: section pst
+PST = {"adamw": {}, "muon": {"optimizer": "muon"}, "lora": {"tune": "lora"}, "fsdp": {}, "loaded": {}}      # name: section pst; loaded: FSDP from a folder
 
 
 def launch(n, *command, fsdp=False, timeout=200):
@@ -97,11 +98,13 @@ def pst(folder, cases):
     for name, patch in ((name, pytest.MonkeyPatch()) for name in cases):
         patch.setattr(P, "ensure_data", lambda config, run: None)
         patch.setattr(P, "LOG_EVERY", 1)
-        patch.setenv("ACCELERATE_USE_FSDP", str(name == "fsdp").lower())
+        patch.setenv("ACCELERATE_USE_FSDP", str(name in ("fsdp", "loaded")).lower())
         patch.setattr(ranks, "shard", lambda *arguments: (sharded.append(1), shard(*arguments)))
         run = folder / name
         ranks.first(lambda: run.exists() or shutil.copytree(folder / "data", run / "data"))
         config, calls = test_pst.tiny_config(rows_per_step=3, save_every=2, stages=[Stage(0.5, 3, 1e-3), Stage(0.2, 3, 1e-3)], **PST[name]), []
+        if name == "loaded":
+            config = replace(config, model=replace(config.model, path=str(folder / "start")))
 
         def interrupted(*arguments):
             calls.append(1)
@@ -116,7 +119,7 @@ def pst(folder, cases):
         patch.setattr(P, "backward_step", backward)
         P.train_pst(config, run)
         patch.undo()
-        assert bool(sharded) == (name == "fsdp" and ranks.world() > 1)
+        assert bool(sharded) == (name in ("fsdp", "loaded") and ranks.world() > 1)
 
 
 def part_dies(folder):
@@ -149,7 +152,9 @@ def alone(tmp_path_factory, run):  # noqa: F811
     folder = tmp_path_factory.mktemp("alone")
     shutil.copytree(run / "data", folder / "data")
     updates(folder)
-    pst(folder, PST)
+    pst(folder, [name for name in PST if name != "loaded"])
+    shutil.copytree(folder / "adamw" / "pst" / "final", folder / "start")
+    pst(folder, ["loaded"])
     return folder
 
 
@@ -176,7 +181,8 @@ def compare_pst(alone, folder, name):
 
 @pytest.mark.parametrize("n, cases", [(2, [*PST]), (4, ["adamw"])], ids=["2", "4"])
 def test_ranks_equal_one_process(alone, run, tmp_path, n, cases):  # noqa: F811
-    shutil.copytree(run / "data", tmp_path / "data")
+    for name in ("data", "start"):
+        shutil.copytree(alone / name, tmp_path / name)
     done = launch(n, SELF, "all", tmp_path, *cases, fsdp="fsdp" in cases)
     assert done.returncode == 0, done.stderr[-3000:]
     for name in UPDATES:

@@ -4,6 +4,7 @@ Needs vllm, which has an environment of its own in `.ci/run`; without it everyth
 """
 import copy
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import train_vrl  # noqa: E402
 from configs.vllm_engine import VllmEngine  # noqa: E402
+from test_node import given, vl  # noqa: E402, F401
 from test_vrl import chatty, move, settings, tasks, tokenizer, trainer_logprobs, with_adapter  # noqa: E402, F401
 from train_pst import build_policy, save_policy  # noqa: E402
 from train_vrl import check_engine, sample_rollouts, sync_sampler  # noqa: E402
@@ -168,6 +170,37 @@ def test_greedy_answers_equal_generates(engine, model, tokenizer):  # noqa: F811
 
     prompts = [tokenizer.encode(text) for text in ("a logo", "three films of a fox", "x")]
     assert engine.answers(tokenizer, prompts, max_new_tokens=12) == greedy_answers(model, tokenizer, prompts, CPU, max_new_tokens=12)
+
+
+def test_a_qwen3_vl_with_its_adapter(vl, chatty, tmp_path):  # noqa: F811
+    """Its language part, the tower left out: greedy rollouts and log-probabilities are ours, before and after a sync; a picture is refused.
+
+    vLLM's Qwen3-VL needs torchvision, whose build for the CPU is not on PyPI; `.ci/run` makes its CUDA build load without its own operators.
+    """
+    pytest.importorskip("torchvision", reason="torchvision is not installed; `.ci/run` says how it loads beside a CPU's torch")
+    from train_pst import load_policy, load_tokenizer
+
+    folder = shutil.copytree(vl[1], tmp_path / "vl")
+    config = replace(vl[0], rollout=replace(vl[0].rollout, engine="vllm"), model=replace(vl[0].model, path=str(folder)))
+    tokenizer = load_tokenizer(config, tmp_path)  # noqa: F811
+    plain = load_policy(folder, config, tokenizer, CPU).eval().requires_grad_(False)
+    plain.lm_head.weight[tokenizer.eos_token_id] *= 8.0        # so that turns end
+    plain.lm_head.weight[len(tokenizer):] = 0.0                # rows of the head that are no token
+    plain.save_pretrained(folder)
+    policy = with_adapter(load_policy(folder, config, tokenizer, CPU), 0.3)
+    some = [{**given(), "id": f"t-0{i}"} for i in range(8)]
+    engine = VllmEngine(folder, config, CPU, bf16=False)
+    ours, theirs = (sample_rollouts(x, tokenizer, some, config, 0.0, seed=0) for x in (plain, engine))
+    assert [r.ids for r in ours] == [r.ids for r in theirs]
+    rollouts = sample_rollouts(engine, tokenizer, some, config, 1.0, seed=0)
+    assert max(len(r.trajectory["turns"]) for r in rollouts) >= 2
+    for r in rollouts:
+        sampled = torch.tensor(r.logprobs[1:]) * torch.tensor(r.loss_mask[1:])
+        assert (trainer_logprobs(plain, r, 1.0) - sampled).abs().max() < 1e-4
+    sync_sampler(engine, policy)
+    assert check_engine(engine, policy, tokenizer, some[0], config) < 1e-4
+    with pytest.raises(SystemExit, match="t-09 has a picture.*rollout.engine=transformers"):
+        sample_rollouts(engine, tokenizer, [{**given(vl[2][0]), "id": "t-09"}], config, 0.0, seed=0)
 
 
 def test_a_whole_run():
