@@ -47,7 +47,8 @@ def run(main):
             raise SystemExit(1) from None
         raise
     barrier()      # leave together: gloo's threads abort a rank that exits while another still talks to it
-    dist.destroy_process_group()
+    if "vllm" not in sys.modules:      # which takes the group down itself as the process ends
+        dist.destroy_process_group()
     STORE = None
 
 

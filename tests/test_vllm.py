@@ -214,3 +214,18 @@ def test_a_whole_run():
         assert m["sync_gap"] < 1e-4 and 0 <= m["prompt_cached"] <= 1
         if m["trained"]:
             assert 0 <= m["gap_mean"] <= m["gap_p99"] <= m["gap_max"] < 1e-3
+
+
+def test_two_ranks_each_with_an_engine():
+    """Both play their share, all train on all of it, and they leave without a word."""
+    run = ROOT / "runs" / "test-vllm-2"
+    shutil.rmtree(run, ignore_errors=True)
+    done = subprocess.run([Path(sys.executable).with_name("torchrun"), "--nproc_per_node", "2", "train_vrl.py", "--config", "configs/smoke.yaml", "device=cpu",
+                           "name=test-vllm-2", "rollout.engine=vllm", "vrl.norm_lr=0", "vrl.steps=1", "vrl.tasks_per_step=2", "model.base_examples=40",
+                           "data.queries=42", "data.general=60", "data.general_heldout=8", "data.train_tasks=42", "data.heldout_tasks=2",
+                           "pst.stages=[{general: 0.5, repeat: 1}, {general: 0.2, repeat: 1}]"], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-3000:]
+    step = next(m for m in map(json.loads, open(run / "metrics.jsonl", encoding="utf-8")) if m["phase"] == "vrl")
+    rollouts = [json.loads(line) for line in open(run / "vrl" / "rollouts" / "step-1.jsonl", encoding="utf-8")]
+    assert sum(step["ended"].values()) == len(rollouts) == 8 and step["sync_gap"] < 1e-4
+    shutil.rmtree(run)
