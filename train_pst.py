@@ -481,7 +481,7 @@ def make_optimizers(config, model, stage):
     rest = [n for n in trained if n not in matrices]
     groups = [{"names": names, "params": [trained[n] for n in names], "weight_decay": decay, "peak": stage.lr}
               for names, decay in (([n for n in rest if trained[n].dim() > 1], p.weight_decay), ([n for n in rest if trained[n].dim() < 2], 0.0)) if names]
-    optimizers = [adamw(p.optimizer, groups, lr=stage.lr, betas=(0.9, p.beta2), foreach=True)]
+    optimizers = [adamw(p.optimizer, groups, lr=stage.lr, betas=(0.9, p.beta2), foreach=True)] if groups else []      # an adapter is matrices alone
     if matrices:
         group = {"names": matrices, "params": [trained[n] for n in matrices], "peak": stage.matrix_lr}
         optimizers.append(torch.optim.Muon([group], lr=stage.matrix_lr, weight_decay=p.weight_decay))

@@ -33,7 +33,7 @@ class VllmEngine:
             gc.collect()
             torch.cuda.empty_cache()
         r, m = config.rollout, config.model
-        dtype = ("bfloat16" if bf16 else m.dtype) if r.dtype == "auto" else r.dtype
+        dtype = ("bfloat16" if bf16 or m.quantize == "nf4" else m.dtype) if r.dtype == "auto" else r.dtype
         self.exact = dtype == m.dtype == "float32" and m.quantize == "none"     # then its numbers are the trainer's but for 1e-5
         self.sleeps = r.sleep and device.type == "cuda"
         rank = min(n for n in (8, 16, 32, 64, 128, 256, 320, 512) if n >= m.lora_rank)       # the sizes that it has room for

@@ -4,6 +4,7 @@
     python tests/test_pst.py            # writes tests/golden/loss_mask.json again, after a change that is meant
 """
 
+import copy
 import json
 import sys
 from dataclasses import replace
@@ -523,6 +524,8 @@ def test_muon_takes_the_matrices_of_the_blocks(policy):
     names = [n for o in (adamw, muon) for g in o.param_groups for n in g["names"]]
     assert sorted(names) == sorted(P.trained_parameters(policy)) and isinstance(muon, torch.optim.Muon)
     assert all(".layers." in n and "norm" not in n for g in muon.param_groups for n in g["names"])
+    (alone,) = P.make_optimizers(tiny_config(optimizer="muon"), P.add_lora(tiny_config(), copy.deepcopy(policy)), Stage(lr=0.01, matrix_lr=0.02))
+    assert isinstance(alone, torch.optim.Muon) and all("lora_" in n for g in alone.param_groups for n in g["names"])      # an adapter has nothing for AdamW
     assert {g["peak"] for g in adamw.param_groups} == {0.01} and {g["peak"] for g in muon.param_groups} == {0.02}
 
 

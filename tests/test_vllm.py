@@ -203,6 +203,22 @@ def test_a_qwen3_vl_with_its_adapter(vl, chatty, tmp_path):  # noqa: F811
         sample_rollouts(engine, tokenizer, [{**given(vl[2][0]), "id": "t-09"}], config, 0.0, seed=0)
 
 
+def test_a_4_bit_policy_has_its_base_in_8_bits_here(tokenizer, tasks, chatty, tmp_path):  # noqa: F811
+    """vLLM reads no nf4: its fp8 and the trainer's nf4 differ by rounding, more than float32 does and less than another adapter."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed; requirements-gpu.txt has it")
+    from train_pst import load_policy
+
+    config = settings(rollout={"engine": "vllm"}, model={"head_dim": 32, "quantize": "nf4", "hidden_size": 64, "intermediate_size": 64})
+    save_policy(build_policy(replace(config, model=replace(config.model, quantize="none")), tokenizer, CPU), tokenizer, tmp_path / "final")
+    policy = with_adapter(load_policy(tmp_path / "final", config, tokenizer, CPU, quantize=True), 0.3)
+    engine = VllmEngine(tmp_path / "final", config, CPU, bf16=False)
+    sync_sampler(engine, policy)
+    rounding = check_engine(engine, policy, tokenizer, tasks[0], config)
+    move(policy, 0.6, seed=4)
+    stale = check_engine(engine, policy, tokenizer, tasks[0], replace(config, rollout=replace(config.rollout, max_gap=100.0)))
+    assert 1e-4 < rounding < stale / 3 and not engine.exact
+
+
 def test_a_whole_run():
     """smoke.yaml from data to table with rollouts by vLLM; the figures of the mismatch stand in metrics.jsonl."""
     done = subprocess.run([sys.executable, "train_vrl.py", "--config", "configs/smoke.yaml", "name=test-vllm", "rollout.engine=vllm", "vrl.norm_lr=0"],
