@@ -151,7 +151,7 @@ def encode(artifact, path, container, codec):
     import av
 
     rate, channels = artifact.get("sample_rate") or SAMPLE_RATE, artifact.get("channels") or 1
-    layout, quick = "mono" if channels == 1 else "stereo", {"aac": {"aac_coder": "fast"}, "libmp3lame": {"compression_level": "9"}}
+    layout, quick = "mono" if channels == 1 else "stereo", {"aac": {"aac_coder": "fast", "b": "48000"}, "libmp3lame": {"compression_level": "9"}}
     with av.open(str(path), "w", format=container) as file:
         fps, seconds, steps, done = Fraction(1), artifact["duration_s"], [None] * math.ceil(artifact["duration_s"]), 0   # a second a step
         if artifact["kind"] == "video":
