@@ -353,7 +353,7 @@ def command_line(doc, switches=(), options=(), default="tiny.yaml"):
     for option, _, text in options:
         parser.add_argument(option, help=text)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="config values on top of the file's")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()      # keys may stand before and after options
     if args.keys:
         print_keys(Config)
         raise SystemExit(0)

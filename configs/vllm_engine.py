@@ -39,6 +39,7 @@ class VllmEngine:
         rank = min(n for n in (8, 16, 32, 64, 128, 256, 320, 512) if n >= m.lora_rank)       # the sizes that it has room for
         # external_launcher: of several ranks, each has an engine of its own on its own card.
         several = {"distributed_executor_backend": "external_launcher"} if ranks.world() > 1 else {}
+        # enable_chunked_prefill: the CPU build breaks on a prompt with a seed that it reads in parts ("CPU Generator does not use offset").
         # fp8: this vLLM reads no nf4, and has no room for all of a large base in 16 bits; truncated importance weights are for the difference.
         # language_model_only: of a Qwen3-VL its tower is not loaded, nor the tokenizer that pictures would need.
         # processed_logprobs: of the distribution that was sampled from, temperature included. generation_config: none of the model's own top-p or top-k.
@@ -46,7 +47,8 @@ class VllmEngine:
                        max_lora_rank=rank, max_loras=1, seed=config.seed, logprobs_mode="processed_logprobs", generation_config="vllm",
                        skip_tokenizer_init=True, language_model_only=True, enforce_eager=device.type == "cpu", enable_sleep_mode=self.sleeps, **several,
                        **({"quantization": "fp8_per_channel"} if m.quantize == "nf4" else {}),
-                       **({"gpu_memory_utilization": r.gpu_memory} if device.type == "cuda" else {}))
+                       **({"gpu_memory_utilization": r.gpu_memory} if device.type == "cuda" else
+                          {"enable_chunked_prefill": False, "max_num_batched_tokens": max(m.max_len, 4096)}))
         self.engine, self.adapter, self.weights, self.read, self.cached = self.llm.llm_engine, None, None, 0, 0
         self.folder = tempfile.TemporaryDirectory(prefix="adapter-")
 

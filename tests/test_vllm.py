@@ -114,6 +114,16 @@ def test_groups_and_turns_share_what_was_read(engine, tokenizer, tasks, config):
     assert 0.4 < engine.cached_share() < 0.6       # nothing of the first reading, all but the last block of the second
 
 
+def test_more_prompts_than_one_pass_reads(engine, tokenizer, config):
+    """With a seed each. The CPU build breaks where a prompt with a seed is read in two parts."""
+    for i in range(12):
+        engine.submit(f"{i}-0", [7 + (i * k) % 90 for k in range(900)], 4, 1.0, i, tokenizer.eos_token_id)
+    said = {}
+    while engine.engine.has_unfinished_requests():
+        said.update((name, ids) for name, ids, _ in engine.step())
+    assert len(said) == 12 and all(1 <= len(ids) <= 4 for ids in said.values())
+
+
 def test_budget_of_a_rollout(engine, tokenizer, tasks, chatty, config):  # noqa: F811
     tight = replace(config, rollout=replace(config.rollout, max_rollout_tokens=20))
     rollouts = sample_rollouts(engine, tokenizer, tasks, tight, 1.0, seed=0)
