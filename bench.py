@@ -349,7 +349,8 @@ def report(folder, config, most):
     names = dict.fromkeys([*load_scenarios("en")["scenarios"], *(t["task"]["scenario"] for t in played)])
     of = {name: [t for t in played if t["task"]["scenario"] == name] for name in names}
     write_atomic(folder / "report.html", page(
-        "templates/report.jinja", found=found, config=config, paper=read_paper(), cards=cards_of(some, config), n=len(played), calls=sum(len(t["calls"]) for t in played),
+        "templates/report.jinja", found=found, config=config, paper=read_paper(), cards=cards_of(some, config), n=len(played),
+        calls=sum(len(t["calls"]) for t in played),
         rewards={part: figures_of([t["reward"][part] for t in played]) for part in ("total", "plan", "fine", *PARTS)}, failures=failures_of(played),
         spent={k: figures_of([t[k] for t in played]) for k in ("virtual_s", "price_usd")},
         scenarios=[(name, len(ts), figures_of([t["own"] for t in ts]), figures_of([t["s_rate"] for t in ts])) for name, ts in of.items()]))

@@ -492,8 +492,8 @@ def check_engine(sampler, policy, tokenizer, task, config, turns=0):
     gaps = (logprobs - batch["sampler_logprobs"])[batch["loss_mask"][:, 1:]].abs()
     gap = float(gaps.max() if exact else gaps.quantile(0.99))      # in 16 bits the rarest of many sampled tokens may be far off by rounding
     if not gap <= threshold:
-        raise SystemExit(f"error: sampler and trainer disagree on {sum(rollout.loss_mask)} tokens of a fixed prompt: {'largest' if exact else '99th percentile of the'} "
-                         f"difference of log-probabilities {gap:.2e}, allowed {threshold:.0e}; the sampler does not hold the policy's weights")
+        raise SystemExit(f"error: sampler and trainer disagree on {sum(rollout.loss_mask)} tokens of a fixed prompt: {'largest' if exact else '99th percentile of the'}"
+                         f" difference of log-probabilities {gap:.2e}, allowed {threshold:.0e}; the sampler does not hold the policy's weights")
     return gap
 
 

@@ -218,7 +218,7 @@ def calibrate(paths, config, n):
     rows, bad, scale = read_scores(path, ("dimension", "human"))
     groups, lost = {}, 0
     for row in rows:
-        task, model = row["task"] if "task" in row else row["item"], row.get("model", "")
+        task, model = row["task"] if "task" in row else row["item"], row.get("model", next(iter(names)) if len(names) == 1 else "")
         score = row["grader"] if row.get("grader", "") != "" else known.get((model, row["dimension"], task))
         if score is None:
             lost += 1
@@ -249,7 +249,8 @@ def calibrate(paths, config, n):
         agreement = {"models": len(models), "spearman": spearman(*means), "kendall": kendall(*means), "error": float(abs(means[0] - means[1]).mean())}
         print(f"means of {len(models)} models: rho {show(agreement['spearman'])}, tau {show(agreement['kendall'])}, error {agreement['error']:.3f}")
     target = path.with_name("calibration.json")
-    write_atomic(target, to_json({"scores": path.name, "scale": scale, "seed": config.seed, "gate": GATE, "graded_by": sorted(graders), "skipped": bad, "without_grader": lost,
+    write_atomic(target, to_json({"scores": path.name, "scale": scale, "seed": config.seed, "gate": GATE, "graded_by": sorted(graders),
+                                  "skipped": bad, "without_grader": lost,
                                   "dimensions": found, "models": models, "agreement": agreement}))
     print(f"{target} is written")
 

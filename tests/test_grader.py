@@ -18,7 +18,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import bench  # noqa: E402
 from bench import bench_tasks, columns_of, controls, grade_all, grade_by_vlm, pictures_of, subjective_grades  # noqa: E402
 from configs.experiment import BenchConfig, Config, LlmConfig, append_jsonl, draw, read_jsonl, write_jsonl  # noqa: E402
-from data.human import COLUMNS, calibrate, detail, export_sheet, human_tables, kendall, overall, spearman  # noqa: E402
+from data.human import COLUMNS, calibrate, detail, export_sheet, human_tables, kendall, model_of, overall, spearman  # noqa: E402
 from data.media import moments, stills  # noqa: E402
 from env import VisGenEnv, to_json  # noqa: E402
 from make_data import vision_agent  # noqa: E402
@@ -431,6 +431,10 @@ def test_sheet_is_blind_whole_and_read_back(folders, tmp_path, capsys):
     assert set(found["models"]) == {"run/expert-24", "run/policy-24"} and found["models"]["run/expert-24"]["human"] == pytest.approx(2 / 5)
     with pytest.raises(SystemExit, match="no score on what the grader graded"):
         calibrate([tmp_path / "scores.csv"], Config(), None)
+    own = [{k: v for k, v in r.items() if k != "model"} | {"human": 3} for r in rows if r["model"] == model_of(folders[0])[0]]
+    write_scores(tmp_path / "one.csv", own, [c for c in COLUMNS if c != "model"])
+    calibrate([tmp_path / "one.csv", folders[0]], Config(), None)       # one folder: whose work it is needs no column
+    assert sum(f["n"] for f in json.loads((tmp_path / "calibration.json").read_text())["dimensions"].values()) == 8
     human_tables([tmp_path / "scores.csv", *folders], Config(), None)
     out = capsys.readouterr().out
     assert "Table 3  run/policy-24: image success 50.00% score 2.00, Overall - (needs both modalities)" in out and "Overall 1.0000" in out
