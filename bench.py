@@ -145,7 +145,7 @@ def bench_tasks(subset, run):
 
 
 def policy_of(config, run, folder):
-    """Whose trajectories `folder` holds: the last policy of the run, such as "runs/tiny/vrl/step-75". SystemExit: none, or another one played there."""
+    """Whose trajectories `folder` holds: the last policy of the run, such as "runs/tiny/vrl/step-60". SystemExit: none, or another one played there."""
     name, where = list(stages_of(config, run).items())[-1]
     if name == "untrained":
         raise SystemExit(f"error: {run.relative_to(ROOT)} has no trained policy; `python train_vrl.py --config ...` trains one")

@@ -2,7 +2,7 @@
 
 One YAML describes one experiment (configs/*.yaml); configs/experiment.py lists every key with its default and meaning.
 Data go to runs/<name>/data/: heldout.jsonl and train.jsonl (task requests), visgen.jsonl (expert trajectories),
-general.jsonl and general_heldout.jsonl (the general part of PST), base.jsonl and tokenizer/ (policies from scratch).
+general.jsonl and general_heldout.jsonl (the general part of PST), base.jsonl and tokenizer/ (policies from scratch); done.json has counts.
 
     python make_data.py --config configs/tiny.yaml              # all of it, for one experiment
     python make_data.py --config configs/tiny.yaml data.queries=200 seed=1

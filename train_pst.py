@@ -1,6 +1,6 @@
 """The policy, and Progressive Specialization Training (Sec. 4.2): supervised fine-tuning in two stages.
 
-Stage s trains on D_s = D_gen(share_s) + lambda x D_vis (Table 7: 500K then 200K of the general mix; Table 4: lambda = 3),
+Stage s trains on D_s = D_gen(share_s) + lambda x D_vis (500K, then 200K of the general mix, whose sets Table 7 lists; Table 4: lambda = 3),
 every agent token with the same weight. What the policy is (model, tokenizer, chat template, LoRA, log-probabilities)
 stands here as well; train_vrl.py and bench.py import it.
 

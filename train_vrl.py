@@ -1,6 +1,6 @@
 """Virtual Reinforcement Learning (Sec. 4.3): GRPO in VisGenEnv under LtrReward, from the PST policy.
 
-One step: 24 tasks x 4 rollouts -> R_vrt of each -> advantages inside each group -> one update of the LoRA adapter.
+One step: 24 tasks x 4 rollouts -> R_vrt of each -> advantages inside each group -> one update of the LoRA adapter (and, if vrl.norm_lr says so, the final norm).
 This file holds the sampler (batched, a static KV cache kept over turns), the GRPO loss as one pure function of tensors,
 and the loop. On several GPUs (configs/ranks.py) each rank plays and trains its share of the tasks; all ranks take the same step.
 Left out: asynchronous rollouts, several nodes, value networks; see the README for where to find those.

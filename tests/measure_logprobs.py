@@ -1,7 +1,7 @@
 """Peak memory of log-probabilities with gradients, the chunked way of train_pst.token_logprobs or the plain way: all logits at once. Not a test.
 
     python tests/measure_logprobs.py chunked 8192 151936
-    python tests/measure_logprobs.py plain 8192 151936        # 15 GiB and more
+    python tests/measure_logprobs.py plain 8192 151936        # 15 GiB
 A random Qwen3 of 2 layers, 256 wide; every position is a loss position. On a GPU torch's peak is read, on a CPU the process's.
 """
 import resource
