@@ -121,12 +121,12 @@ def frames(artifact):
         plane = still.planes[0]
         bright = numpy.frombuffer(plane, numpy.uint8).reshape(-1, plane.line_size)[:height, :width]
         y = (height - side) * (1 + shot % 3) // 4
-        under = bright[y:y + side].copy()
+        under, x = bright[y:y + side].copy(), 0
         for i in range(length):
+            bright[y:y + side, x:x + side] = under[:, x:x + side]      # only what the last frame changed
             x = (width - side) * i // length
-            bright[y:y + side] = under
             bright[y:y + side, x:x + side] = 255 - under[:, x:x + side]
-            bright[height - height // 40:, :width * (i + 1) // length] = 128
+            bright[height - height // 40:, width * i // length:width * (i + 1) // length] = 128
             yield still
 
 
@@ -151,7 +151,7 @@ def encode(artifact, path, container, codec):
     import av
 
     rate, channels = artifact.get("sample_rate") or SAMPLE_RATE, artifact.get("channels") or 1
-    layout, quick = "mono" if channels == 1 else "stereo", {"aac": {"aac_coder": "fast", "b": "48000"}, "libmp3lame": {"compression_level": "9"}}
+    layout, quick = "mono" if channels == 1 else "stereo", {"aac": {"aac_coder": "fast", "b": "24000"}, "libmp3lame": {"compression_level": "9"}}
     with av.open(str(path), "w", format=container) as file:
         fps, seconds, steps, done = Fraction(1), artifact["duration_s"], [None] * math.ceil(artifact["duration_s"]), 0   # a second a step
         if artifact["kind"] == "video":
