@@ -174,3 +174,8 @@ def test_another_policy_does_not_go_on_with_what_one_has_played(tmp_path, monkey
     (folder / "trajectories.jsonl").unlink()
     capsys.readouterr()
     assert B.policy_of(config, ROOT / "runs" / "x", folder) == "runs/x/vrl/step-3" and "VRL has not ended" in capsys.readouterr().out
+
+
+def test_keys_may_stand_on_both_sides_of_an_option():
+    done = bench("--config", "configs/smoke.yaml", "name=test-keys", "--agent", "nobody", "bench.nothing=1")
+    assert done.returncode == 1 and "unknown config key `bench.nothing`" in done.stderr
