@@ -149,7 +149,7 @@ def policy_of(config, run, folder):
     name, where = list(stages_of(config, run).items())[-1]
     if name == "untrained":
         raise SystemExit(f"error: {run.relative_to(ROOT)} has no trained policy; `python train_vrl.py --config ...` trains one")
-    where, kept = str(where.relative_to(ROOT)), folder / "policy.json"
+    where, kept = os.path.relpath(where, ROOT), folder / "policy.json"
     before = json.loads(kept.read_text(encoding="utf-8"))["policy"] if kept.is_file() else "a policy that is not known"
     if (folder / "trajectories.jsonl").is_file() and before != where:
         raise SystemExit(f"error: {folder} holds what {before} played, and the run's policy is {where} now; remove that folder, or move it away")
@@ -186,17 +186,21 @@ def measure_files(trajectory):
     """What the answer hands over, written as files and probed: {id: what probe saw}, and in words where file and record disagree.
 
     The simulator's books are not believed: sizes, frames, seconds and cuts are counted on the decoded pixels. A disagreement is a fault of ours. The
-    file that a real tool made is probed as it is.
+    file that a real tool made is probed as it is; one that cannot be decoded is a fault as well.
     """
     seen, faults = {}, []
     with tempfile.TemporaryDirectory() as folder:
         for a in (a for a in deliverables(trajectory) if a["kind"] in SUFFIXES):
-            path = real_file(a) if from_tool(a) else Path(folder) / f"{a['id']}{QUICKEST[a['kind']]}"
-            if not from_tool(a):
+            path = Path(folder) / f"{a['id']}{QUICKEST[a['kind']]}"
+            if from_tool(a):
+                path = real_file(a)
+            else:
                 materialize(a, path)
-            found = seen[a["id"]] = probe(path)
-            if not from_tool(a):
-                path.unlink()
+            try:
+                found = seen[a["id"]] = probe(path)
+            except (ValueError, OSError) as e:
+                faults.append(f"{trajectory['task']['id']}: {a['id']} cannot be decoded from {path.name}, so it counts as not handed over: {e}")
+                continue
             booked = {**{k: a[k] for k in ("kind", "width", "height", "n_frames", "has_audio")}, "cuts": a["shots"] and a["shots"] - 1}
             faults += [f"{trajectory['task']['id']}: {a['id']} has {k} {found[k]} in its file and {v} in its record" for k, v in booked.items()
                        if found[k] is not None and v is not None and found[k] != v]

@@ -1,6 +1,6 @@
 """Virtual Reinforcement Learning (Sec. 4.3): GRPO in VisGenEnv under LtrReward, from the PST policy.
 
-One step: 24 tasks x 4 rollouts -> R_vrt of each -> advantages inside each group -> one update of the LoRA adapter (and, if vrl.norm_lr says so, the final norm).
+One step: 24 tasks x 4 rollouts -> R_vrt of each -> advantages inside each group -> one update of the LoRA adapter (vrl.norm_lr: of the final norm too).
 This file holds the sampler (batched, a static KV cache kept over turns), the GRPO loss as one pure function of tensors,
 and the loop. On several GPUs (configs/ranks.py) each rank plays and trains its share of the tasks; all ranks take the same step.
 Left out: asynchronous rollouts, several nodes, value networks; see the README for where to find those.
@@ -477,9 +477,7 @@ def sync_sampler(sampler, policy):
 def check_engine(sampler, policy, tokenizer, task, config, turns=0):
     """Sampler and trainer agree on a fixed prompt: the largest difference of log-probabilities (outside float32 its 99th percentile), in nats.
 
-    SystemExit above rollout.max_gap.
-
-    turns: play that many short turns instead of the whole episode, for a check after every sync.
+    SystemExit above rollout.max_gap. turns: play that many short turns instead of the whole episode, for a check after every sync.
     """
     short = replace(config, rollout=replace(config.rollout, max_turns=turns, max_turn_tokens=min(64, config.rollout.max_turn_tokens))) if turns else config
     rollout = sample_rollouts(sampler, tokenizer, [task], short, 1.0, seed=0)[0]

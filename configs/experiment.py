@@ -219,7 +219,7 @@ class RolloutConfig:
     max_rows: int = key(256, "vllm: sequences that it decodes at once", 1)
     sleep: bool = key(True, "vllm: give its GPU memory back while the trainer updates (sleep level 1); a CPU has no such mode")
     max_gap: float = key(0.0, "difference, in nats, of sampler and trainer on the fixed prompt after each adapter sync, above which the run stops; 0: 1e-4 "
-                              "where both compute in float32, and elsewhere 1.0 of the 99th percentile, since kernels differ by rounding", 0)
+                              "where both compute in float32, and elsewhere 1.0 (ours) of the 99th percentile, since kernels differ by rounding", 0)
     deadline_s: float = key(0.0, "vllm: seconds after which rollouts are cut off, an unfinished turn is dropped (ended: max_tokens); 0: never", 0)
     max_rollout_tokens: int = key(0, "tokens that the agent may write in a whole rollout; 0: as many as model.max_len has room for", 0)
     max_turns: int = key(12, "turns after which an episode without an answer is cut off", 1)

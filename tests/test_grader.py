@@ -152,6 +152,11 @@ def test_a_real_file_is_shown_and_a_missing_one_is_not(played, tmp_path, monkeyp
     assert found["real"] == 1 and pictures[0].size == (50, 40) and pictures[0].getpixel((9, 9))[0] > 180
     assert pictures[1].size == (handed[1]["width"], handed[1]["height"])
     assert bench.measure_files(t)[0][handed[0]["id"]]["width"] == 50       # measured as it is, and its record is at fault
+    handed[1]["media"] = str(tmp_path / "text.png")
+    (tmp_path / "text.png").write_text("no picture")
+    seen, faults = bench.measure_files(t)
+    assert handed[0]["id"] in seen and handed[1]["id"] not in seen and any(handed[1]["id"] in f and "cannot be decoded from text.png" in f for f in faults)
+    handed[1]["media"] = str(tmp_path / "none.png")
     monkeypatch.setattr("data.media.media_files", lambda kind: [str(tmp_path / "red.png")])
     assert pictures_of(t)["real"] == 0 and pictures_of(t)["pictures"] == found["pictures"], "a file of the media database is no tool's work"
 
