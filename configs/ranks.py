@@ -9,6 +9,7 @@ The launcher ends all ranks once one has died. A collective operation is one tha
 import itertools
 import os
 import sys
+import time
 from datetime import timedelta
 
 import torch
@@ -24,6 +25,9 @@ def start():
     global STORE
     if int(os.environ.get("WORLD_SIZE", 1)) < 2 or "RANK" not in os.environ:
         return
+    # Its functions take the group that there is at their import as their default. Imported later, they would hold it beyond run().
+    import torch.distributed.nn  # noqa: F401
+
     STORE, number, count = next(dist.rendezvous("env://", timeout=TIMEOUT))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=STORE, rank=number, world_size=count, timeout=TIMEOUT)
@@ -50,6 +54,8 @@ def run(main):
     if "vllm" not in sys.modules:      # which takes the group down itself as the process ends
         dist.destroy_process_group()
     STORE = None
+    # What FSDP and vLLM still hold of the group has threads, and one that lets go of its last tensor while Python ends aborts the process.
+    time.sleep(0.1)
 
 
 def rank():
