@@ -211,7 +211,7 @@ def test_same_artifact_same_bytes_another_one_others(tmp_path):
 
     picture = {**clip(), "kind": "image"}
     film = clip(has_audio=True, shots=2)
-    for record, suffix in ((film, ".mp4"), (song(), ".wav"), (song(), ".mp3"), (picture, ".png"), (picture, ".jpg")):
+    for record, suffix in ((film, ".mp4"), (film, ".mov"), (song(), ".wav"), (song(), ".mp3"), (picture, ".png"), (picture, ".jpg")):
         first = digest(record, "a" + suffix)
         assert digest(record, "b" + suffix) == first
         assert digest({**record, "id": "other_1"}, "c" + suffix) != first
