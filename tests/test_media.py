@@ -177,6 +177,22 @@ def test_a_shot_of_one_frame_is_a_cut_and_motion_is_none():
     assert min(jumps[i - 1] for i in at) > 2 * CUT and max(j for i, j in enumerate(jumps) if i + 1 not in at) < CUT / 2
 
 
+def test_grain_is_no_cut_and_does_not_hide_one(tmp_path):
+    """Single pixels change in every frame of a grainy film; the fields' averages change once."""
+    import av
+    import numpy
+
+    rng = numpy.random.default_rng(0)
+    with av.open(str(tmp_path / "a.mp4"), "w") as file:
+        stream = file.add_stream("libx264", rate=24, options={"preset": "ultrafast", "qp": "10"})
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        for low in [0] * 6 + [100] * 6:
+            picture = rng.integers(low, low + 150, (240, 320, 3)).astype("uint8")
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        file.mux(stream.encode(None))
+    assert (probe(tmp_path / "a.mp4")["n_frames"], probe(tmp_path / "a.mp4")["cuts"]) == (12, 1)
+
+
 def test_frames_are_made_one_at_a_time():
     import tracemalloc
 

@@ -257,3 +257,6 @@ if __name__ == "__main__":
     if sys.argv[1] == "part_dies" and (Path(sys.argv[2]) / "how").read_text() == "hangs":
         ranks.TIMEOUT = timedelta(seconds=10)
     ranks.run(main)
+    if not {"fsdp", "loaded"} & set(sys.argv):      # FSDP's own caches hold on to the group
+        threads = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
+        assert not [name for name in threads if "gloo" in name], f"a thread that outlives its group can abort the process as Python ends: {threads}"
