@@ -129,7 +129,7 @@ def print_table(many):
 SUBJECTIVE = ("creative", "match", "object", "scene", "style", "variety")
 OBJECTIVE = ("amount", "duration", "storyboard")
 COLUMNS = (*SUBJECTIVE, *OBJECTIVE, "s_rate")      # the order of the paper's tables
-QUICKEST = {"image": ".jpg", "video": ".mov", "audio": ".wav"}      # to write and to probe: a PNG takes four times as long as a JPEG
+QUICKEST = {"image": ".jpg", "video": ".mov", "audio": ".wav"}      # to write and to probe: PNG takes four times as long as JPEG, and AAC longer than PCM
 
 
 def bench_tasks(subset, run):

@@ -211,8 +211,9 @@ def materialize(artifact, path):
 
 def probe(path):
     """What a file holds, by decoding it whole: kind, width, height, n_frames, fps, duration_s, has_audio, cuts (None where the kind has
-    none). A cut is a jump above CUT; in real films a flash or a fast pan also counts, a dissolve does not. av.FFmpegError (a
-    ValueError or OSError) for a file that cannot be decoded; ValueError for one without picture and sound."""
+    none). A cut is a jump above CUT, looked for where single pixels jump by half of it; in real films a flash or a fast pan also
+    counts, a dissolve does not. av.FFmpegError (a ValueError or OSError) for a file that cannot be decoded; ValueError for one
+    without picture and sound."""
     import av
     import numpy
     from av.video.reformatter import VideoReformatter
@@ -228,7 +229,7 @@ def probe(path):
             small = lambda picture, how: reformatter.reformat(picture, 32, 32, "rgb24", interpolation=how).to_ndarray().astype("int16")      # noqa: E731
             differ = lambda one, other: float(numpy.abs(one - other).mean())      # noqa: E731
             for frame in file.decode(stream):
-                pixels = small(frame, "POINT")      # one of each of the 32 x 32 fields: quicker than their averages, and differs no less but by chance
+                pixels = small(frame, "POINT")      # one of each of the 32 x 32 fields: quicker than their averages, and but by chance they differ no less
                 if before is not None and differ(pixels, before_pixels) > CUT / 2:
                     cuts += differ(small(frame, "AREA"), small(before, "AREA")) > CUT
                 before, before_pixels, count = frame, pixels, count + 1
