@@ -15,14 +15,18 @@ from markupsafe import escape
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import bench  # noqa: E402
-from data import cards  # noqa: E402
-from configs.experiment import ROOT, load_config, read_jsonl, write_jsonl  # noqa: E402
 from env import VisGenEnv  # noqa: E402
-from rewards import deliverables, explain  # noqa: E402
+from lib import experiment, pages, tables  # noqa: E402
+from lib.experiment import load_config  # noqa: E402
+from lib.lineage import deliverables  # noqa: E402
+from lib.runs import ROOT, read_jsonl, write_jsonl  # noqa: E402
+from rewards import explain  # noqa: E402
 
 CHROMIUM = shutil.which("chromium")
-EVIL = '''"><script>window.hit=1</script></details></article><img src=x onerror=window.hit=1>''' + \
-       '''' onmouseover='window.hit=1' javascript:window.hit=1 {{ 7*7 }}'''
+EVIL = (
+    """"><script>window.hit=1</script></details></article><img src=x onerror=window.hit=1>"""
+    + """' onmouseover='window.hit=1' javascript:window.hit=1 {{ 7*7 }}"""
+)
 
 
 def bench_folder(root, trajectories, grades, **more):
@@ -31,9 +35,24 @@ def bench_folder(root, trajectories, grades, **more):
     folder.mkdir(parents=True)
     (root / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
     write_jsonl(folder / "trajectories.jsonl", trajectories)
-    write_jsonl(folder / ("grades.jsonl" if more.get("files") else "grades-from-records.jsonl"), grades)
-    found = {"agent": "expert", "who": "scripted", "grading": "", "decoder": "scripted", "subset": "14", "tasks": len(trajectories), "played": len(trajectories), "seed": 0, "files": False,
-             "grader": "structural", "columns": bench.columns_of(grades), "faults": [], **more}
+    write_jsonl(
+        folder / ("grades.jsonl" if more.get("files") else "grades-from-records.jsonl"), grades
+    )
+    found = {
+        "agent": "expert",
+        "who": "scripted",
+        "grading": "",
+        "decoder": "scripted",
+        "subset": "14",
+        "tasks": len(trajectories),
+        "played": len(trajectories),
+        "seed": 0,
+        "files": False,
+        "grader": "structural",
+        "columns": tables.columns_of(grades),
+        "faults": [],
+        **more,
+    }
     (folder / "columns.json").write_text(json.dumps(found))
     return folder
 
@@ -41,7 +60,10 @@ def bench_folder(root, trajectories, grades, **more):
 @pytest.fixture(scope="module")
 def played(tmp_path_factory):
     """(trajectories, grades) of 14 tasks of VisGenBench, played by the scripted expert; at least one is long."""
-    folder, config = tmp_path_factory.mktemp("act"), load_config(ROOT / "configs" / "tiny.yaml", ["rollout.failure_scale=1"])
+    folder, config = (
+        tmp_path_factory.mktemp("act"),
+        load_config(ROOT / "configs" / "tiny.yaml", ["rollout.failure_scale=1"]),
+    )
     trajectories = bench.act("expert", bench.bench_tasks("14", folder), config, folder, folder)
     assert len(trajectories) == 14 and max(len(t["calls"]) for t in trajectories) >= 15
     return trajectories, bench.grade_all(trajectories, config, folder, with_files=False)
@@ -51,9 +73,11 @@ def played(tmp_path_factory):
 def site(played, tmp_path_factory):
     """A bench folder with report.html and demo.html (the longest film). Nobody may write there."""
     folder = bench_folder(tmp_path_factory.mktemp("run"), *played)
-    bench.pages("report", [str(folder)])
-    longest = max((t for t in played[0] if t["task"]["modality"] == "video"), key=lambda t: len(t["calls"]))
-    bench.pages("demo", [str(folder / "trajectories.jsonl"), longest["task"]["id"]])
+    pages.pages("report", [str(folder)])
+    longest = max(
+        (t for t in played[0] if t["task"]["modality"] == "video"), key=lambda t: len(t["calls"])
+    )
+    pages.pages("demo", [str(folder / "trajectories.jsonl"), longest["task"]["id"]])
     return folder
 
 
@@ -62,17 +86,29 @@ def poisoned(played, tmp_path_factory):
     """A report and a demo of trajectories whose every written field tries to become markup."""
     trajectories, grades = json.loads(json.dumps(played))
     for t, g in zip(trajectories[:2], grades):
-        t["task"]["request"] = t["task"]["scenario"] = g["scenario"] = t["task"]["constraints"]["subject"] = EVIL
+        t["task"]["request"] = t["task"]["scenario"] = g["scenario"] = t["task"]["constraints"][
+            "subject"
+        ] = EVIL
         t["ended"] = t["answer"]["summary"] = EVIL
         t["plan"] = [{**step, "goal": EVIL, "tool": EVIL} for step in t["plan"]]
-        t["calls"] = [{**c, "name": EVIL, "arguments": {EVIL: EVIL}, "status": "error",
-                       "error": {"code": EVIL, "param": None, "message": EVIL, "retryable": False}} for c in t["calls"]]
+        t["calls"] = [
+            {
+                **c,
+                "name": EVIL,
+                "arguments": {EVIL: EVIL},
+                "status": "error",
+                "error": {"code": EVIL, "param": None, "message": EVIL, "retryable": False},
+            }
+            for c in t["calls"]
+        ]
         turn = f"<think>{EVIL}</think>\n<plan>{json.dumps(t['plan'])}</plan>\n{EVIL}"
-        t["messages"] = [{**m, "content": turn if m["role"] == "assistant" else EVIL} for m in t["messages"]]
+        t["messages"] = [
+            {**m, "content": turn if m["role"] == "assistant" else EVIL} for m in t["messages"]
+        ]
         t["reward"]["reasons"] = {"traj": EVIL, "requirement": EVIL}
     folder = bench_folder(tmp_path_factory.mktemp("poisoned"), trajectories, grades)
-    bench.pages("report", [str(folder)])
-    bench.pages("demo", [str(folder / "trajectories.jsonl")])
+    pages.pages("report", [str(folder)])
+    pages.pages("demo", [str(folder / "trajectories.jsonl")])
     return folder
 
 
@@ -97,8 +133,20 @@ def visit(browser):
         p = browser.new_page(viewport={"width": width, "height": 800})
         pages.append(p)
         p.on("pageerror", lambda e: seen.append(f"error: {e}"))
-        p.on("console", lambda m: seen.append(f"{m.type}: {m.text}") if m.type in ("error", "warning") else None)
-        p.on("request", lambda r: seen.append(f"request: {r.url:.80}") if not r.url.startswith(("data:", path.as_uri())) else None)
+        p.on(
+            "console",
+            lambda m: (
+                seen.append(f"{m.type}: {m.text}") if m.type in ("error", "warning") else None
+            ),
+        )
+        p.on(
+            "request",
+            lambda r: (
+                seen.append(f"request: {r.url:.80}")
+                if not r.url.startswith(("data:", path.as_uri()))
+                else None
+            ),
+        )
         p.goto(path.as_uri())
         return p
 
@@ -110,7 +158,11 @@ def visit(browser):
 
 def plain(html):
     """The words of a page without data URIs, markup and entities."""
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", re.sub(r"<(style|script)>.*?</\1>", "", html, flags=re.S)))
+    return re.sub(
+        r"\s+",
+        " ",
+        re.sub(r"<[^>]*>", " ", re.sub(r"<(style|script)>.*?</\1>", "", html, flags=re.S)),
+    )
 
 
 def test_doctests():
@@ -122,23 +174,46 @@ def test_doctests():
 def test_head_columns_and_scenarios(site, played):
     html = (site / "report.html").read_text()
     text = plain(html)
-    for said in ("agent: expert", "n = 14", "seed 0", "VisGenEnv", "grader: structural", "decoder: scripted",
-                 "records read, no file measured"):
+    for said in (
+        "agent: expert",
+        "n = 14",
+        "seed 0",
+        "VisGenEnv",
+        "grader: structural",
+        "decoder: scripted",
+        "records read, no file measured",
+    ):
         assert said in text
     for column, c in json.loads((site / "columns.json").read_text())["columns"].items():
         name = {"s_rate": "S-Rate", "o_score": "O-Score"}.get(column, column.title())
-        shown = f"{c['mean']:.3f} {c['low']:.3f}–{c['high']:.3f}" if c else "– no task that the structural grader has graded"
+        shown = (
+            f"{c['mean']:.3f} {c['low']:.3f}–{c['high']:.3f}"
+            if c
+            else "– no task that the structural grader has graded"
+        )
         assert f"{name} {shown}" in text
-    for name, values in bench.read_paper()["table_2"].items():
+    for name, values in tables.read_paper()["table_2"].items():
         assert f"{name} " + " ".join(f"{v:.3f}" for v in values) in text
     assert "Our rows cannot be set against the paper's" in text.replace("&#39;", "'")
-    table = html[html.index("Scenarios"):html.index("Reward, failures")]
-    rows = re.findall(r"<tr><td>([a-z ]+)</td><td class=\"n\">(\d+)</td><td[^>]*>(.*?)</td><td[^>]*>(.*?)</td></tr>", table)
+    table = html[html.index("Scenarios") : html.index("Reward, failures")]
+    rows = re.findall(
+        r"<tr><td>([a-z ]+)</td><td class=\"n\">(\d+)</td><td[^>]*>(.*?)</td><td[^>]*>(.*?)</td></tr>",
+        table,
+    )
     assert len(rows) == 42 and sum(int(n) for _, n, _, _ in rows) == 14
     counts = Counter(t["task"]["scenario"].replace("_", " ") for t in played[0])
     assert {name: int(n) for name, n, _, _ in rows if n != "0"} == counts
-    g = next(g for g in played[1] if g["dimension"] == "variety" and counts[g["scenario"].replace("_", " ")] == 1)
-    assert (g["scenario"].replace("_", " "), "1", f"{g['structural']['variety']:.3f}", f"{g['s_rate']:.3f}") in rows
+    g = next(
+        g
+        for g in played[1]
+        if g["dimension"] == "variety" and counts[g["scenario"].replace("_", " ")] == 1
+    )
+    assert (
+        g["scenario"].replace("_", " "),
+        "1",
+        f"{g['structural']['variety']:.3f}",
+        f"{g['s_rate']:.3f}",
+    ) in rows
 
 
 def test_reward_failures_and_cost(site, played):
@@ -146,13 +221,18 @@ def test_reward_failures_and_cost(site, played):
     for part, label in (("total", "R_vrt"), ("tool", "R_tool"), ("cons", "R_cons")):
         values = [v for t in trajectories if (v := t["reward"][part]) is not None]
         assert f"{label} {sum(values) / len(values):.3f} {len(values)}" in text
-    assert f"of {sum(len(t['calls']) for t in trajectories)}" in text and "answer 14 100.0 %" in text
+    assert (
+        f"of {sum(len(t['calls']) for t in trajectories)}" in text and "answer 14 100.0 %" in text
+    )
     failed = Counter(c["error"]["code"] for t in trajectories for c in t["calls"] if c["error"])
     assert failed, "this seed is to have failed calls"
     for code, n in failed.items():
-        assert f"{code} {n} {n} 0" in text      # the expert repairs
+        assert f"{code} {n} {n} 0" in text  # the expert repairs
     low = [v for t in trajectories if (v := t["reward"]["checks"]["worked"]) < 1]
-    assert f"worked {len(low)} 14 " in text and " planned first " not in text[text.index("checks below 1"):text.index("Trajectories")]
+    assert (
+        f"worked {len(low)} 14 " in text
+        and " planned first " not in text[text.index("checks below 1") : text.index("Trajectories")]
+    )
     spent = [t["price_usd"] for t in trajectories]
     assert f"price ${sum(spent) / 14:.2f} ${max(spent):.2f} ${sum(spent):.2f}" in text
 
@@ -161,27 +241,52 @@ def test_failures_tell_repaired_from_not():
     call = {"turn": 1, "name": "a", "status": "ok", "error": None}
     bad = {**call, "status": "error", "error": {"code": "timeout"}}
     checks = {"count": 1.0, "worked": 0.5, "beat": None}
-    found = cards.failures_of([{"ended": "answer", "calls": [bad, call], "reward": {"checks": checks}},
-                               {"ended": "max_turns", "calls": [call, bad], "reward": {"checks": {**checks, "beat": float("nan")}}}])
-    assert found == {"ended": {"answer": 1, "max_turns": 1}, "codes": {"timeout": [2, 1]}, "checks": {"count": [0, 2, 1.0], "worked": [2, 2, 0.5]}}
+    found = cards.failures_of(
+        [
+            {"ended": "answer", "calls": [bad, call], "reward": {"checks": checks}},
+            {
+                "ended": "max_turns",
+                "calls": [call, bad],
+                "reward": {"checks": {**checks, "beat": float("nan")}},
+            },
+        ]
+    )
+    assert found == {
+        "ended": {"answer": 1, "max_turns": 1},
+        "codes": {"timeout": [2, 1]},
+        "checks": {"count": [0, 2, 1.0], "worked": [2, 2, 0.5]},
+    }
 
 
 def test_a_card_shows_the_whole_trajectory(site, played):
     html = (site / "demo.html").read_text()
-    t = max((t for t in played[0] if t["task"]["modality"] == "video"), key=lambda t: len(t["calls"]))
-    for text in (t["task"]["request"], t["answer"]["summary"], *(c["name"] for c in t["calls"]), *(step["goal"] for step in t["plan"]),
-                 *(m["content"][:80] for m in t["messages"] if m["role"] == "tool"),
-                 *(row[3] for row in explain(t, t["reward"], bench.Config().reward))):
+    t = max(
+        (t for t in played[0] if t["task"]["modality"] == "video"), key=lambda t: len(t["calls"])
+    )
+    for text in (
+        t["task"]["request"],
+        t["answer"]["summary"],
+        *(c["name"] for c in t["calls"]),
+        *(step["goal"] for step in t["plan"]),
+        *(m["content"][:80] for m in t["messages"] if m["role"] == "tool"),
+        *(row[3] for row in explain(t, t["reward"], experiment.Config().reward)),
+    ):
         assert str(escape(text)) in html
     films = [a for a in deliverables(t) if a["kind"] == "video"]
-    assert html.count("<img src=\"data:image/jpeg;base64,") == sum(a["shots"] for a in films) > 2 and html.count("<video") == len(films)
-    assert html.count('<rect class="step') == len(t["plan"]) and html.count('class="turn"') == len(t["turns"])
+    assert html.count('<img src="data:image/jpeg;base64,') == sum(
+        a["shots"] for a in films
+    ) > 2 and html.count("<video") == len(films)
+    assert html.count('<rect class="step') == len(t["plan"]) and html.count('class="turn"') == len(
+        t["turns"]
+    )
 
 
 @pytest.mark.parametrize("name", ["report.html", "demo.html"])
 def test_pages_stand_alone_and_stay_small(site, name):
     html = (site / name).read_text()
-    assert {uri[:5] for uri in re.findall(r"<[^>]*\b(?:src|href|action|poster)=[\"']?([^\"'>]*)", html)} == {"data:"}
+    assert {
+        uri[:5] for uri in re.findall(r"<[^>]*\b(?:src|href|action|poster)=[\"']?([^\"'>]*)", html)
+    } == {"data:"}
     assert not re.search(r"https?://|@import|url\(", html)
     assert len(html) < 25e6 and html.startswith("<!DOCTYPE html>")
     assert html.count("<video") <= cards.CLIPS
@@ -192,7 +297,9 @@ def test_only_so_many_films_play(played, monkeypatch):
     films = [t for t in played[0] if t["task"]["modality"] == "video"]
     made = cards.cards_of(films * 5, load_config(ROOT / "configs" / "tiny.yaml"))
     clips = ["clip" in a for card in made for a in card["shown"]]
-    assert len(clips) > cards.CLIPS and clips == [True] * cards.CLIPS + [False] * (len(clips) - cards.CLIPS)
+    assert len(clips) > cards.CLIPS and clips == [True] * cards.CLIPS + [False] * (
+        len(clips) - cards.CLIPS
+    )
 
 
 def test_the_lowest_are_always_shown_and_others_drawn_by_seed(played, tmp_path):
@@ -201,7 +308,7 @@ def test_the_lowest_are_always_shown_and_others_drawn_by_seed(played, tmp_path):
         g["dimension"], g["amount"] = "amount", 1.0
     for t, g, own in zip(trajectories, grades, [1.0] * 3 + [0.1 * i for i in range(9)]):
         t["reward"]["total"], g["amount"] = 1.0, own
-    trajectories[13]["reward"]["total"] = 0.5      # the tenth: own column 1, R_vrt low
+    trajectories[13]["reward"]["total"] = 0.5  # the tenth: own column 1, R_vrt low
     trajectories[12]["reward"]["total"] = float("nan")
     folder = bench_folder(tmp_path / "run", trajectories, grades)
     for t in trajectories:
@@ -209,7 +316,7 @@ def test_the_lowest_are_always_shown_and_others_drawn_by_seed(played, tmp_path):
     write_jsonl(folder / "trajectories.jsonl", trajectories)
     ids = []
     for most in ("11", "11", "12", "60"):
-        bench.pages("report", [str(folder), "--most", most])
+        pages.pages("report", [str(folder), "--most", most])
         html = (folder / "report.html").read_text()
         ids.append(re.findall(r"<b>(vgb1-\d+)</b>", html))
         assert "nothing was handed over" in html
@@ -219,56 +326,95 @@ def test_the_lowest_are_always_shown_and_others_drawn_by_seed(played, tmp_path):
 
 
 def test_measured_files_are_said(played, tmp_path):
-    folder = bench_folder(tmp_path / "run", played[0][:1], played[1][:1], files=True, faults=["one"], tasks=3)
-    bench.pages("report", [str(folder)])
+    folder = bench_folder(
+        tmp_path / "run", played[0][:1], played[1][:1], files=True, faults=["one"], tasks=3
+    )
+    pages.pages("report", [str(folder)])
     text = plain((folder / "report.html").read_text())
-    assert "files measured" in text and "1 disagreements between files and records" in text and "n = 1 of 3 tasks" in text
+    assert (
+        "files measured" in text
+        and "1 disagreements between files and records" in text
+        and "n = 1 of 3 tasks" in text
+    )
 
 
 def test_bad_arguments_are_one_line(site, tmp_path, capsys):
-    for command, arguments, said in (("report", [str(tmp_path)], "columns.json"), ("report", [str(site), "--most", "3"], "--most is 3; at least 10"),
-                                     ("demo", [str(site / "trajectories.jsonl"), "nobody"], "no trajectory 'nobody'"),
-                                     ("demo", [str(ROOT / "data" / "visgenbench.jsonl")], "a task is none yet"),
-                                     ("demo", [str(tmp_path / "none.jsonl")], "is missing")):
+    for command, arguments, said in (
+        ("report", [str(tmp_path)], "columns.json"),
+        ("report", [str(site), "--most", "3"], "--most is 3; at least 10"),
+        ("demo", [str(site / "trajectories.jsonl"), "nobody"], "no trajectory 'nobody'"),
+        ("demo", [str(ROOT / "data" / "visgenbench.jsonl")], "a task is none yet"),
+        ("demo", [str(tmp_path / "none.jsonl")], "is missing"),
+    ):
         with pytest.raises(SystemExit, match=re.escape(said)) as stop:
-            bench.pages(command, arguments)
+            pages.pages(command, arguments)
         assert str(stop.value).startswith("error: ") and "\n" not in str(stop.value)
 
 
 def test_a_trajectory_without_reward_or_plan_is_shown(tmp_path):
     t = read_jsonl(ROOT / "data" / "example.jsonl")[0]
-    write_jsonl(tmp_path / "one.jsonl", [{**t, "reward": {}, "plan": None, "plans": [], "answer": None, "ended": "malformed"}])
-    bench.pages("demo", [str(tmp_path / "one.jsonl")])
+    write_jsonl(
+        tmp_path / "one.jsonl",
+        [{**t, "reward": {}, "plan": None, "plans": [], "answer": None, "ended": "malformed"}],
+    )
+    pages.pages("demo", [str(tmp_path / "one.jsonl")])
     html = (tmp_path / "demo.html").read_text()
-    assert "no readable plan" in html and "nothing was handed over" in html and "R_vrt 0.000" in html
+    assert (
+        "no readable plan" in html and "nothing was handed over" in html and "R_vrt 0.000" in html
+    )
 
 
 def test_faulty_turns_are_shown_as_written(played, tmp_path):
     env = VisGenEnv()
     env.reset(played[0][0]["task"], 1)
-    env.step("<think>a</think><tool_call>{\"name\": 3}</tool_call><tool_call>{\"name\": \"tool_fly\", \"arguments\": {\"to\": [1]}}</tool_call>")
+    env.step(
+        '<think>a</think><tool_call>{"name": 3}</tool_call><tool_call>{"name": "tool_fly", "arguments": {"to": [1]}}</tool_call>'
+    )
     env.step("so <b>bold</b>")
     write_jsonl(tmp_path / "one.jsonl", [env.trajectory()])
-    bench.pages("demo", [str(tmp_path / "one.jsonl")])
+    pages.pages("demo", [str(tmp_path / "one.jsonl")])
     text = plain((tmp_path / "demo.html").read_text())
-    for said in ("bad_call", "no readable call", "tool_fly unknown_tool not repaired", "to [1]", "ended by malformed", "so &lt;b&gt;bold&lt;/b&gt;",
-                 "wrong_order: a turn begins with &lt;think&gt;"):
+    for said in (
+        "bad_call",
+        "no readable call",
+        "tool_fly unknown_tool not repaired",
+        "to [1]",
+        "ended by malformed",
+        "so &lt;b&gt;bold&lt;/b&gt;",
+        "wrong_order: a turn begins with &lt;think&gt;",
+    ):
         assert said in text
 
 
 def test_plan_graph_survives_any_plan():
-    step = lambda i, *after: {"id": i, "tool": "llm", "goal": "", "after": list(after)}      # noqa: E731
-    g = cards.plan_graph([step(1, 1, 2), step(1), step(2, 1, 1), step(3, 2, 99)])      # on itself, on a later one, an id twice, an unknown one
-    assert [(s["column"], s["row"]) for s in g["steps"]] == [(0, 0), (0, 1), (1, 0), (2, 0)] and g["arrows"] == [(1, 2), (2, 3)]
+    step = lambda i, *after: {"id": i, "tool": "llm", "goal": "", "after": list(after)}  # noqa: E731
+    g = cards.plan_graph(
+        [step(1, 1, 2), step(1), step(2, 1, 1), step(3, 2, 99)]
+    )  # on itself, on a later one, an id twice, an unknown one
+    assert [(s["column"], s["row"]) for s in g["steps"]] == [(0, 0), (0, 1), (1, 0), (2, 0)] and g[
+        "arrows"
+    ] == [(1, 2), (2, 3)]
     assert cards.plan_graph([]) == {"steps": [], "arrows": [], "columns": 0, "rows": 0}
 
 
 def test_what_was_written_stays_text(poisoned):
     for name in ("report.html", "demo.html"):
         html = (poisoned / name).read_text()
-        assert html.count("<script") == (name == "report.html") and "<img src=x" not in html and "onmouseover='" not in html
-        assert "&lt;script&gt;window.hit=1" in html and "{{ 7*7 }}" in html and not re.search(r"(src|href)=.?javascript:", html)
-        assert html.count("</details>") == html.count("<details>") == (15 if name == "report.html" else 0)
+        assert (
+            html.count("<script") == (name == "report.html")
+            and "<img src=x" not in html
+            and "onmouseover='" not in html
+        )
+        assert (
+            "&lt;script&gt;window.hit=1" in html
+            and "{{ 7*7 }}" in html
+            and not re.search(r"(src|href)=.?javascript:", html)
+        )
+        assert (
+            html.count("</details>")
+            == html.count("<details>")
+            == (15 if name == "report.html" else 0)
+        )
 
 
 # ---------------------------------------------------------------------------- in a browser
@@ -280,20 +426,30 @@ def test_nothing_written_runs(poisoned, visit):
         page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
         page.wait_for_timeout(300)
         assert page.evaluate("window.hit === undefined")
-        assert page.evaluate("[...document.querySelectorAll('*')].flatMap(e => [...e.attributes]).filter(a => a.name.startsWith('on')).length") == 0
+        assert (
+            page.evaluate(
+                "[...document.querySelectorAll('*')].flatMap(e => [...e.attributes]).filter(a => a.name.startsWith('on')).length"
+            )
+            == 0
+        )
     assert visit(poisoned / "report.html").locator("article").count() == 14
 
 
 def test_the_filter(site, visit, played):
     page = visit(site / "report.html")
-    visible = lambda: page.locator("article:visible").count()      # noqa: E731
+    visible = lambda: page.locator("article:visible").count()  # noqa: E731
     assert visible() == 14
     for key in ("modality", "dimension", "scenario"):
         value = played[0][0]["task"][key]
         page.select_option(f"select[name={key}]", value)
-        assert visible() == sum(t["task"][key] == value for t in played[0]) == int(page.inner_text("#count")) < 14
+        assert (
+            visible()
+            == sum(t["task"][key] == value for t in played[0])
+            == int(page.inner_text("#count"))
+            < 14
+        )
         page.select_option(f"select[name={key}]", "")
-    own = [bench.own_score(g, "structural") for g in played[1]]
+    own = [tables.own_score(g, "structural") for g in played[1]]
     page.locator("input[name=most]").fill("0.6")
     assert visible() == sum(v is not None and v <= 0.6 for v in own) > 0
     page.select_option("select[name=which]", "total")
@@ -305,7 +461,9 @@ def test_the_filter(site, visit, played):
 @pytest.mark.parametrize("name", ["report.html", "demo.html"])
 def test_a_film_plays(site, visit, name):
     page = visit(site / name)
-    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = d.contains(document.querySelector('video')))")
+    page.evaluate(
+        "document.querySelectorAll('details').forEach(d => d.open = d.contains(document.querySelector('video')))"
+    )
     film = page.evaluate("""async () => {
         const v = document.querySelector('video'); v.muted = true; await v.play();
         await new Promise(done => setTimeout(done, 1500));
@@ -321,4 +479,6 @@ def test_no_sideways_scrolling_on_a_phone(site, poisoned, visit, name):
         page = visit(folder / name, width=380)
         page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
         assert page.evaluate("document.documentElement.scrollWidth") <= 380
-        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert (
+            page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        )

@@ -1,4 +1,5 @@
 """LtrReward: each part on records made by hand, the four forms, and the order of good and bad trajectories."""
+
 import copy
 import doctest
 import json
@@ -15,15 +16,50 @@ from hypothesis import strategies as st
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import rewards  # noqa: E402
-from configs.experiment import FORMS, Config, DataConfig, RewardConfig, RolloutConfig, build, load_config  # noqa: E402
-from env import VisGenEnv, load_tools, to_json  # noqa: E402
-from rewards import (FACETS, PARTS, atomicity_facet, clip_seconds, coherence_facet, coherence_reward, combine,  # noqa: E402
-                     consistency_reward, deliverables, executability_facet, expand_workflow, f1, fitting_workflows, format_reward,
-                     ltr_reward, n_shots, needs, optimality_facet, plan_reward, requirement_facet, result_reward, stated_count, tool_reward)
-from make_data import NO_CONSTRAINTS, make_tasks, read_request, vision_agent  # noqa: E402
+from env import VisGenEnv  # noqa: E402
+from lib import toolbox  # noqa: E402
+from lib.experiment import (  # noqa: E402
+    FORMS,
+    Config,
+    DataConfig,
+    RewardConfig,
+    RolloutConfig,
+    build,
+    load_config,
+)
+from lib.judge import FACETS  # noqa: E402
+from lib.lineage import deliverables  # noqa: E402
+from lib.tasks import NO_CONSTRAINTS, make_tasks, read_request  # noqa: E402
+from lib.text import to_json  # noqa: E402
+from lib.toolbox import load_tools  # noqa: E402
+from lib.workflows import clip_seconds, expand_workflow, fitting_workflows, n_shots, needs  # noqa: E402
+from make_data import vision_agent  # noqa: E402
+from rewards import (  # noqa: E402
+    PARTS,
+    atomicity_facet,
+    coherence_facet,
+    combine,
+    consistency_reward,
+    executability_facet,
+    f1,
+    format_reward,
+    ltr_reward,
+    optimality_facet,
+    plan_reward,
+    requirement_facet,
+    result_reward,
+    stated_count,
+    tool_reward,
+    traj_reward,
+)
 
 CONFIG, POOL = RewardConfig(), set(load_tools())
-IMAGE, EDIT, CLIP, I2V = "tool_text2image_gemini", "tool_image_edit_gemini", "tool_text2video_veo", "tool_image2video_keling"
+IMAGE, EDIT, CLIP, I2V = (
+    "tool_text2image_gemini",
+    "tool_image_edit_gemini",
+    "tool_text2video_veo",
+    "tool_image2video_keling",
+)
 JOIN, MUSIC = "tool_video_composite", "tool_music_suno"
 
 
@@ -38,25 +74,79 @@ def step(i, tool, goal="1 image of a red fox", after=()):
 
 def media(i, tool, parents=(), **more):
     """One artifact record; its kind follows from its id."""
-    kind = {"img": "image", "vid": "video", "aud": "audio", "htm": "html", "txt": "text", "in_": "image"}[i[:3]]
-    size = {"width": 1024, "height": 1024} if kind == "image" else {"width": 1280, "height": 720} if kind == "video" else {"width": None, "height": None}
-    film = {"duration_s": 8.0, "has_audio": True, "shots": more.get("shots", 1), "fps": 24, "shot_frames": [48] * more.get("shots", 1)} if (
-        kind == "video") else {"duration_s": 60.0 if kind == "audio" else None, "shots": None, "has_audio": kind == "audio"}
-    return {"id": i, "kind": kind, **size, **film, "tool": tool, "arguments": {"prompt": "a red fox", "of": list(parents)},
-            "parents": [{"id": p, "role": "source"} for p in parents], **more}
+    kind = {
+        "img": "image",
+        "vid": "video",
+        "aud": "audio",
+        "htm": "html",
+        "txt": "text",
+        "in_": "image",
+    }[i[:3]]
+    size = (
+        {"width": 1024, "height": 1024}
+        if kind == "image"
+        else {"width": 1280, "height": 720}
+        if kind == "video"
+        else {"width": None, "height": None}
+    )
+    film = (
+        {
+            "duration_s": 8.0,
+            "has_audio": True,
+            "shots": more.get("shots", 1),
+            "fps": 24,
+            "shot_frames": [48] * more.get("shots", 1),
+        }
+        if (kind == "video")
+        else {
+            "duration_s": 60.0 if kind == "audio" else None,
+            "shots": None,
+            "has_audio": kind == "audio",
+        }
+    )
+    return {
+        "id": i,
+        "kind": kind,
+        **size,
+        **film,
+        "tool": tool,
+        "arguments": {"prompt": "a red fox", "of": list(parents)},
+        "parents": [{"id": p, "role": "source"} for p in parents],
+        **more,
+    }
 
 
 def episode(c, artifacts, hand, calls=(), plan=(), ended="answer", turns=None, inputs=()):
     """A trajectory record by hand."""
-    return {"task": {"id": "t", "constraints": c, "inputs": list(inputs)}, "artifacts": list(artifacts), "calls": list(calls), "plan": list(plan),
-            "plans": [{"turn": 1, "plan": list(plan)}] if plan else [],
-            "answer": {"deliverables": list(hand), "summary": ""}, "ended": ended,
-            "turns": turns if turns is not None else [{"faults": [], "order": ["think", "plan", "tool_call"]}, {"faults": [], "order": ["think", "answer"]}]}
+    return {
+        "task": {"id": "t", "constraints": c, "inputs": list(inputs)},
+        "artifacts": list(artifacts),
+        "calls": list(calls),
+        "plan": list(plan),
+        "plans": [{"turn": 1, "plan": list(plan)}] if plan else [],
+        "answer": {"deliverables": list(hand), "summary": ""},
+        "ended": ended,
+        "turns": turns
+        if turns is not None
+        else [
+            {"faults": [], "order": ["think", "plan", "tool_call"]},
+            {"faults": [], "order": ["think", "answer"]},
+        ],
+    }
 
 
 def called(*names):
     """Call records of one turn: a name with a ! failed."""
-    return [{"turn": 1, "name": n.strip("!"), "arguments": {}, "outputs": ["img_1"], "status": "error" if n.endswith("!") else "ok"} for n in names]
+    return [
+        {
+            "turn": 1,
+            "name": n.strip("!"),
+            "arguments": {},
+            "outputs": ["img_1"],
+            "status": "error" if n.endswith("!") else "ok",
+        }
+        for n in names
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +176,10 @@ def test_expert_plan_scores_one_in_each_facet(expert):
 
 @pytest.mark.parametrize("plan", [None, []])
 def test_no_plan_scores_zero(plan):
-    assert plan_reward(plan, {"constraints": c_of(images=1), "inputs": []}, CONFIG, POOL) == (0.0, dict.fromkeys(FACETS, 0.0))
+    assert plan_reward(plan, {"constraints": c_of(images=1), "inputs": []}, CONFIG, POOL) == (
+        0.0,
+        dict.fromkeys(FACETS, 0.0),
+    )
 
 
 FILM = c_of(videos=1, shots=2, duration_s=15, audio=["music"], consistency=["object"])
@@ -104,7 +197,16 @@ def facets_of(plan, c=FILM, pool=POOL, inputs=()):
 
 
 def test_the_film_s_plan_is_as_expected():
-    assert [s["tool"] for s in film_plan()] == [MUSIC, IMAGE, EDIT, EDIT, I2V, I2V, JOIN, "tool_video_trim_edit"]
+    assert [s["tool"] for s in film_plan()] == [
+        MUSIC,
+        IMAGE,
+        EDIT,
+        EDIT,
+        I2V,
+        I2V,
+        JOIN,
+        "tool_video_trim_edit",
+    ]
     assert facets_of(film_plan()) == dict.fromkeys(FACETS, 1.0)
 
 
@@ -120,10 +222,10 @@ def test_slip_wrong_tool():
     plan[6]["tool"] = "tool_video_postprocess"
     assert "optimality" in {f for f, v in facets_of(plan).items() if v < 1}
     plan = film_plan()
-    plan[0]["tool"] = "tool_sound_fx_gen"                  # effects in place of the music
+    plan[0]["tool"] = "tool_sound_fx_gen"  # effects in place of the music
     assert worse(plan, "optimality")["optimality"] < 0.95
     plan = film_plan()
-    plan[0]["tool"] = "tool_music_sumo"                    # no such tool
+    plan[0]["tool"] = "tool_music_sumo"  # no such tool
     worse(plan, "executability", "optimality")
 
 
@@ -149,7 +251,9 @@ def test_slip_missing_step():
     without_reference = [s for s in film_plan() if s["id"] != 2]
     for s in without_reference:
         s["after"] = [a for a in s["after"] if a != 2]
-    worse(without_reference, "requirement", "coherence", "optimality")      # the frames are edits of nothing, and nobody says of what
+    worse(
+        without_reference, "requirement", "coherence", "optimality"
+    )  # the frames are edits of nothing, and nobody says of what
 
 
 def test_slip_needless_step():
@@ -179,14 +283,14 @@ def test_slip_wrong_modality():
 
 def test_two_films_where_one_is_asked():
     plan = film_plan()
-    plan[6]["after"] = [5, 1]                                # the second clip is left over
+    plan[6]["after"] = [5, 1]  # the second clip is left over
     assert facets_of(plan)["requirement"] == 0
 
 
 @pytest.mark.parametrize("after", [[8], [7], [99], [0]])
 def test_slip_cyclic_forward_or_unknown_after(after):
     plan = film_plan()
-    plan[6]["after"] = plan[6]["after"] + after              # step 7: itself, a later one, none
+    plan[6]["after"] = plan[6]["after"] + after  # step 7: itself, a later one, none
     found = facets_of(plan)
     assert found["coherence"] == pytest.approx(7 / 8) and found["optimality"] < 1
 
@@ -194,7 +298,9 @@ def test_slip_cyclic_forward_or_unknown_after(after):
 def test_slip_two_steps_in_a_ring():
     ring = [step(1, IMAGE, "1 image of a red fox", [2]), step(2, EDIT, "1 image from it", [1])]
     assert coherence_facet(ring, []) == 0.5
-    assert coherence_facet([step(1, IMAGE), step(1, EDIT, "2 images", [1])], []) == 0.5      # an id twice
+    assert (
+        coherence_facet([step(1, IMAGE), step(1, EDIT, "2 images", [1])], []) == 0.5
+    )  # an id twice
 
 
 def test_coherence_counts_what_the_user_attached():
@@ -208,8 +314,11 @@ def test_slip_two_goals_in_one_step():
         plan = film_plan()
         plan[7]["goal"] = goal
         assert worse(plan, "atomicity")["atomicity"] == pytest.approx(7 / 8)
-    assert atomicity_facet([step(1, IMAGE, "image")]) == 0 and atomicity_facet([step(1, IMAGE, "one two " * 9)]) == 0
-    assert atomicity_facet([step(1, IMAGE), step(2, IMAGE)]) == 0                              # the same step said twice
+    assert (
+        atomicity_facet([step(1, IMAGE, "image")]) == 0
+        and atomicity_facet([step(1, IMAGE, "one two " * 9)]) == 0
+    )
+    assert atomicity_facet([step(1, IMAGE), step(2, IMAGE)]) == 0  # the same step said twice
     assert atomicity_facet([step(1, IMAGE, "frame 1"), step(2, IMAGE, "frame 2")]) == 1
 
 
@@ -220,8 +329,14 @@ def test_executability_takes_llm_steps():
 
 def test_requirement_leaves_reference_pictures_out():
     c = c_of(images=2)
-    plan = [step(1, IMAGE, "reference image of a red fox"), step(2, EDIT, "2 images from the reference", [1])]
-    assert requirement_facet(plan, c) == 1 and requirement_facet([{**plan[0], "goal": "1 image"}, plan[1]], c) == 0
+    plan = [
+        step(1, IMAGE, "reference image of a red fox"),
+        step(2, EDIT, "2 images from the reference", [1]),
+    ]
+    assert (
+        requirement_facet(plan, c) == 1
+        and requirement_facet([{**plan[0], "goal": "1 image"}, plan[1]], c) == 0
+    )
 
 
 def test_optimality_is_the_better_of_steps_and_edges():
@@ -229,53 +344,103 @@ def test_optimality_is_the_better_of_steps_and_edges():
     assert optimality_facet(plan, FILM) == 1
     for s in plan:
         s["after"] = []
-    assert optimality_facet(plan, FILM) == 0.5               # the right steps, nothing feeds anything
+    assert optimality_facet(plan, FILM) == 0.5  # the right steps, nothing feeds anything
     assert optimality_facet([step(1, "tool_search_content", "look around")], FILM) == 0
 
 
 def test_f1_and_stated_count():
-    assert f1(Counter("aab"), Counter("ab")) == pytest.approx(0.8) and f1(Counter(), Counter()) == 1 and f1(Counter("a"), Counter()) == 0
-    assert [stated_count(g, "image") for g in ("12 images", "an image", "3 pictures of 4 images", "4 clips", "2 images2")] == [12, 1, 3, 1, 1]
+    assert (
+        f1(Counter("aab"), Counter("ab")) == pytest.approx(0.8)
+        and f1(Counter(), Counter()) == 1
+        and f1(Counter("a"), Counter()) == 0
+    )
+    assert [
+        stated_count(g, "image")
+        for g in ("12 images", "an image", "3 pictures of 4 images", "4 clips", "2 images2")
+    ] == [12, 1, 3, 1, 1]
 
 
 def test_facet_weights():
     plan = [step(1, IMAGE, "3 images of a red fox")]
     task = {"constraints": c_of(images=4), "inputs": []}
-    assert plan_reward(plan, task, CONFIG, POOL)[0] == pytest.approx(4 / 6)                   # the binary facet counts double
+    assert plan_reward(plan, task, CONFIG, POOL)[0] == pytest.approx(
+        4 / 6
+    )  # the binary facet counts double
     weights = dict.fromkeys(FACETS, 0.0) | {"requirement": 1.0, "atomicity": 3.0}
-    assert plan_reward(plan, task, RewardConfig(facet_weights=weights), POOL)[0] == pytest.approx(0.75)
+    assert plan_reward(plan, task, RewardConfig(facet_weights=weights), POOL)[0] == pytest.approx(
+        0.75
+    )
 
 
 def test_needs_and_clip_lengths():
     assert needs(FILM) == {"shots", "consistent", "music"}
-    assert needs(c_of(images=3, resolution="2K")) == {"many", "large"} and needs(c_of(images=1, consistency=["style"])) == set()
-    assert n_shots(c_of(videos=1, duration_s=17)) == 3 and n_shots(c_of(videos=1)) == 1 and n_shots(FILM) == 2
-    assert [clip_seconds(c_of(videos=1, duration_s=d), (4, 6, 8)) for d in (3, 4, 5, 7, 8, None)] == [4, 4, 6, 8, 8, 4]
+    assert (
+        needs(c_of(images=3, resolution="2K")) == {"many", "large"}
+        and needs(c_of(images=1, consistency=["style"])) == set()
+    )
+    assert (
+        n_shots(c_of(videos=1, duration_s=17)) == 3
+        and n_shots(c_of(videos=1)) == 1
+        and n_shots(FILM) == 2
+    )
+    assert [
+        clip_seconds(c_of(videos=1, duration_s=d), (4, 6, 8)) for d in (3, 4, 5, 7, 8, None)
+    ] == [4, 4, 6, 8, 8, 4]
 
 
 # --- R_tool and R_format
 
 
-@pytest.mark.parametrize("names, score", [
-    ((), 0), (("a",), 1), (("a", "b"), 1), (("a!",), 0), (("a!", "b!"), 0), (("a!", "a"), 0.8), (("a!", "a!", "a"), 0.8), (("a", "a!"), 0.1),
-    (("a!", "b"), 0.8 - 0.7 / 2), (("a!", "b", "b", "b"), 0.8 - 0.7 / 4), (("a", "a!", "b"), 0.8 - 0.7 / 3), (("a!", "b!", "a", "b"), 0.8)])
+@pytest.mark.parametrize(
+    "names, score",
+    [
+        ((), 0),
+        (("a",), 1),
+        (("a", "b"), 1),
+        (("a!",), 0),
+        (("a!", "b!"), 0),
+        (("a!", "a"), 0.8),
+        (("a!", "a!", "a"), 0.8),
+        (("a", "a!"), 0.1),
+        (("a!", "b"), 0.8 - 0.7 / 2),
+        (("a!", "b", "b", "b"), 0.8 - 0.7 / 4),
+        (("a", "a!", "b"), 0.8 - 0.7 / 3),
+        (("a!", "b!", "a", "b"), 0.8),
+    ],
+)
 def test_tool_reward(names, score):
     assert tool_reward(called(*names))[0] == pytest.approx(score)
 
 
 def test_cheap_calls_of_other_turns_thin_no_failure_out():
     spam = [{"turn": turn, "name": "b", "status": "ok"} for turn in range(2, 20)]
-    assert tool_reward([*called("a!", "b"), *spam]) == (pytest.approx(0.8 - 0.7 / 2), {"worked": pytest.approx(19 / 20), "repaired": 0})
+    assert tool_reward([*called("a!", "b"), *spam]) == (
+        pytest.approx(0.8 - 0.7 / 2),
+        {"worked": pytest.approx(19 / 20), "repaired": 0},
+    )
     assert tool_reward(called("a!", "a", "b"))[1] == {"worked": pytest.approx(2 / 3), "repaired": 1}
 
 
 def turns(*faults):
-    return [{"faults": [{"code": "empty_tag", "pos": 0, "message": "<think> is empty"}] * n, "order": ["think", "plan", "tool_call"] if i == 0 else ["think", "answer"]} for i, n in enumerate(faults)]
+    return [
+        {
+            "faults": [{"code": "empty_tag", "pos": 0, "message": "<think> is empty"}] * n,
+            "order": ["think", "plan", "tool_call"] if i == 0 else ["think", "answer"],
+        }
+        for i, n in enumerate(faults)
+    ]
 
 
-@pytest.mark.parametrize("faults, score", [((0, 0), 1), ((1, 0), 0.5), ((1, 1), 0.5), ((0, 2), 0), ((5, 0), 0)])
+@pytest.mark.parametrize(
+    "faults, score", [((0, 0), 1), ((1, 0), 0.5), ((1, 1), 0.5), ((0, 2), 0), ((5, 0), 0)]
+)
 def test_format_reward_is_the_minimum_over_the_turns(faults, score):
-    assert format_reward(episode(c_of(images=1), [], [], plan=[step(1, IMAGE)], turns=turns(*faults)))[0] == score
+    assert (
+        format_reward(episode(c_of(images=1), [], [], plan=[step(1, IMAGE)], turns=turns(*faults)))[
+            0
+        ]
+        == score
+    )
 
 
 def test_format_reward_needs_plan_and_answer():
@@ -285,10 +450,32 @@ def test_format_reward_needs_plan_and_answer():
     for ended in ("max_turns", "max_tokens", "malformed"):
         assert format_reward({**good, "ended": ended})[0] == 0
     for first in (["think", "tool_call"], ["think", "tool_call", "plan"], ["think"]):
-        assert format_reward({**good, "turns": [{"faults": [], "order": first}, good["turns"][1]]}) == (0, {"clean": 1, "answered": 1, "planned_first": 0})
-    assert format_reward({**good, "turns": [good["turns"][0], {"faults": [], "order": ["think", "tool_call", "answer"]}]})[0] == 0
-    forged = {"code": "unknown_tag", "pos": 9, "message": "<tool_response> is none of the four tags, or closes nothing"}
-    assert format_reward({**good, "turns": [{**good["turns"][0], "faults": [forged]}, good["turns"][1]]})[0] == 0
+        assert format_reward(
+            {**good, "turns": [{"faults": [], "order": first}, good["turns"][1]]}
+        ) == (0, {"clean": 1, "answered": 1, "planned_first": 0})
+    assert (
+        format_reward(
+            {
+                **good,
+                "turns": [
+                    good["turns"][0],
+                    {"faults": [], "order": ["think", "tool_call", "answer"]},
+                ],
+            }
+        )[0]
+        == 0
+    )
+    forged = {
+        "code": "unknown_tag",
+        "pos": 9,
+        "message": "<tool_response> is none of the four tags, or closes nothing",
+    }
+    assert (
+        format_reward(
+            {**good, "turns": [{**good["turns"][0], "faults": [forged]}, good["turns"][1]]}
+        )[0]
+        == 0
+    )
 
 
 # --- R_result: each constraint's check can fail alone
@@ -296,19 +483,52 @@ def test_format_reward_needs_plan_and_answer():
 
 def films(**more):
     """A film of two clips made from frames of one reference, with music on the beat, speech, captions; and its lineage."""
-    parts = [media("in_1", "user"), media("img_1", EDIT, ["in_1"]), media("img_2", EDIT, ["img_1"]), media("img_3", EDIT, ["img_1"]),
-             media("vid_1", I2V, ["img_2"]), media("vid_2", I2V, ["img_3"]), media("aud_1", MUSIC), media("txt_1", "tool_beat_detect", ["aud_1"]),
-             media("aud_2", "tool_sound_fx_gen"), media("vid_3", JOIN, ["vid_1", "vid_2", "aud_1", "aud_2"], duration_s=15.0, shots=2),
-             media("vid_4", "tool_tts_composite", ["vid_3"], duration_s=15.0, shots=2, arguments={"video": "vid_3", "text": "Meet the fox."}),
-             media("vid_5", "tool_subtitle_add_text", ["vid_4"], duration_s=15.0, shots=2, arguments={
-                 "video": "vid_4", "subtitles": [{"start": 0, "end": 2, "text": "a red fox"}]})]
+    parts = [
+        media("in_1", "user"),
+        media("img_1", EDIT, ["in_1"]),
+        media("img_2", EDIT, ["img_1"]),
+        media("img_3", EDIT, ["img_1"]),
+        media("vid_1", I2V, ["img_2"]),
+        media("vid_2", I2V, ["img_3"]),
+        media("aud_1", MUSIC),
+        media("txt_1", "tool_beat_detect", ["aud_1"]),
+        media("aud_2", "tool_sound_fx_gen"),
+        media("vid_3", JOIN, ["vid_1", "vid_2", "aud_1", "aud_2"], duration_s=15.0, shots=2),
+        media(
+            "vid_4",
+            "tool_tts_composite",
+            ["vid_3"],
+            duration_s=15.0,
+            shots=2,
+            arguments={"video": "vid_3", "text": "Meet the fox."},
+        ),
+        media(
+            "vid_5",
+            "tool_subtitle_add_text",
+            ["vid_4"],
+            duration_s=15.0,
+            shots=2,
+            arguments={
+                "video": "vid_4",
+                "subtitles": [{"start": 0, "end": 2, "text": "a red fox"}],
+            },
+        ),
+    ]
     for a in parts:
         a.update(more.get(a["id"], {}))
     return parts
 
 
-WANTED = c_of(videos=1, shots=2, duration_s=15, aspect_ratio="16:9", resolution="720p", audio=["music", "narration", "sfx", "subtitles"],
-              beat=True, input=True)
+WANTED = c_of(
+    videos=1,
+    shots=2,
+    duration_s=15,
+    aspect_ratio="16:9",
+    resolution="720p",
+    audio=["music", "narration", "sfx", "subtitles"],
+    beat=True,
+    input=True,
+)
 
 
 def checks_of(c, artifacts, hand):
@@ -317,16 +537,41 @@ def checks_of(c, artifacts, hand):
 
 def test_result_of_a_right_film():
     score, checks = checks_of(WANTED, films(), ["vid_5"])
-    assert score == 1 and set(checks) == {"count", "aspect", "duration", "shots", "resolution", "music", "narration", "sfx", "subtitles", "beat", "input"}
+    assert score == 1 and set(checks) == {
+        "count",
+        "aspect",
+        "duration",
+        "shots",
+        "resolution",
+        "music",
+        "narration",
+        "sfx",
+        "subtitles",
+        "beat",
+        "input",
+    }
 
 
-@pytest.mark.parametrize("check, change", [
-    ("aspect", {"vid_5": {"width": 1280, "height": 1280}}), ("duration", {"vid_5": {"duration_s": 16.0}}), ("shots", {"vid_5": {"shots": 3}}),
-    ("resolution", {"vid_5": {"width": 640, "height": 360}}), ("music", {"aud_1": {"tool": "user"}}), ("narration", {"vid_4": {"tool": JOIN}}),
-    ("sfx", {"aud_2": {"tool": "user"}}), ("subtitles", {"vid_5": {"tool": JOIN}}), ("beat", {"txt_1": {"parents": []}}), ("input", {"img_1": {"parents": []}})])
+@pytest.mark.parametrize(
+    "check, change",
+    [
+        ("aspect", {"vid_5": {"width": 1280, "height": 1280}}),
+        ("duration", {"vid_5": {"duration_s": 16.0}}),
+        ("shots", {"vid_5": {"shots": 3}}),
+        ("resolution", {"vid_5": {"width": 640, "height": 360}}),
+        ("music", {"aud_1": {"tool": "user"}}),
+        ("narration", {"vid_4": {"tool": JOIN}}),
+        ("sfx", {"aud_2": {"tool": "user"}}),
+        ("subtitles", {"vid_5": {"tool": JOIN}}),
+        ("beat", {"txt_1": {"parents": []}}),
+        ("input", {"img_1": {"parents": []}}),
+    ],
+)
 def test_each_check_of_a_film_fails_alone(check, change):
     score, checks = checks_of(WANTED, films(**change), ["vid_5"])
-    assert {k for k, v in checks.items() if v < 1} == {check} and score == pytest.approx((10 + checks[check]) / 11 * (0.1 + 0.9 * checks[check] ** 2))
+    assert {k for k, v in checks.items() if v < 1} == {check} and score == pytest.approx(
+        (10 + checks[check]) / 11 * (0.1 + 0.9 * checks[check] ** 2)
+    )
 
 
 def test_the_count_of_films_fails_alone():
@@ -338,31 +583,59 @@ PAGE = c_of(images=2, aspect_ratio="1:1", resolution="2K", transparent=True, web
 
 
 def pictures(**more):
-    clear = {"width": 2048, "height": 2048, "arguments": {"prompt": "a red fox", "background": "transparent"}}
-    parts = [media("img_1", IMAGE, **clear), media("img_2", IMAGE, **clear), media("htm_1", "tool_html_builder", ["img_1", "img_2"])]
+    clear = {
+        "width": 2048,
+        "height": 2048,
+        "arguments": {"prompt": "a red fox", "background": "transparent"},
+    }
+    parts = [
+        media("img_1", IMAGE, **clear),
+        media("img_2", IMAGE, **clear),
+        media("htm_1", "tool_html_builder", ["img_1", "img_2"]),
+    ]
     for a in parts:
         a.update(more.get(a["id"], {}))
     return parts
 
 
 def test_result_of_right_pictures():
-    assert checks_of(PAGE, pictures(), ["img_1", "img_2", "htm_1"]) == (1, dict.fromkeys(("count", "aspect", "resolution", "transparent", "web_page"), 1))
+    assert checks_of(PAGE, pictures(), ["img_1", "img_2", "htm_1"]) == (
+        1,
+        dict.fromkeys(("count", "aspect", "resolution", "transparent", "web_page"), 1),
+    )
 
 
-@pytest.mark.parametrize("check, change, hand", [
-    ("aspect", {"img_2": {"width": 2560}}, ["img_1", "img_2", "htm_1"]), ("resolution", {"img_2": {"width": 2000, "height": 2000}}, ["img_1", "img_2", "htm_1"]),
-    ("transparent", {"img_2": {"arguments": {}}}, ["img_1", "img_2", "htm_1"]), ("web_page", {}, ["img_1", "img_2"]),
-    ("web_page", {"htm_1": {"parents": [{"id": "img_1", "role": "media"}]}}, ["img_1", "img_2", "htm_1"]), ("count", {}, ["img_1", "htm_1"])])
+@pytest.mark.parametrize(
+    "check, change, hand",
+    [
+        ("aspect", {"img_2": {"width": 2560}}, ["img_1", "img_2", "htm_1"]),
+        ("resolution", {"img_2": {"width": 2000, "height": 2000}}, ["img_1", "img_2", "htm_1"]),
+        ("transparent", {"img_2": {"arguments": {}}}, ["img_1", "img_2", "htm_1"]),
+        ("web_page", {}, ["img_1", "img_2"]),
+        (
+            "web_page",
+            {"htm_1": {"parents": [{"id": "img_1", "role": "media"}]}},
+            ["img_1", "img_2", "htm_1"],
+        ),
+        ("count", {}, ["img_1", "htm_1"]),
+    ],
+)
 def test_each_check_of_pictures_fails_alone(check, change, hand):
     _, checks = checks_of(PAGE, pictures(**change), hand)
     assert {k for k, v in checks.items() if v < 1} == {check} and checks[check] in (0, 0.5)
 
 
 def test_nothing_is_judged_that_was_not_asked():
-    assert checks_of(c_of(images=1), [media("img_1", IMAGE, width=13, height=5000)], ["img_1"]) == (1, {"count": 1})
+    assert checks_of(c_of(images=1), [media("img_1", IMAGE, width=13, height=5000)], ["img_1"]) == (
+        1,
+        {"count": 1},
+    )
 
 
-@pytest.mark.parametrize("seconds, score", [(15.0, 1), (15.7, 1), (14.3, 1), (16.0, pytest.approx(0.5 * 14 / 15)), (30.0, 0), (90.0, 0)])
+@pytest.mark.parametrize(
+    "seconds, score",
+    [(15.0, 1), (15.7, 1), (14.3, 1), (16.0, pytest.approx(0.5 * 14 / 15)), (30.0, 0), (90.0, 0)],
+)
 def test_duration_tolerance(seconds, score):
     long = {"duration_s": 100.0}
     parts = films(vid_1=long, vid_5={"duration_s": seconds})
@@ -371,24 +644,43 @@ def test_duration_tolerance(seconds, score):
 
 def test_aspect_tolerance():
     for (w, h), good in (((1344, 768), 1), ((1344, 704), 0), ((768, 1344), 0)):
-        assert checks_of(c_of(images=1, aspect_ratio="16:9"), [media("img_1", IMAGE, width=w, height=h)], ["img_1"])[1]["aspect"] == good
+        assert (
+            checks_of(
+                c_of(images=1, aspect_ratio="16:9"),
+                [media("img_1", IMAGE, width=w, height=h)],
+                ["img_1"],
+            )[1]["aspect"]
+            == good
+        )
 
 
 @pytest.mark.parametrize("hand", [[], ["img_9"], ["in_1"], ["htm_1"], ["in_1", "img_7", "htm_1"]])
 def test_claims_without_artifacts_and_inputs_given_back_score_zero(hand):
     parts = [media("in_1", "user"), *pictures()]
     assert checks_of(c_of(images=1, input=True), parts, hand) == (0.0, {"modality": 0.0})
-    assert coherence_reward(episode(c_of(images=1), parts, hand, called(IMAGE), [step(1, IMAGE)]), CONFIG)[0] == 0
+    assert (
+        traj_reward(episode(c_of(images=1), parts, hand, called(IMAGE), [step(1, IMAGE)]), CONFIG)[
+            0
+        ]
+        == 0
+    )
 
 
 def test_the_wrong_modality_scores_zero():
-    assert checks_of(c_of(videos=1), films(), ["img_2"])[0] == 0 and checks_of(c_of(images=1), films(), ["vid_5"])[0] == 0
-    assert result_reward({**episode(c_of(images=1), pictures(), []), "answer": None}, CONFIG)[0] == 0
+    assert (
+        checks_of(c_of(videos=1), films(), ["img_2"])[0] == 0
+        and checks_of(c_of(images=1), films(), ["vid_5"])[0] == 0
+    )
+    assert (
+        result_reward({**episode(c_of(images=1), pictures(), []), "answer": None}, CONFIG)[0] == 0
+    )
 
 
 def test_the_same_artifact_twice_counts_once():
     t = episode(c_of(images=2), pictures(), ["img_1", "img_1"])
-    assert [a["id"] for a in deliverables(t)] == ["img_1"] and result_reward(t, CONFIG)[1]["count"] == 0.5
+    assert [a["id"] for a in deliverables(t)] == ["img_1"] and result_reward(t, CONFIG)[1][
+        "count"
+    ] == 0.5
 
 
 # --- R_cons
@@ -403,54 +695,106 @@ def test_consistency_applies_to_several_units_only():
     assert cons(c_of(images=2), parts, ["img_1", "img_2"]) is None
     assert cons(c_of(images=1, consistency=["object"]), parts, ["img_1"]) is None
     assert cons(c_of(videos=1, shots=1, consistency=["scene"]), films(), ["vid_5"]) is None
-    assert cons(c_of(images=2, consistency=["object"]), parts, ["img_1", "img_2"]) == 0        # made apart
+    assert (
+        cons(c_of(images=2, consistency=["object"]), parts, ["img_1", "img_2"]) == 0
+    )  # made apart
 
 
 def test_consistency_of_pictures_by_lineage():
     c = c_of(images=3, consistency=["style"])
-    first, second, third = media("img_1", IMAGE), media("img_2", EDIT, ["img_1"]), media("img_3", EDIT, ["img_1"], arguments={"prompt": "from above"})
-    assert cons(c, [first, second, third], ["img_1", "img_2", "img_3"]) == 1                 # one of them is the reference
+    first, second, third = (
+        media("img_1", IMAGE),
+        media("img_2", EDIT, ["img_1"]),
+        media("img_3", EDIT, ["img_1"], arguments={"prompt": "from above"}),
+    )
+    assert (
+        cons(c, [first, second, third], ["img_1", "img_2", "img_3"]) == 1
+    )  # one of them is the reference
     assert cons(c, [first, second, media("img_3", IMAGE)], ["img_1", "img_2", "img_3"]) == 0.5
-    assert cons(c, [first, second, media("img_3", EDIT, ["img_2"])], ["img_1", "img_2", "img_3"]) == 1      # a chain
-    assert cons(c, [first, second], ["img_1", "img_2"]) == 0.5                               # one is missing
+    assert (
+        cons(c, [first, second, media("img_3", EDIT, ["img_2"])], ["img_1", "img_2", "img_3"]) == 1
+    )  # a chain
+    assert cons(c, [first, second], ["img_1", "img_2"]) == 0.5  # one is missing
     assert cons(c, [first, second, third], []) == 0 and cons(c, [], ["img_1", "img_2"]) == 0
     same = {"arguments": {"prompt": "from above", "seed": 7}}
-    assert cons(c, [first, {**second, **same}, {**third, **same}], ["img_1", "img_2", "img_3"]) == 0.5      # one seed, one picture
-    outside = [media("img_9", IMAGE), *(media(f"img_{i}", EDIT, ["img_9"], arguments={"prompt": f"view {i}"}) for i in (1, 2, 3))]
+    assert (
+        cons(c, [first, {**second, **same}, {**third, **same}], ["img_1", "img_2", "img_3"]) == 0.5
+    )  # one seed, one picture
+    outside = [
+        media("img_9", IMAGE),
+        *(media(f"img_{i}", EDIT, ["img_9"], arguments={"prompt": f"view {i}"}) for i in (1, 2, 3)),
+    ]
     assert cons(c, outside, ["img_1", "img_2", "img_3"]) == 1
     more = [first, second, third, media("img_4", IMAGE), media("img_5", IMAGE)]
-    assert cons(c, more, [f"img_{i}" for i in range(1, 6)]) == 0.5                           # strangers among them
+    assert cons(c, more, [f"img_{i}" for i in range(1, 6)]) == 0.5  # strangers among them
 
 
 def test_consistency_of_shots_by_lineage():
     c = c_of(videos=1, shots=2, consistency=["object"])
     assert cons(c, films(), ["vid_5"]) == 1
     assert cons(c, films(img_3={"parents": []}), ["vid_5"]) == 0
-    assert cons(c, [media("vid_1", CLIP), media("vid_2", CLIP), media("vid_3", JOIN, ["vid_1", "vid_2"], shots=2)], ["vid_3"]) == 0
-    assert cons(c, films(), ["vid_1"]) == 0                                                  # one clip, no film
+    assert (
+        cons(
+            c,
+            [
+                media("vid_1", CLIP),
+                media("vid_2", CLIP),
+                media("vid_3", JOIN, ["vid_1", "vid_2"], shots=2),
+            ],
+            ["vid_3"],
+        )
+        == 0
+    )
+    assert cons(c, films(), ["vid_1"]) == 0  # one clip, no film
 
 
 # --- R_traj
 
 
 def test_coherence_reward():
-    c, parts = c_of(images=2, style="pastel", consistency=["object"]), [media("img_1", IMAGE, arguments={"prompt": "red fox, pastel"}), media("img_2", EDIT, ["img_1"], arguments={})]
+    c, parts = (
+        c_of(images=2, style="pastel", consistency=["object"]),
+        [
+            media("img_1", IMAGE, arguments={"prompt": "red fox, pastel"}),
+            media("img_2", EDIT, ["img_1"], arguments={}),
+        ],
+    )
     plan, hand = [step(1, IMAGE), step(2, EDIT, after=[1])], ["img_1", "img_2"]
-    assert coherence_reward(episode(c, parts, hand, called(IMAGE, EDIT), plan), CONFIG) == (1, {"planned": 1, "executed": 1, "wired": 1, "on_topic": 1})
-    assert coherence_reward(episode(c, parts, hand, called(IMAGE, EDIT, EDIT), plan), CONFIG)[1]["executed"] == pytest.approx(2 / 3)
-    partial = [{**call, "arguments": {"n": 2}} for call in called(IMAGE, EDIT)] + called(EDIT)      # the third call completes the second
-    assert coherence_reward(episode(c, parts, hand, partial, plan), CONFIG)[1]["executed"] == 1
-    assert coherence_reward(episode(c, parts, hand, called(IMAGE, EDIT + "!"), plan), CONFIG)[1] == {"planned": 0.5, "executed": 0.5, "wired": 1, "on_topic": 1}
-    assert coherence_reward(episode(c, parts, hand, called(IMAGE, EDIT), []), CONFIG)[0] == 0
-    assert coherence_reward(episode(c, parts, hand, called(), plan), CONFIG)[0] == 0
+    assert traj_reward(episode(c, parts, hand, called(IMAGE, EDIT), plan), CONFIG) == (
+        1,
+        {"planned": 1, "executed": 1, "wired": 1, "on_topic": 1},
+    )
+    assert traj_reward(episode(c, parts, hand, called(IMAGE, EDIT, EDIT), plan), CONFIG)[1][
+        "executed"
+    ] == pytest.approx(2 / 3)
+    partial = [{**call, "arguments": {"n": 2}} for call in called(IMAGE, EDIT)] + called(
+        EDIT
+    )  # the third call completes the second
+    assert traj_reward(episode(c, parts, hand, partial, plan), CONFIG)[1]["executed"] == 1
+    assert traj_reward(episode(c, parts, hand, called(IMAGE, EDIT + "!"), plan), CONFIG)[1] == {
+        "planned": 0.5,
+        "executed": 0.5,
+        "wired": 1,
+        "on_topic": 1,
+    }
+    assert traj_reward(episode(c, parts, hand, called(IMAGE, EDIT), []), CONFIG)[0] == 0
+    assert traj_reward(episode(c, parts, hand, called(), plan), CONFIG)[0] == 0
     parts[0]["arguments"]["prompt"] = "a red cat"
-    score, found = coherence_reward(episode(c, parts, hand, called(IMAGE, EDIT), plan), CONFIG)
+    score, found = traj_reward(episode(c, parts, hand, called(IMAGE, EDIT), plan), CONFIG)
     assert found["on_topic"] == pytest.approx(1 / 3) == score
 
 
 def test_plan_steps_of_an_llm_need_no_call():
     parts = [media("img_1", IMAGE)]
-    assert coherence_reward(episode(c_of(images=1), parts, ["img_1"], called(IMAGE), [step(1, "llm"), step(2, IMAGE)]), CONFIG)[0] == 1
+    assert (
+        traj_reward(
+            episode(
+                c_of(images=1), parts, ["img_1"], called(IMAGE), [step(1, "llm"), step(2, IMAGE)]
+            ),
+            CONFIG,
+        )[0]
+        == 1
+    )
 
 
 # --- the whole
@@ -459,31 +803,65 @@ def test_plan_steps_of_an_llm_need_no_call():
 HERE = {"tool": 0.9, "format": 0.5, "result": 0.8, "traj": 0.7, "cons": None}
 
 
-@pytest.mark.parametrize("form, total", [("plan*fine", 0.6 * 0.725), ("plan*(result+format)", 0.6 * 0.65), ("result+format", 0.65),
-                                         ("plan+fine", (0.6 + 0.9 + 0.5 + 0.8 + 0.7) / 5)])
+@pytest.mark.parametrize(
+    "form, total",
+    [
+        ("plan*fine", 0.6 * 0.725),
+        ("plan*(result+format)", 0.6 * 0.65),
+        ("result+format", 0.65),
+        ("plan+fine", (0.6 + 0.9 + 0.5 + 0.8 + 0.7) / 5),
+    ],
+)
 def test_forms(form, total):
     found = combine(0.6, HERE, RewardConfig(form=form))
-    assert found["total"] == pytest.approx(total) and found["plan"] == 0.6 and found["fine"] == pytest.approx(0.725) and found["cons"] is None
+    assert (
+        found["total"] == pytest.approx(total)
+        and found["plan"] == 0.6
+        and found["fine"] == pytest.approx(0.725)
+        and found["cons"] is None
+    )
 
 
 def test_rl1_to_rl4_by_config():
-    forms = {p.stem: load_config(p).reward.form for p in (ROOT / "configs" / "ablations").glob("rl*.yaml")}
-    assert forms == {"rl1": "result+format", "rl2": "plan*(result+format)", "rl3": "plan*(result+format)", "rl4": "plan*fine"}
-    assert load_config(ROOT / "configs" / "tiny.yaml").reward.form == RewardConfig().form == "plan*fine"
+    forms = {
+        p.stem: load_config(p).reward.form
+        for p in (ROOT / "configs" / "ablations").glob("rl*.yaml")
+    }
+    assert forms == {
+        "rl1": "result+format",
+        "rl2": "plan*(result+format)",
+        "rl3": "plan*(result+format)",
+        "rl4": "plan*fine",
+    }
+    assert (
+        load_config(ROOT / "configs" / "tiny.yaml").reward.form
+        == RewardConfig().form
+        == "plan*fine"
+    )
     assert load_config(ROOT / "configs" / "ablations" / "rl3.yaml").vrl.start == "base"
 
 
 def test_a_part_that_does_not_apply_is_left_out_not_given_away():
     with_cons = combine(1.0, {**HERE, "cons": 0.0}, CONFIG)
-    assert combine(1.0, HERE, CONFIG)["fine"] == pytest.approx(2.9 / 4) and with_cons["fine"] == pytest.approx(2.9 / 5)
+    assert combine(1.0, HERE, CONFIG)["fine"] == pytest.approx(2.9 / 4) and with_cons[
+        "fine"
+    ] == pytest.approx(2.9 / 5)
 
 
 def test_part_weights():
-    config = RewardConfig(weights={"tool": 0.0, "format": 0.0, "result": 3.0, "traj": 1.0, "cons": 5.0})
+    config = RewardConfig(
+        weights={"tool": 0.0, "format": 0.0, "result": 3.0, "traj": 1.0, "cons": 5.0}
+    )
     assert combine(1.0, HERE, config)["fine"] == pytest.approx((3 * 0.8 + 0.7) / 4)
 
 
-@pytest.mark.parametrize("change, words", [({"form": "sum"}, ["reward.form", "plan*fine", "'sum'"]), ({"judge": "oracle"}, ["reward.judge", "rules", "'oracle'"])])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"form": "sum"}, ["reward.form", "plan*fine", "'sum'"]),
+        ({"judge": "oracle"}, ["reward.judge", "rules", "'oracle'"]),
+    ],
+)
 def test_unknown_form_or_judge_is_one_line(change, words):
     with pytest.raises(SystemExit) as e:
         build(Config(), {"reward": change})
@@ -513,36 +891,107 @@ def test_reward_leaves_the_trajectory_alone(expert):
     assert t == expert[0]
 
 
-WORD = st.sampled_from(["a red fox", "2 images of a fox", "3 images", "clip 1 of a fox", "reference image", "join all clips; then trim", "x", "1000 clips"])
+WORD = st.sampled_from(
+    [
+        "a red fox",
+        "2 images of a fox",
+        "3 images",
+        "clip 1 of a fox",
+        "reference image",
+        "join all clips; then trim",
+        "x",
+        "1000 clips",
+    ]
+)
 TOOL = st.sampled_from([*load_tools(), "llm", "tool_none", ""])
-PLAN = st.lists(st.fixed_dictionaries({"id": st.integers(0, 6), "tool": TOOL, "goal": WORD, "after": st.lists(st.integers(-1, 7), max_size=3)}), max_size=6)
+PLAN = st.lists(
+    st.fixed_dictionaries(
+        {
+            "id": st.integers(0, 6),
+            "tool": TOOL,
+            "goal": WORD,
+            "after": st.lists(st.integers(-1, 7), max_size=3),
+        }
+    ),
+    max_size=6,
+)
 MEDIUM = st.sampled_from(["in_1", "img_1", "img_2", "vid_1", "vid_2", "aud_1", "img_99"])
 CALL = st.one_of(
-    st.fixed_dictionaries({"name": st.sampled_from([IMAGE, CLIP, "tool_text2image_qwen", MUSIC]),
-                           "arguments": st.fixed_dictionaries({"prompt": WORD}, optional={"n": st.integers(0, 5)})}),
-    st.fixed_dictionaries({"name": st.just(EDIT), "arguments": st.fixed_dictionaries({"prompt": WORD, "images": st.lists(MEDIUM, max_size=2)})}),
-    st.fixed_dictionaries({"name": st.just(I2V), "arguments": st.fixed_dictionaries({"prompt": WORD, "image": MEDIUM})}),
-    st.fixed_dictionaries({"name": st.just(JOIN), "arguments": st.fixed_dictionaries({"videos": st.lists(MEDIUM, max_size=3)})}),
-    st.fixed_dictionaries({"name": TOOL, "arguments": st.dictionaries(st.sampled_from(["prompt", "video"]), MEDIUM)}))
-TURN = st.tuples(st.booleans(), st.one_of(st.none(), PLAN), st.lists(CALL, max_size=4), st.text(max_size=8))
+    st.fixed_dictionaries(
+        {
+            "name": st.sampled_from([IMAGE, CLIP, "tool_text2image_qwen", MUSIC]),
+            "arguments": st.fixed_dictionaries({"prompt": WORD}, optional={"n": st.integers(0, 5)}),
+        }
+    ),
+    st.fixed_dictionaries(
+        {
+            "name": st.just(EDIT),
+            "arguments": st.fixed_dictionaries(
+                {"prompt": WORD, "images": st.lists(MEDIUM, max_size=2)}
+            ),
+        }
+    ),
+    st.fixed_dictionaries(
+        {
+            "name": st.just(I2V),
+            "arguments": st.fixed_dictionaries({"prompt": WORD, "image": MEDIUM}),
+        }
+    ),
+    st.fixed_dictionaries(
+        {
+            "name": st.just(JOIN),
+            "arguments": st.fixed_dictionaries({"videos": st.lists(MEDIUM, max_size=3)}),
+        }
+    ),
+    st.fixed_dictionaries(
+        {"name": TOOL, "arguments": st.dictionaries(st.sampled_from(["prompt", "video"]), MEDIUM)}
+    ),
+)
+TURN = st.tuples(
+    st.booleans(), st.one_of(st.none(), PLAN), st.lists(CALL, max_size=4), st.text(max_size=8)
+)
 TASKS = make_tasks(42, "train", DataConfig(), seed=2)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-@given(task=st.sampled_from(TASKS), turns=st.lists(TURN, min_size=1, max_size=3), hand=st.one_of(st.none(), st.lists(MEDIUM, max_size=4)), form=st.sampled_from(FORMS))
+@settings(
+    max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+@given(
+    task=st.sampled_from(TASKS),
+    turns=st.lists(TURN, min_size=1, max_size=3),
+    hand=st.one_of(st.none(), st.lists(MEDIUM, max_size=4)),
+    form=st.sampled_from(FORMS),
+)
 def test_every_component_is_between_0_and_1(task, turns, hand, form):
     env = VisGenEnv(RolloutConfig(failure_scale=5.0, tool_pool="all"))
     env.reset(task, 1)
     for think, plan, calls, noise in turns:
         if not env.ended:
-            env.step(("<think>so</think>" if think else noise) + (f"<plan>{to_json(plan)}</plan>" if plan is not None else "")
-                     + "".join(f"<tool_call>{to_json(c)}</tool_call>" for c in calls))
+            env.step(
+                ("<think>so</think>" if think else noise)
+                + (f"<plan>{to_json(plan)}</plan>" if plan is not None else "")
+                + "".join(f"<tool_call>{to_json(c)}</tool_call>" for c in calls)
+            )
     if not env.ended and hand is not None:
-        env.step(f"<think>done</think><answer>{to_json({'deliverables': hand, 'summary': 'all done'})}</answer>")
+        env.step(
+            f"<think>done</think><answer>{to_json({'deliverables': hand, 'summary': 'all done'})}</answer>"
+        )
     reward = ltr_reward(env.trajectory(), RewardConfig(form=form))
-    numbers = [reward[k] for k in ("total", "plan", "fine", *PARTS)] + list(reward["facets"].values()) + list(reward["checks"].values())
+    numbers = (
+        [reward[k] for k in ("total", "plan", "fine", *PARTS)]
+        + list(reward["facets"].values())
+        + list(reward["checks"].values())
+    )
     assert all(n is None or 0 <= n <= 1 for n in numbers), reward
-    assert set(reward) == {"total", "plan", "fine", *PARTS, "facets", "checks", "reasons"} and json.dumps(reward)
+    assert set(reward) == {
+        "total",
+        "plan",
+        "fine",
+        *PARTS,
+        "facets",
+        "checks",
+        "reasons",
+    } and json.dumps(reward)
 
 
 def replay(task, plan, calls, hand):
@@ -550,16 +999,24 @@ def replay(task, plan, calls, hand):
     env = VisGenEnv(RolloutConfig(failure_scale=0.0, tool_pool="all"))
     env.reset(task, 1)
     for i, group in enumerate(calls):
-        env.step("<think>go</think>" + (f"<plan>{to_json(plan)}</plan>" if i == 0 else "") + "".join(f"<tool_call>{to_json(c)}</tool_call>" for c in group))
+        env.step(
+            "<think>go</think>"
+            + (f"<plan>{to_json(plan)}</plan>" if i == 0 else "")
+            + "".join(f"<tool_call>{to_json(c)}</tool_call>" for c in group)
+        )
     if not env.ended:
-        env.step(f"<think>done</think><answer>{to_json({'deliverables': hand, 'summary': 'done'})}</answer>")
+        env.step(
+            f"<think>done</think><answer>{to_json({'deliverables': hand, 'summary': 'done'})}</answer>"
+        )
     return ltr_reward(env.trajectory(), CONFIG)["total"]
 
 
 def by_turn(trajectory):
     groups = {}
     for call in trajectory["calls"]:
-        groups.setdefault(call["turn"], []).append({"name": call["name"], "arguments": call["arguments"]})
+        groups.setdefault(call["turn"], []).append(
+            {"name": call["name"], "arguments": call["arguments"]}
+        )
     return [groups[i] for i in sorted(groups)]
 
 
@@ -568,25 +1025,49 @@ def graded(t):
     task, plan, calls, hand = t["task"], t["plan"], by_turn(t), t["answer"]["deliverables"]
     c = task["constraints"]
     perfect = replay(task, plan, calls, hand)
-    slip = replay(task, plan, calls + [[{"name": "tool_search_inspire", "arguments": {"query": "fox"}}]], hand)      # one needless call
+    slip = replay(
+        task, plan, calls + [[{"name": "tool_search_inspire", "arguments": {"query": "fox"}}]], hand
+    )  # one needless call
     # Wrong count: one picture too many in the plan; one is handed over. Films: the first clip beside the film.
     some = copy.deepcopy(plan)
-    made = next(s for s in some if rewards.makes(s["tool"]) == ("image" if c["images"] else "video"))
+    made = next(
+        s for s in some if toolbox.makes(s["tool"]) == ("image" if c["images"] else "video")
+    )
     made["goal"] = f"9 {'images' if c['images'] else 'clips'} of a thing"
-    extra = [a["id"] for a in t["artifacts"] if a["kind"] == "video" and a["id"] not in hand] or hand[:0]
+    extra = [
+        a["id"] for a in t["artifacts"] if a["kind"] == "video" and a["id"] not in hand
+    ] or hand[:0]
     wrong = replay(task, some, calls, hand[:1] if c["images"] and c["images"] > 1 else hand + extra)
-    other = (CLIP, "clip of a red fox", "vid_1") if c["images"] else (IMAGE, "1 image of a red fox", "img_1")
-    modality = replay(task, [step(1, other[0], other[1])], [[{"name": other[0], "arguments": {"prompt": c["subject"]}}]], [other[2]])
+    other = (
+        (CLIP, "clip of a red fox", "vid_1")
+        if c["images"]
+        else (IMAGE, "1 image of a red fox", "img_1")
+    )
+    modality = replay(
+        task,
+        [step(1, other[0], other[1])],
+        [[{"name": other[0], "arguments": {"prompt": c["subject"]}}]],
+        [other[2]],
+    )
     nothing = replay(task, [], [], [])
     return perfect, slip, wrong, modality, nothing
 
 
 def test_graded_variants_come_out_in_order(expert):
-    chosen = ([t for t in expert if t["task"]["constraints"]["images"] > 1][:15] + [t for t in expert if t["task"]["constraints"]["videos"]][:15])
+    chosen = [t for t in expert if t["task"]["constraints"]["images"] > 1][:15] + [
+        t for t in expert if t["task"]["constraints"]["videos"]
+    ][:15]
     assert len(chosen) == 30
     for t in chosen:
         perfect, slip, wrong, modality, nothing = graded(t)
-        assert 1 == perfect > slip > wrong > modality >= nothing == 0, (t["task"]["request"], perfect, slip, wrong, modality, nothing)
+        assert 1 == perfect > slip > wrong > modality >= nothing == 0, (
+            t["task"]["request"],
+            perfect,
+            slip,
+            wrong,
+            modality,
+            nothing,
+        )
         assert slip > 0.85 and modality < 0.5
 
 
@@ -603,10 +1084,17 @@ def test_a_repaired_failure_costs_less_than_a_lost_step(expert):
 
 
 def test_import_is_light_and_fast():
-    code = ("import time; t = time.perf_counter(); import env, rewards; s = time.perf_counter() - t; import sys; "
-            "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules), 'torch came along'; print(s)")
+    code = (
+        "import time; t = time.perf_counter(); import env, rewards; s = time.perf_counter() - t; import sys; "
+        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules), 'torch came along'; print(s)"
+    )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = [subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True) for _ in range(3)]
+    done = [
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True
+        )
+        for _ in range(3)
+    ]
     assert all(d.returncode == 0 for d in done), done[0].stderr
     assert min(float(d.stdout) for d in done) < 0.5
 
@@ -614,9 +1102,20 @@ def test_import_is_light_and_fast():
 def test_script_prints_scores_and_names_a_missing_file(tmp_path, expert):
     path = tmp_path / "t.jsonl"
     path.write_text("".join(to_json(t) + "\n" for t in expert[:3]))
-    run = [subprocess.run([sys.executable, "rewards.py", str(p)], cwd=ROOT, capture_output=True, text=True) for p in (path, tmp_path / "none.jsonl")]
-    assert run[0].returncode == 0 and run[0].stdout.count("R_vrt 1.000 = plan 1.000 x fine 1.000") == 3
-    assert run[1].returncode != 0 and "none.jsonl" in run[1].stderr and "Traceback" not in run[1].stderr
+    run = [
+        subprocess.run(
+            [sys.executable, "rewards.py", str(p)], cwd=ROOT, capture_output=True, text=True
+        )
+        for p in (path, tmp_path / "none.jsonl")
+    ]
+    assert (
+        run[0].returncode == 0 and run[0].stdout.count("R_vrt 1.000 = plan 1.000 x fine 1.000") == 3
+    )
+    assert (
+        run[1].returncode != 0
+        and "none.jsonl" in run[1].stderr
+        and "Traceback" not in run[1].stderr
+    )
 
 
 def test_the_request_alone_decides_the_expert(expert):

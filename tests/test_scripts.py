@@ -1,4 +1,5 @@
 """The scripts as a user runs them, by subprocess on configs/smoke.yaml: a whole run, starting again, kills, refusals, README."""
+
 import json
 import os
 import random
@@ -16,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
 SCRIPTS = ("make_data.py", "train_pst.py", "train_vrl.py", "bench.py")
-QUICK = ("bench.tasks=2", "bench.sampled=false")      # changes what is measured, not what is trained
+QUICK = ("bench.tasks=2", "bench.sampled=false")  # changes what is measured, not what is trained
 
 
 def command(script, name, *more):
@@ -26,20 +27,35 @@ def command(script, name, *more):
 def finish(script, name, *more, timeout=240):
     """Run a script to its end: CompletedProcess with .seconds."""
     began = time.time()
-    done = subprocess.run(command(script, name, *more), cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(
+        command(script, name, *more),
+        cwd=ROOT,
+        env=ENV,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
     done.seconds = time.time() - began
     return done
 
 
 def start(script, name, *more):
-    return subprocess.Popen(command(script, name, *more), cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        command(script, name, *more),
+        cwd=ROOT,
+        env=ENV,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def wait_for(process, test, seconds=150):
     """Wait until test() holds while the process runs."""
     limit = time.time() + seconds
     while not test():
-        assert process.poll() is None, f"the run ended with {process.returncode} before what the test waits for"
+        assert process.poll() is None, (
+            f"the run ended with {process.returncode} before what the test waits for"
+        )
         assert time.time() < limit, "the run did not get there in time"
         time.sleep(0.02)
 
@@ -58,14 +74,18 @@ def table(text):
     """The before/after table of train_vrl.py's output."""
     lines = text.splitlines()
     first = next(i for i, line in enumerate(lines) if re.match(r"held-out\s+PST", line))
-    return lines[first:next(i for i in range(first, len(lines)) if not lines[i].strip())]
+    return lines[first : next(i for i in range(first, len(lines)) if not lines[i].strip())]
 
 
 def refused(done, *parts):
     """The script ended with one clear line, without a traceback."""
     error = [line for line in done.stderr.splitlines() if line.strip()]
-    assert done.returncode not in (0, None) and "Traceback" not in done.stderr + done.stdout, done.stderr[-2000:]
-    assert error[-1].startswith("error: ") and sum(line.startswith("error") for line in error) == 1, done.stderr[-2000:]
+    assert done.returncode not in (0, None) and "Traceback" not in done.stderr + done.stdout, (
+        done.stderr[-2000:]
+    )
+    assert (
+        error[-1].startswith("error: ") and sum(line.startswith("error") for line in error) == 1
+    ), done.stderr[-2000:]
     for part in parts:
         assert part in error[-1], error[-1]
 
@@ -96,14 +116,27 @@ def test_smoke_run_ends_with_table_curve_and_trajectory(smoke):
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.seconds < 150
     rows = table(done.stdout)
-    for label in ("greedy R_vrt", "greedy R_plan", "sampled R_vrt", "sampled R_result", "arithmetic (exact match)",
-                  "instruction (exact match)", "function (exact match)"):
+    for label in (
+        "greedy R_vrt",
+        "greedy R_plan",
+        "sampled R_vrt",
+        "sampled R_result",
+        "arithmetic (exact match)",
+        "instruction (exact match)",
+        "function (exact match)",
+    ):
         row = next(r for r in rows if r.startswith(label))
-        assert all(0 <= float(x) <= 1 for x in row[len(label):].split() if x != "-") and len(row[len(label):].split()) >= 2
+        assert (
+            all(0 <= float(x) <= 1 for x in row[len(label) :].split() if x != "-")
+            and len(row[len(label) :].split()) >= 2
+        )
     for label, head in (("curve", b"\x89PNG"), ("trajectory", b"task ")):
         path = ROOT / re.search(rf"^{label}: +(\S+)$", done.stdout, re.M).group(1)
         assert path.parent == run and path.read_bytes().startswith(head)
-    assert "<plan>" in (run / "trajectory.txt").read_text() or metrics(run, "eval")[-1]["greedy"]["reward"] == 0
+    assert (
+        "<plan>" in (run / "trajectory.txt").read_text()
+        or metrics(run, "eval")[-1]["greedy"]["reward"] == 0
+    )
 
 
 def test_smoke_metrics_hold_every_phase(smoke):
@@ -114,19 +147,40 @@ def test_smoke_metrics_hold_every_phase(smoke):
     assert pst[-1]["loss"] < pst[0]["loss"]
     assert [m["step"] for m in vrl] == [1, 2, 3] and [m["step"] for m in evals] == [0, 3]
     for m in vrl:
-        flat = m["groups"].get("flat", 0) == 4          # nothing to learn from: no update, no ratio
-        assert 0 <= m["reward"] <= 1 and m["gap_max"] < 1e-3 and (flat or m["ratio"] == pytest.approx(1, abs=1e-3))
+        flat = m["groups"].get("flat", 0) == 4  # nothing to learn from: no update, no ratio
+        assert (
+            0 <= m["reward"] <= 1
+            and m["gap_max"] < 1e-3
+            and (flat or m["ratio"] == pytest.approx(1, abs=1e-3))
+        )
         assert m["groups"]["groups"] == 4 and sum(m["ended"].values()) == 16
-        assert {"plan", "fine", "tool", "format", "result", "traj", "cons", "entropy", "grad_norm", "var_total", "var_plan", "var_tool"} <= set(m)
+        assert {
+            "plan",
+            "fine",
+            "tool",
+            "format",
+            "result",
+            "traj",
+            "cons",
+            "entropy",
+            "grad_norm",
+            "var_total",
+            "var_plan",
+            "var_tool",
+        } <= set(m)
     for step in (1, 2, 3):
         records = (run / "vrl" / "rollouts" / f"step-{step}.jsonl").read_text().splitlines()
-        assert len(records) == 16 and {"reward", "advantage", "calls", "plan", "ended"} <= set(json.loads(records[0]))
+        assert len(records) == 16 and {"reward", "advantage", "calls", "plan", "ended"} <= set(
+            json.loads(records[0])
+        )
 
 
 def test_smoke_leaves_safetensors_and_json_only(smoke):
     _, run, _ = smoke
     kinds = {p.suffix for p in run.rglob("*") if p.is_file()}
-    assert kinds <= {".safetensors", ".json", ".jsonl", ".yaml", ".png", ".txt", ".jinja", ".md"}, kinds
+    assert kinds <= {".safetensors", ".json", ".jsonl", ".yaml", ".png", ".txt", ".jinja", ".md"}, (
+        kinds
+    )
 
 
 def test_same_command_again_trains_nothing_and_gives_the_same_table(smoke):
@@ -136,19 +190,25 @@ def test_same_command_again_trains_nothing_and_gives_the_same_table(smoke):
     again = finish("train_vrl.py", name)
     assert again.returncode == 0, again.stderr[-3000:]
     assert table(again.stdout) == table(first.stdout)
-    assert {p: p.stat().st_mtime_ns for p in run.rglob("*.safetensors")} == before and len(before) >= 3
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*.safetensors")} == before and len(
+        before
+    ) >= 3
     assert (run / "metrics.jsonl").read_text() == lines
 
 
 @pytest.mark.parametrize("script", ["make_data.py", "train_pst.py"])
 def test_a_finished_phase_alone_returns_at_once(smoke, script):
     name, run, _ = smoke
-    before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file() and p.name != "metrics.jsonl"}
+    before = {
+        p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file() and p.name != "metrics.jsonl"
+    }
     trained = [m for m in metrics(run, "pst") if "loss" in m]
     done = finish(script, name)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.seconds < (10 if script == "make_data.py" else 40)
-    assert {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file() and p.name != "metrics.jsonl"} == before
+    assert {
+        p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file() and p.name != "metrics.jsonl"
+    } == before
     assert [m for m in metrics(run, "pst") if "loss" in m] == trained
 
 
@@ -162,28 +222,53 @@ def test_bench_measures_the_run_and_keeps_what_it_measured(smoke):
     assert re.search(r"untrained +pst +vrl", done.stdout) and "n = 2 held-out tasks" in done.stdout
     rows = [line for line in done.stdout.splitlines() if re.match(r"(greedy|exact match)  ", line)]
     assert len(rows) >= 9
-    shown = subprocess.run([sys.executable, "bench.py", "--table", f"runs/{name}"], cwd=ROOT, env=ENV, capture_output=True, text=True)
-    assert shown.returncode == 0 and [line for line in shown.stdout.splitlines() if line in rows] == rows
+    shown = subprocess.run(
+        [sys.executable, "bench.py", "--table", f"runs/{name}"],
+        cwd=ROOT,
+        env=ENV,
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        shown.returncode == 0
+        and [line for line in shown.stdout.splitlines() if line in rows] == rows
+    )
 
 
 def test_rewards_script_explains_a_run_s_rollouts(smoke):
     _, run, _ = smoke
-    done = subprocess.run([sys.executable, "rewards.py", str(run / "vrl" / "rollouts" / "step-1.jsonl")], cwd=ROOT, env=ENV,
-                          capture_output=True, text=True)
-    totals = [json.loads(line)["reward"]["total"] for line in (run / "vrl" / "rollouts" / "step-1.jsonl").read_text().splitlines()]
+    done = subprocess.run(
+        [sys.executable, "rewards.py", str(run / "vrl" / "rollouts" / "step-1.jsonl")],
+        cwd=ROOT,
+        env=ENV,
+        capture_output=True,
+        text=True,
+    )
+    totals = [
+        json.loads(line)["reward"]["total"]
+        for line in (run / "vrl" / "rollouts" / "step-1.jsonl").read_text().splitlines()
+    ]
     assert done.returncode == 0, done.stderr
     assert re.findall(r"R_vrt (\d\.\d{3}) =", done.stdout) == [f"{t:.3f}" for t in totals]
 
 
 def test_another_config_on_the_same_folder_is_refused(smoke):
     name, _, _ = smoke
-    for script, override, where in (("make_data.py", "seed=1", "`seed` is 0 there and 1 now"),
-                                    ("bench.py", "vrl.lr=0.5", "`vrl.lr` is 0.0015 there and 0.5 now")):
+    for script, override, where in (
+        ("make_data.py", "seed=1", "`seed` is 0 there and 1 now"),
+        ("bench.py", "vrl.lr=0.5", "`vrl.lr` is 0.0015 there and 0.5 now"),
+    ):
         refused(finish(script, name, override), name, where)
 
 
-@pytest.mark.parametrize("overrides, parts", [
-    (["vrl.stpes=3"], ["`vrl.stpes`", "`vrl.steps`"]), (["vrl.steps=many"], ["`vrl.steps`", "'many'"]), (["vrl.steps"], ["vrl.steps=3"])])
+@pytest.mark.parametrize(
+    "overrides, parts",
+    [
+        (["vrl.stpes=3"], ["`vrl.stpes`", "`vrl.steps`"]),
+        (["vrl.steps=many"], ["`vrl.steps`", "'many'"]),
+        (["vrl.steps"], ["vrl.steps=3"]),
+    ],
+)
 def test_bad_override_is_one_line(folders, overrides, parts):
     name = folders("bad")
     refused(finish("make_data.py", name, *overrides), *parts)
@@ -195,8 +280,16 @@ def test_bench_before_training_says_what_to_do(folders):
 
 
 # Smoke's own policy earns no reward, so its VRL changes no weight. These tasks are short and this reward gives parts of the way.
-LEARNS = ("data.max_steps=2", "data.queries=252", "data.general=100", "pst.rows_per_step=1", "pst.micro_rows=1", "vrl.group_size=6",
-          "reward.form=plan+fine", *QUICK)
+LEARNS = (
+    "data.max_steps=2",
+    "data.queries=252",
+    "data.general=100",
+    "pst.rows_per_step=1",
+    "pst.micro_rows=1",
+    "vrl.group_size=6",
+    "reward.form=plan+fine",
+    *QUICK,
+)
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +319,9 @@ def killed_in_pst(folders):
 
 def test_pst_killed_and_started_again_ends_with_the_same_weights(smoke, killed_in_pst):
     run = ROOT / "runs" / killed_in_pst
-    assert (run / "pst/final/model.safetensors").read_bytes() == (smoke[1] / "pst/final/model.safetensors").read_bytes()
+    assert (run / "pst/final/model.safetensors").read_bytes() == (
+        smoke[1] / "pst/final/model.safetensors"
+    ).read_bytes()
     assert not list(run.rglob("*.tmp")), "drafts of the killed run were left behind"
 
 
@@ -240,7 +335,9 @@ def test_vrl_is_the_same_whether_pst_ran_in_its_process_or_before(smoke, killed_
 def test_vrl_killed_and_started_again_ends_with_the_same_weights(learner, folders):
     """SIGKILL at a random moment after the first VRL checkpoint; the second start ends as if nothing had happened."""
     more, whole = learner
-    assert all(m["grad_norm"] > 0 for m in metrics(whole, "vrl")), "VRL changes nothing here, so the test shows nothing"
+    assert all(m["grad_norm"] > 0 for m in metrics(whole, "vrl")), (
+        "VRL changes nothing here, so the test shows nothing"
+    )
     name, rng = folders("kill-vrl"), random.Random(21)
     run = ROOT / "runs" / name
     process = start("train_vrl.py", name, *more)
@@ -252,13 +349,17 @@ def test_vrl_killed_and_started_again_ends_with_the_same_weights(learner, folder
     done = finish("train_vrl.py", name, *more)
     assert done.returncode == 0 and "continuing from" in done.stdout, done.stderr[-3000:]
     for file in ("model.safetensors", "optimizer.safetensors"):
-        assert (run / "vrl" / "step-3" / file).read_bytes() == (whole / "vrl" / "step-3" / file).read_bytes(), file
-    assert (run / "vrl/step-3/model.safetensors").read_bytes() != (run / "vrl/step-2/model.safetensors").read_bytes()
+        assert (run / "vrl" / "step-3" / file).read_bytes() == (
+            whole / "vrl" / "step-3" / file
+        ).read_bytes(), file
+    assert (run / "vrl/step-3/model.safetensors").read_bytes() != (
+        run / "vrl/step-2/model.safetensors"
+    ).read_bytes()
     last = {m["step"]: m["reward"] for m in metrics(run, "vrl")}
     assert last == {m["step"]: m["reward"] for m in metrics(whole, "vrl")} and len(last) == 3
     assert not list(run.rglob("*.tmp")), "drafts of the killed run were left behind"
 
-    file = run / "vrl" / "step-3" / "model.safetensors"       # a checkpoint that was cut off is named
+    file = run / "vrl" / "step-3" / "model.safetensors"  # a checkpoint that was cut off is named
     file.write_bytes(file.read_bytes()[:1000])
     refused(finish("train_vrl.py", name, *more), "vrl/step-3/model.safetensors", "cut off")
 
@@ -269,34 +370,51 @@ def test_ctrl_c_in_vrl_loses_only_the_current_step(learner, folders):
     run = ROOT / "runs" / name
     process = start("train_vrl.py", name, *more, "vrl.steps=400", "vrl.save_every=100")
     try:
-        wait_for(process, lambda: (run / "metrics.jsonl").is_file() and len(metrics(run, "vrl")) >= 2)
+        wait_for(
+            process, lambda: (run / "metrics.jsonl").is_file() and len(metrics(run, "vrl")) >= 2
+        )
         process.send_signal(signal.SIGINT)
         process.wait(60)
     finally:
         process.kill()
-    done, kept = len(metrics(run, "vrl")), [int(p.name.split("-")[1]) for p in (run / "vrl").glob("step-*") if p.is_dir()]
-    assert done < 400 and kept and max(kept) >= done - 1, f"{done} steps were done, checkpoints of steps {kept} are left"
+    done, kept = (
+        len(metrics(run, "vrl")),
+        [int(p.name.split("-")[1]) for p in (run / "vrl").glob("step-*") if p.is_dir()],
+    )
+    assert done < 400 and kept and max(kept) >= done - 1, (
+        f"{done} steps were done, checkpoints of steps {kept} are left"
+    )
 
 
 @pytest.mark.parametrize("script", SCRIPTS + ("rewards.py",))
 def test_help(script):
-    done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, env=ENV, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, script, "--help"], cwd=ROOT, env=ENV, capture_output=True, text=True
+    )
     assert done.returncode == 0 and script in done.stdout and "Traceback" not in done.stderr
     assert script == "rewards.py" or "--config" in done.stdout
 
 
 @pytest.mark.parametrize("script", ["env.py", "rewards.py", "make_data.py", "bench.py"])
 def test_help_needs_no_torch(script):
-    code = ("import runpy, sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'datasets', 'vllm', 'matplotlib')))\n"
-            f"sys.argv = [{script!r}, '--help']; sys.path.insert(0, '.')\n"
-            f"try: runpy.run_path({script!r}, run_name='__main__')\nexcept SystemExit as e: assert not e.code, e.code")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENV, capture_output=True, text=True)
+    code = (
+        "import runpy, sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'datasets', 'vllm', 'matplotlib')))\n"
+        f"sys.argv = [{script!r}, '--help']; sys.path.insert(0, '.')\n"
+        f"try: runpy.run_path({script!r}, run_name='__main__')\nexcept SystemExit as e: assert not e.code, e.code"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=ENV, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_readme_commands_are_those_that_ci_runs():
     readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
-    for line in ("pip install -r requirements.txt", "pytest", "python train_vrl.py --config configs/tiny.yaml"):
+    for line in (
+        "pip install -r requirements.txt",
+        "pytest",
+        "python train_vrl.py --config configs/tiny.yaml",
+    ):
         assert line in readme, line
         assert re.search(rf"^{re.escape(line)}|&& {re.escape(line)}", ci, re.M), line
     assert "vrl.steps=3" in ci
@@ -305,6 +423,10 @@ def test_readme_commands_are_those_that_ci_runs():
 
 
 def test_requirements_alone_need_no_cuda():
-    names = {re.split(r"[<>=]", line)[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines() if line and line[0] != "#"}
+    names = {
+        re.split(r"[<>=]", line)[0].strip()
+        for line in (ROOT / "requirements.txt").read_text().splitlines()
+        if line and line[0] != "#"
+    }
     assert {"torch", "transformers", "peft", "tokenizers", "pytest", "hypothesis"} <= names
     assert not names & {"vllm", "flash-attn", "bitsandbytes"}

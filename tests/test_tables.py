@@ -1,4 +1,5 @@
 """The paper's tables as data, rows of ours beside them, two runs compared, Table 4's orderings and the ablation's loop; no training here."""
+
 import json
 import random
 import shutil
@@ -12,10 +13,28 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-import bench  # noqa: E402
 import data.paper  # noqa: E402
-from bench import COLUMNS, ablate, columns_of, compare, per_task, read_bench, tables  # noqa: E402
-from data.paper import FIGURES, interval, paired, print_ablations, read_paper, row_config, verdict  # noqa: E402
+
+import bench  # noqa: E402
+from lib import experiment, runs  # noqa: E402
+from lib.ablate import (  # noqa: E402
+    FIGURES,
+    ablate,  # noqa: E402
+    print_ablations,
+    row_config,
+    verdict,
+)
+from lib.tables import (  # noqa: E402  # noqa: E402
+    COLUMNS,
+    columns_of,
+    compare,
+    interval,
+    paired,
+    per_task,
+    read_bench,
+    read_paper,
+    tables,
+)
 from rewards import PARTS  # noqa: E402
 
 PAPER = read_paper()
@@ -24,16 +43,23 @@ ROWS = ("RL1", "RL2", "RL3", "RL4", "v1", "v2", "v3", "v4", "v5", "v6", "v7")
 
 # ---------------------------------------------------------------------------- the paper's tables
 
+
 def test_columns_are_benchs():
     assert tuple(PAPER["columns"]) == (*COLUMNS, "o_score")
-    assert set(PAPER["table_4"]) == set(ROWS) == set(PAPER["rows"]) and len(PAPER["table_2"]) == 4 and len(PAPER["table_3"]) == 6
+    assert (
+        set(PAPER["table_4"]) == set(ROWS) == set(PAPER["rows"])
+        and len(PAPER["table_2"]) == 4
+        and len(PAPER["table_3"]) == 6
+    )
 
 
 @pytest.mark.parametrize("table", ["table_2", "table_4"])
 def test_o_score_is_the_mean_of_the_ten_columns(table):
     for name, (*ten, printed) in PAPER[table].items():
         assert len(ten) == 10
-        if name == "RL2":      # 0.6461 by its columns, 0.644 as printed, in the text as well: the paper's misprint
+        if (
+            name == "RL2"
+        ):  # 0.6461 by its columns, 0.644 as printed, in the text as well: the paper's misprint
             assert sum(ten) / 10 == pytest.approx(0.646, abs=5e-4) and printed == 0.644
         else:
             assert sum(ten) / 10 == pytest.approx(printed, abs=1e-3), name
@@ -47,16 +73,20 @@ def test_the_misprint_is_noted():
 def test_table_3_overall_from_its_columns():
     for name, (image, video, human_image, human_video, overall) in PAPER["table_3"].items():
         exact = (image / 100 * human_image + video / 100 * human_video) / 2
-        assert 0 <= exact - overall < 0.01, name      # cut, not rounded
+        assert 0 <= exact - overall < 0.01, name  # cut, not rounded
 
 
 def test_subset_of_104_shows_in_its_figures():
     """Amounts are multiples of 1/5, Storyboards of 1/8, S-Rates of 1/104 but RL4's, which is Table 2's S-Rate of VisionCreator-8B."""
     at = {c: i for i, c in enumerate(PAPER["columns"])}
-    near = lambda v, n: abs(v * n - round(v * n)) <= 0.0006 * n      # noqa: E731
+    near = lambda v, n: abs(v * n - round(v * n)) <= 0.0006 * n  # noqa: E731
     for name, row in PAPER["table_4"].items():
         assert near(row[at["amount"]], 5) and near(row[at["storyboard"]], 8), name
-        assert near(row[at["s_rate"]], 104) or name == "RL4" and row[at["s_rate"]] == PAPER["table_2"]["VisionCreator-8B"][at["s_rate"]], name
+        assert (
+            near(row[at["s_rate"]], 104)
+            or name == "RL4"
+            and row[at["s_rate"]] == PAPER["table_2"]["VisionCreator-8B"][at["s_rate"]]
+        ), name
 
 
 def test_orderings_name_rows_and_say_where_table_4_disagrees():
@@ -64,10 +94,13 @@ def test_orderings_name_rows_and_say_where_table_4_disagrees():
     for claim in PAPER["orderings"]:
         agrees = all(o_score[claim["better"]] > o_score[worse] for worse in claim["worse"])
         assert agrees or "against the text" in claim["note"], claim
-    assert sum("against the text" in c.get("note", "") for c in PAPER["orderings"]) == 1      # v4 < v5, which Table 4 contradicts
+    assert (
+        sum("against the text" in c.get("note", "") for c in PAPER["orderings"]) == 1
+    )  # v4 < v5, which Table 4 contradicts
 
 
 # ---------------------------------------------------------------------------- made-up runs of bench.py --agent
+
 
 def made_up(folder, level=0.5, n=60, seed=0, prefix="task", **head):
     """A folder as bench.py --agent writes it: n tasks in six dimensions, scores around `level`."""
@@ -76,14 +109,47 @@ def made_up(folder, level=0.5, n=60, seed=0, prefix="task", **head):
     for i in range(n):
         difficulty = rng.random() * 0.4 - 0.2
         score = min(1.0, max(0.0, level + difficulty + rng.gauss(0, 0.02)))
-        grades.append({"id": f"{prefix}-{i}", "dimension": dimensions[i % 6], "s_rate": 1.0 if score > 0.2 else 0.0, "amount": score,
-                       "duration": score, "storyboard": score, "vlm": None,
-                       "structural": {"match": score, "object": score, "variety": score, "creative": None}})
-        trajectories.append({"task": {"id": f"{prefix}-{i}", "request": f"{prefix} {i}"},
-                             "reward": {"total": -1.0, "plan": score, "fine": 1.0, **dict.fromkeys(PARTS, score), "cons": None if i % 2 else score}})
+        grades.append(
+            {
+                "id": f"{prefix}-{i}",
+                "dimension": dimensions[i % 6],
+                "s_rate": 1.0 if score > 0.2 else 0.0,
+                "amount": score,
+                "duration": score,
+                "storyboard": score,
+                "vlm": None,
+                "structural": {"match": score, "object": score, "variety": score, "creative": None},
+            }
+        )
+        trajectories.append(
+            {
+                "task": {"id": f"{prefix}-{i}", "request": f"{prefix} {i}"},
+                "reward": {
+                    "total": -1.0,
+                    "plan": score,
+                    "fine": 1.0,
+                    **dict.fromkeys(PARTS, score),
+                    "cons": None if i % 2 else score,
+                },
+            }
+        )
     folder.mkdir(parents=True)
-    columns = {"agent": "policy", "who": "runs/x/vrl/step-9", "grading": "", "graded_by": "structural", "subset": "heldout", "tasks": n, "played": n, "seed": seed, "files": True, "grader": "structural", "judge": "rules",
-               "decoder": "greedy", "fidelity": 1.0, **head}
+    columns = {
+        "agent": "policy",
+        "who": "runs/x/vrl/step-9",
+        "grading": "",
+        "graded_by": "structural",
+        "subset": "heldout",
+        "tasks": n,
+        "played": n,
+        "seed": seed,
+        "files": True,
+        "grader": "structural",
+        "judge": "rules",
+        "decoder": "greedy",
+        "fidelity": 1.0,
+        **head,
+    }
     (folder / "columns.json").write_text(json.dumps(columns))
     for name, records in (("grades.jsonl", grades), ("trajectories.jsonl", trajectories)):
         (folder / name).write_text("".join(json.dumps(r) + "\n" for r in records))
@@ -92,13 +158,24 @@ def made_up(folder, level=0.5, n=60, seed=0, prefix="task", **head):
 
 def test_per_task_means_are_the_columns(tmp_path):
     _, grades, trajectories = read_bench(made_up(tmp_path / "a"))
-    found, columns = per_task(list(grades.values()), trajectories.values(), "structural"), columns_of(list(grades.values()))
+    found, columns = (
+        per_task(list(grades.values()), trajectories.values(), "structural"),
+        columns_of(list(grades.values())),
+    )
     for column in (*COLUMNS, "o_score"):
         assert (columns[column] is None) == (column not in found)
         if column in found:
-            assert numpy.mean(list(found[column].values())) == pytest.approx(columns[column]["mean"])
-    assert "creative" not in found and len(found["match"]) == 10 and len(found["s_rate"]) == len(found["o_score"]) == 60
-    assert found["R_vrt"] == {i: t["reward"]["plan"] for i, t in trajectories.items()}      # plan x fine, not a form's total
+            assert numpy.mean(list(found[column].values())) == pytest.approx(
+                columns[column]["mean"]
+            )
+    assert (
+        "creative" not in found
+        and len(found["match"]) == 10
+        and len(found["s_rate"]) == len(found["o_score"]) == 60
+    )
+    assert found["R_vrt"] == {
+        i: t["reward"]["plan"] for i, t in trajectories.items()
+    }  # plan x fine, not a form's total
     assert len(found["R_cons"]) == 30
 
 
@@ -114,13 +191,19 @@ def test_failed_judge_is_left_out():
     reward = {"total": float("nan"), "plan": float("nan"), "fine": 0.5, **dict.fromkeys(PARTS, 0.5)}
     grade = {"id": "a", "dimension": "amount", "s_rate": 1.0, "amount": 0.0, "structural": None}
     found = per_task([grade], [{"task": {"id": "a"}, "reward": reward}], "structural")
-    assert found["R_vrt"] == {} == found["R_plan"] and found["R_tool"] == {"a": 0.5} and found["o_score"] == {"a": 0.5}
+    assert (
+        found["R_vrt"] == {} == found["R_plan"]
+        and found["R_tool"] == {"a": 0.5}
+        and found["o_score"] == {"a": 0.5}
+    )
 
 
 def test_compare_finds_a_known_difference(tmp_path, capsys):
     table = compare([made_up(tmp_path / "a", 0.4), made_up(tmp_path / "b", 0.5)], draws=2000)
     for label in ("R_vrt", "o_score", "match"):
-        assert table[label]["difference"] == pytest.approx(0.1 if label != "o_score" else table[label]["b"] - table[label]["a"], abs=0.02)
+        assert table[label]["difference"] == pytest.approx(
+            0.1 if label != "o_score" else table[label]["b"] - table[label]["a"], abs=0.02
+        )
         assert table[label]["low"] > 0 and table[label]["p"] < 0.01
     assert table["R_vrt"]["n"] == 60 and table["match"]["n"] == 10 and table["R_cons"]["n"] == 30
     text = capsys.readouterr().out
@@ -130,8 +213,12 @@ def test_compare_finds_a_known_difference(tmp_path, capsys):
 
 def test_compare_of_equal_runs_finds_nothing(tmp_path, capsys):
     same = compare([made_up(tmp_path / "a"), made_up(tmp_path / "b")], draws=500)
-    assert all(t["difference"] == 0 and t["p"] == 1 and t["low"] == t["high"] == 0 for t in same.values())
-    near = compare([str(tmp_path / "a"), made_up(tmp_path / "c", seed=1)], draws=2000)      # same level, other luck
+    assert all(
+        t["difference"] == 0 and t["p"] == 1 and t["low"] == t["high"] == 0 for t in same.values()
+    )
+    near = compare(
+        [str(tmp_path / "a"), made_up(tmp_path / "c", seed=1)], draws=2000
+    )  # same level, other luck
     assert near["R_vrt"]["low"] < 0 < near["R_vrt"]["high"] and near["R_vrt"]["p"] > 0.05
 
 
@@ -151,16 +238,27 @@ def test_compare_refuses_mixed_graders(tmp_path, key, value):
 
 
 def test_compare_says_what_else_differs(tmp_path, capsys):
-    compare([made_up(tmp_path / "a"), made_up(tmp_path / "b", n=48, decoder="temperature 1", subset="104")], draws=100)
+    compare(
+        [
+            made_up(tmp_path / "a"),
+            made_up(tmp_path / "b", n=48, decoder="temperature 1", subset="104"),
+        ],
+        draws=100,
+    )
     text = capsys.readouterr().out
     assert "48 tasks are in all folders, which have 60, 48" in text
-    assert "`decoder` differs: greedy, temperature 1" in text and "`subset` differs: 104, heldout" in text
+    assert (
+        "`decoder` differs: greedy, temperature 1" in text
+        and "`subset` differs: 104, heldout" in text
+    )
 
 
 def test_compare_without_a_common_task(tmp_path):
     with pytest.raises(SystemExit, match="no task in common"):
         compare([made_up(tmp_path / "a"), made_up(tmp_path / "b", prefix="other")])
-    other = Path(made_up(tmp_path / "c")) / "trajectories.jsonl"      # the same ids, other requests: another seed's held-out tasks
+    other = (
+        Path(made_up(tmp_path / "c")) / "trajectories.jsonl"
+    )  # the same ids, other requests: another seed's held-out tasks
     other.write_text(other.read_text().replace('"request": "task', '"request": "new'))
     with pytest.raises(SystemExit, match="no task in common"):
         compare([str(tmp_path / "a"), str(tmp_path / "c")])
@@ -171,9 +269,17 @@ def test_compare_averages_seeds_first(tmp_path, capsys):
     b = [made_up(tmp_path / f"b{s}", 0.5, seed=s) for s in range(2)]
     table = compare([",".join(a), ",".join(b)], draws=500)
     single = [compare([x, y], draws=100)["R_vrt"] for x, y in zip(a, b)]
-    assert table["R_vrt"]["n"] == 60 and table["R_vrt"]["difference"] == pytest.approx(numpy.mean([t["difference"] for t in single]))
+    assert table["R_vrt"]["n"] == 60 and table["R_vrt"]["difference"] == pytest.approx(
+        numpy.mean([t["difference"] for t in single])
+    )
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("R_vrt"))
-    assert line.split("]")[1].split()[2:] == [f"{single[0]['a']:.3f}", f"{single[1]['a']:.3f}", "|", f"{single[0]['b']:.3f}", f"{single[1]['b']:.3f}"]
+    assert line.split("]")[1].split()[2:] == [
+        f"{single[0]['a']:.3f}",
+        f"{single[1]['a']:.3f}",
+        "|",
+        f"{single[0]['b']:.3f}",
+        f"{single[1]['b']:.3f}",
+    ]
 
 
 def test_compare_takes_two(tmp_path):
@@ -200,19 +306,31 @@ def test_tables_print_both(tmp_path, capsys):
         assert any(line.split()[:1] == [name] for line in text.splitlines()), name
     lines = [line for line in text.splitlines() if line.startswith("  ours (1)")]
     mean = columns_of(list(read_bench(a)[1].values()))["o_score"]["mean"]
-    assert len(lines) == 2 and lines[0].split()[-1] == f"{mean:.3f}" and "not graded" in lines[0]      # below Tables 2 and 4, not below 3
-    assert "C_tool 0.9" in text and "seeds 0, 1" in text and "n = 48, 60" in text and "95 % interval" in text
+    assert (
+        len(lines) == 2 and lines[0].split()[-1] == f"{mean:.3f}" and "not graded" in lines[0]
+    )  # below Tables 2 and 4, not below 3
+    assert (
+        "C_tool 0.9" in text
+        and "seeds 0, 1" in text
+        and "n = 48, 60" in text
+        and "95 % interval" in text
+    )
     assert PAPER["not_comparable"] in text and "simulated" in text and "million parameters" in text
 
 
 # ---------------------------------------------------------------------------- intervals and orderings
 
+
 def test_interval_knows_tasks_and_seeds():
     rng = numpy.random.default_rng(1)
     one = rng.normal(0.5, 0.1, 100)
     middle, low, high = interval([one])
-    assert middle == pytest.approx(one.mean()) and high - low == pytest.approx(2 * 1.96 * one.std() / 10, rel=0.1)
-    far = interval([one - 0.3, one, one + 0.3])      # seeds far apart: as wide as their spread allows, whatever the tasks say
+    assert middle == pytest.approx(one.mean()) and high - low == pytest.approx(
+        2 * 1.96 * one.std() / 10, rel=0.1
+    )
+    far = interval(
+        [one - 0.3, one, one + 0.3]
+    )  # seeds far apart: as wide as their spread allows, whatever the tasks say
     assert far[0] == pytest.approx(one.mean()) and far[2] - far[1] > 0.4
 
 
@@ -222,18 +340,25 @@ def results(**levels):
     tasks = rng.uniform(-0.2, 0.2, (3, 80))
     for row, level in levels.items():
         values = numpy.clip(level + tasks + rng.normal(0, 0.05, tasks.shape), 0, 1)
-        rows[row] = {str(s): {"values": dict.fromkeys(FIGURES, v.tolist()), "seconds": 100 + s} for s, v in enumerate(values)}
+        rows[row] = {
+            str(s): {"values": dict.fromkeys(FIGURES, v.tolist()), "seconds": 100 + s}
+            for s, v in enumerate(values)
+        }
     return rows
 
 
 def test_verdicts():
     rows = results(v2=0.4, v6=0.5, v7=0.5, RL4=0.6)
-    claim = lambda better, *worse: verdict(rows, {"better": better, "worse": list(worse)}, "R_vrt")      # noqa: E731
-    assert claim("v7", "v2")[0] == "holds" and claim("v2", "v7")[0] == "does not hold" and claim("v7", "v6")[0] == "within noise"
-    assert claim("RL4", "v2", "v7")[:2] == ("holds", "v7")      # against the best of them
+    claim = lambda better, *worse: verdict(rows, {"better": better, "worse": list(worse)}, "R_vrt")  # noqa: E731
+    assert (
+        claim("v7", "v2")[0] == "holds"
+        and claim("v2", "v7")[0] == "does not hold"
+        and claim("v7", "v6")[0] == "within noise"
+    )
+    assert claim("RL4", "v2", "v7")[:2] == ("holds", "v7")  # against the best of them
     assert claim("RL4", "v2")[2] == pytest.approx(0.2, abs=0.02) and claim("RL4", "v2")[5] == 3
     assert claim("RL1", "v2")[0] == claim("v2", "RL1")[0] == "not run"
-    assert claim("v7", "v1", "v2")[1] == "v2"      # a row that was not run is left out
+    assert claim("v7", "v1", "v2")[1] == "v2"  # a row that was not run is left out
 
 
 def test_verdict_pairs_by_the_seeds_that_both_have():
@@ -245,22 +370,29 @@ def test_verdict_pairs_by_the_seeds_that_both_have():
 
 
 def test_ablations_are_printed_and_drawn(tmp_path, capsys):
-    print_ablations({"rows": results(v2=0.4, v7=0.5, RL1=0.55, RL2=0.6, RL3=0.3, RL4=0.6)}, tmp_path / "x.json")
+    print_ablations(
+        {"rows": results(v2=0.4, v7=0.5, RL1=0.55, RL2=0.6, RL3=0.3, RL4=0.6)}, tmp_path / "x.json"
+    )
     text = capsys.readouterr().out
     row = next(line for line in text.splitlines() if line.startswith("v7 "))
     assert row.split()[1] == "3" and "0.440" in row and "102" in row and "General-20%" in row
     lines = text.split("The paper's orderings")[1].splitlines()[2:]
-    of = lambda start: next(line for line in lines if line.startswith(start))      # noqa: E731
+    of = lambda start: next(line for line in lines if line.startswith(start))  # noqa: E731
     assert sum(" > " in line for line in lines) == len(PAPER["orderings"])
     assert of("v7 > v2").count("holds +0.1") == len(FIGURES) and "not hold" not in of("v7 > v2")
     assert of("v5 > v4").count("not run") == len(FIGURES) and "against the text" in of("v5 > v4")
-    assert of("RL4 > RL1 RL2 RL3").count("within noise") == len(FIGURES) and of("RL3 > v1").count("does not hold") == len(FIGURES)
+    assert of("RL4 > RL1 RL2 RL3").count("within noise") == len(FIGURES) and of("RL3 > v1").count(
+        "does not hold"
+    ) == len(FIGURES)
     assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
 
 
 # ---------------------------------------------------------------------------- the ablation's loop
 
-SMALL = {"tokens": 0.5, "config": {"data": {"queries": 100}, "pst": {"rows_per_step": 1}, "vrl": {"steps": 2}}}
+SMALL = {
+    "tokens": 0.5,
+    "config": {"data": {"queries": 100}, "pst": {"rows_per_step": 1}, "vrl": {"steps": 2}},
+}
 
 
 @pytest.fixture
@@ -273,19 +405,30 @@ def place(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "ablate.yaml").write_text(yaml.safe_dump(SMALL))
-    (folder / "v7.yaml").write_text("pst: {stages: [{general: 0.5, tokens: 1000}, {general: 0.2, tokens: 600}]}")
+    (folder / "v7.yaml").write_text(
+        "pst: {stages: [{general: 0.5, tokens: 1000}, {general: 0.2, tokens: 600}]}"
+    )
     (folder / "v2.yaml").write_text("pst: {stages: [{general: 1.0, tokens: 1600}]}")
     (folder / "rl4.yaml").write_text("pst: {init_from: runs/tiny/pst/final}")
     ran = []
 
     def run(command, **_):
-        script, path, run = command[1], Path(command[3]), tmp_path / "runs" / f"ablate-{Path(command[3]).stem}"
+        script, path, run = (
+            command[1],
+            Path(command[3]),
+            tmp_path / "runs" / f"ablate-{Path(command[3]).stem}",
+        )
         ran.append((path.stem, script, "--sampled" in command))
         for part in ("data", "base/final"):
             (run / part).mkdir(parents=True, exist_ok=True)
         if script == "bench.py":
-            made_up(run / "bench" / ("policy-heldout" + "-sampled" * ("--sampled" in command)), level={"v2": 0.4}.get(path.stem[:2], 0.6))
-        return subprocess.CompletedProcess(command, 1 if (tmp_path / "fail").exists() and path.stem == "v2-0" else 0)
+            made_up(
+                run / "bench" / ("policy-heldout" + "-sampled" * ("--sampled" in command)),
+                level={"v2": 0.4}.get(path.stem[:2], 0.6),
+            )
+        return subprocess.CompletedProcess(
+            command, 1 if (tmp_path / "fail").exists() and path.stem == "v2-0" else 0
+        )
 
     monkeypatch.setattr(bench.subprocess, "run", run)
     return tmp_path, folder, ran
@@ -294,9 +437,14 @@ def place(tmp_path, monkeypatch):
 def test_row_config(place):
     root, folder, _ = place
     path, changes = row_config(folder, "RL4", 2, SMALL)
-    config = bench.load_config(path)
-    assert (config.name, config.seed, config.vrl.steps, config.pst.init_from) == ("ablate-RL4-2", 2, 2, "runs/ablate-v7-2/pst/final")
-    config = bench.load_config(row_config(folder, "v7", 0, SMALL)[0])
+    config = experiment.load_config(path)
+    assert (config.name, config.seed, config.vrl.steps, config.pst.init_from) == (
+        "ablate-RL4-2",
+        2,
+        2,
+        "runs/ablate-v7-2/pst/final",
+    )
+    config = experiment.load_config(row_config(folder, "v7", 0, SMALL)[0])
     assert [(s.general, s.tokens) for s in config.pst.stages] == [(0.5, 500), (0.2, 300)]
     assert config.pst.init_from == "" and config.pst.rows_per_step == 1
     assert changes == ["data.queries 1600 -> 100", "pst.rows_per_step 4 -> 1", "vrl.steps 60 -> 2"]
@@ -306,23 +454,41 @@ def test_ablate_runs_resumes_and_adds(place, capsys):
     root, folder, ran = place
     ablate([str(folder), "--only", "v2", "--jobs", "2"])
     one = ["train_pst.py", "bench.py", "bench.py"]
-    assert [x[1] for x in ran if x[0] == "v7-0"] == one == [x[1] for x in ran if x[0] == "v2-0"] and len(ran) == 6
+    assert [x[1] for x in ran if x[0] == "v7-0"] == one == [
+        x[1] for x in ran if x[0] == "v2-0"
+    ] and len(ran) == 6
     assert ran[0][0] == "v7-0" and [x[2] for x in ran if x[0] == "v7-0"] == [False, False, True]
     text = capsys.readouterr().out
-    assert "v2-0, 2 of 2" in text and "data.queries 1600 -> 100" in text and "tokens of each stage x 0.5" in text
+    assert (
+        "v2-0, 2 of 2" in text
+        and "data.queries 1600 -> 100" in text
+        and "tokens of each stage x 0.5" in text
+    )
     ran.clear()
     ablate([str(folder), "--only", "v2"])
-    assert ran == []      # both are done
+    assert ran == []  # both are done
     ablate([str(folder), "--only", "RL4", "--seeds", "2"])
-    assert {x[0] for x in ran} == {"v7-1", "RL4-0", "RL4-1"} and ("RL4-0", "train_vrl.py", False) in ran
+    assert {x[0] for x in ran} == {"v7-1", "RL4-0", "RL4-1"} and (
+        "RL4-0",
+        "train_vrl.py",
+        False,
+    ) in ran
     saved = json.loads((root / "runs" / "ablate" / "ablations.json").read_text())
-    assert {row: sorted(s) for row, s in saved["rows"].items()} == {"v7": ["0", "1"], "v2": ["0"], "RL4": ["0", "1"]} and saved["scale"] == SMALL
+    assert {row: sorted(s) for row, s in saved["rows"].items()} == {
+        "v7": ["0", "1"],
+        "v2": ["0"],
+        "RL4": ["0", "1"],
+    } and saved["scale"] == SMALL
     values = saved["rows"]["v2"]["0"]["values"]
     assert set(values) == set(FIGURES) and all(len(v) == 60 for v in values.values())
-    score = numpy.array(values["R_vrt"])      # made_up: plan, amount, duration and storyboard are one score
-    assert numpy.array(values["objective"]) == pytest.approx((3 * score + values["s_rate"]) / 4, abs=1e-3)
+    score = numpy.array(
+        values["R_vrt"]
+    )  # made_up: plan, amount, duration and storyboard are one score
+    assert numpy.array(values["objective"]) == pytest.approx(
+        (3 * score + values["s_rate"]) / 4, abs=1e-3
+    )
     capsys.readouterr()
-    ablate(["--out", str(root / "runs" / "ablate" / "ablations.json")])      # only prints
+    ablate(["--out", str(root / "runs" / "ablate" / "ablations.json")])  # only prints
     assert "within noise" in capsys.readouterr().out
 
 
@@ -335,7 +501,7 @@ def test_rows_of_the_result_are_not_made_again_on_another_machine(place, capsys)
     ablate([str(folder), "--only", "v2", "--out", str(out)])
     assert ran == [] and "0 rows to make" in capsys.readouterr().out
     ablate([str(folder), "--only", "v2,RL4", "--out", str(out)])
-    assert {x[0] for x in ran} == {"v7-0", "RL4-0"}      # RL4 starts from the seed's v7, which is gone
+    assert {x[0] for x in ran} == {"v7-0", "RL4-0"}  # RL4 starts from the seed's v7, which is gone
     assert set(json.loads(out.read_text())["rows"]) == {"v2", "v7", "RL4"}
 
 
@@ -344,7 +510,10 @@ def test_ablate_goes_on_after_a_failure_and_names_it(place, capsys):
     (root / "fail").touch()
     with pytest.raises(SystemExit, match="1 of 3 rows failed: v2-0"):
         ablate([str(folder), "--only", "v2,RL4"])
-    assert "train_pst.py ended with 1" in capsys.readouterr().out and (root / "runs" / "ablate-RL4-0" / "bench" / "row.json").is_file()
+    assert (
+        "train_pst.py ended with 1" in capsys.readouterr().out
+        and (root / "runs" / "ablate-RL4-0" / "bench" / "row.json").is_file()
+    )
     (root / "fail").unlink()
     ran.clear()
     ablate([str(folder), "--only", "v2,RL4"])
@@ -362,17 +531,20 @@ def test_ablate_names_a_missing_config_and_an_unknown_row(place):
     with pytest.raises(SystemExit, match="--seeds is 0"):
         ablate([str(folder), "--seeds", "0"])
     (folder.parents[1] / "data" / "ablate.yaml").write_text("config: {}")
-    with pytest.raises(SystemExit, match="ablate.yaml holds config; it must hold `tokens` and `config`"):
+    with pytest.raises(
+        SystemExit, match="ablate.yaml holds config; it must hold `tokens` and `config`"
+    ):
         ablate([str(folder)])
     assert ran == []
 
 
 def test_ablate_refuses_a_run_of_another_scale(place, monkeypatch):
     """open_run is the real one here: a finished row of another config is not taken for this one."""
-    from configs import experiment
+    from lib import experiment
+
     root, folder, _ = place
     monkeypatch.setattr(experiment, "ROOT", root)
-    monkeypatch.setattr(bench, "open_run", experiment.open_run)
+    monkeypatch.setattr(bench, "open_run", runs.open_run)
     ablate([str(folder), "--only", "v7"])
     (root / "data" / "ablate.yaml").write_text(yaml.safe_dump({**SMALL, "tokens": 0.25}))
     with pytest.raises(SystemExit, match="ablations.json was made at another scale"):
@@ -383,18 +555,34 @@ def test_ablate_refuses_a_run_of_another_scale(place, monkeypatch):
 
 def test_rows_of_the_repository_resolve():
     """Each row's config that stands in configs/ablations/ can be read, and RL1 to RL4 differ in what Table 4 says and in nothing else."""
-    read = {row: bench.load_config(ROOT / "configs" / "ablations" / f"{row.lower()}.yaml") for row in ("RL1", "RL2", "RL3", "RL4")}
+    read = {
+        row: experiment.load_config(ROOT / "configs" / "ablations" / f"{row.lower()}.yaml")
+        for row in ("RL1", "RL2", "RL3", "RL4")
+    }
     assert {row: (c.reward.form, c.vrl.start) for row, c in read.items()} == {
-        "RL1": ("result+format", "pst"), "RL2": ("plan*(result+format)", "pst"), "RL3": ("plan*(result+format)", "base"), "RL4": ("plan*fine", "pst")}
-    alike = [(c.vrl.tune, c.vrl.lr, c.vrl.kl_coef, c.vrl.steps, c.data, c.model, c.pst) for c in read.values()]
+        "RL1": ("result+format", "pst"),
+        "RL2": ("plan*(result+format)", "pst"),
+        "RL3": ("plan*(result+format)", "base"),
+        "RL4": ("plan*fine", "pst"),
+    }
+    alike = [
+        (c.vrl.tune, c.vrl.lr, c.vrl.kl_coef, c.vrl.steps, c.data, c.model, c.pst)
+        for c in read.values()
+    ]
     assert all(x == alike[0] for x in alike)
 
 
 def test_commands_from_the_shell(tmp_path):
-    run = lambda *args: subprocess.run([sys.executable, "bench.py", *args], cwd=ROOT, capture_output=True, text=True)      # noqa: E731
+    run = lambda *args: subprocess.run(
+        [sys.executable, "bench.py", *args], cwd=ROOT, capture_output=True, text=True
+    )  # noqa: E731
     a, b = made_up(tmp_path / "a"), made_up(tmp_path / "b", 0.6)
     shown = run("compare", a, b)
     assert shown.returncode == 0 and "R_vrt" in shown.stdout and "10,000 draws" in shown.stdout
     assert "VisionCreator-32B" in run("tables", a).stdout
     missing = run("tables", str(tmp_path))
-    assert missing.returncode == 1 and missing.stderr.startswith("error: ") and "Traceback" not in missing.stderr
+    assert (
+        missing.returncode == 1
+        and missing.stderr.startswith("error: ")
+        and "Traceback" not in missing.stderr
+    )

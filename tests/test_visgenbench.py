@@ -11,18 +11,26 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import make_data  # noqa: E402
-from configs.experiment import ROOT, DataConfig, draw, load_config, read_jsonl, write_jsonl  # noqa: E402
-from data.figures import BENCH, word_runs  # noqa: E402
-from data.general import load_scenarios  # noqa: E402
-from make_data import NO_CONSTRAINTS, combination, make_bench, make_tasks, read_request  # noqa: E402
-from rewards import expand_workflow, fitting_workflows  # noqa: E402
+from lib import tasks  # noqa: E402
+from lib.experiment import DataConfig, load_config  # noqa: E402
+from lib.figures import BENCH, word_runs  # noqa: E402
+from lib.runs import ROOT, read_jsonl, seeded_rng, write_jsonl  # noqa: E402
+from lib.tasks import (  # noqa: E402
+    NO_CONSTRAINTS,
+    combination,
+    load_scenarios,  # noqa: E402
+    make_bench,
+    make_tasks,
+    read_request,
+)
+from lib.workflows import expand_workflow, fitting_workflows  # noqa: E402
 
 OLD = load_scenarios("en")
 NEW = yaml.safe_load((ROOT / "data" / "visgenbench.yaml").read_text(encoding="utf-8"))
 WORDINGS = [(name, text) for name, texts in NEW["wordings"].items() for text in texts]
 CLAUSES = [(kind, text) for kind, texts in NEW["clauses"].items() for text in texts]
 SUBJECTS = [subject for group in NEW["subjects"].values() for subject in group]
-FREE = NEW["creative"] + NEW["variety"]      # sentences that set no constraint
+FREE = NEW["creative"] + NEW["variety"]  # sentences that set no constraint
 OLD_WORDINGS = sum((s["wordings"] for s in OLD["scenarios"].values()), OLD["frames"])
 FILL = {"d": "7", "k": "three", "a": "4:3", "r": "1080p", "id": "in_1", "thing": "hero"}
 
@@ -38,14 +46,18 @@ def filled(clause):
 def runs(text):
     """All runs of five consecutive words of a text, its slots left out."""
     words = re.findall(r"[\w'-]+", re.sub(r"{\w+}", " ", text).lower())
-    return {tuple(words[i:i + 5]) for i in range(len(words) - 4)}
+    return {tuple(words[i : i + 5]) for i in range(len(words) - 4)}
 
 
 @pytest.fixture(scope="module")
 def reader():
     """Reads which kinds of clause a text states, as TaskAgent does."""
-    patterns, _, _ = make_data.reading_patterns("en")
-    return lambda text: {kind for kind, several in patterns.items() if any(piece in text and re.search(p, text) for piece, p in several)}
+    patterns, _, _ = tasks.reading_patterns("en")
+    return lambda text: {
+        kind
+        for kind, several in patterns.items()
+        if any(piece in text and re.search(p, text) for piece, p in several)
+    }
 
 
 def test_everything_is_there_once():
@@ -53,39 +65,78 @@ def test_everything_is_there_once():
     assert {k: len(v) for k, v in NEW["wordings"].items()} == dict.fromkeys(OLD["scenarios"], 4)
     assert {k: len(v) for k, v in NEW["clauses"].items()} == dict.fromkeys(OLD["clauses"], 5)
     assert [len(NEW[k]) for k in ("styles", "details", "creative", "variety")] == [40, 60, 12, 12]
-    for texts in (NEW["styles"], SUBJECTS, NEW["details"], [t for _, t in WORDINGS], [t for _, t in CLAUSES] + FREE):
+    for texts in (
+        NEW["styles"],
+        SUBJECTS,
+        NEW["details"],
+        [t for _, t in WORDINGS],
+        [t for _, t in CLAUSES] + FREE,
+    ):
         assert [t for t, n in Counter(texts).items() if n > 1] == []
 
 
 def test_phrases_are_readable_and_not_those_of_training():
-    assert [s for s in NEW["styles"] if re.search(r"[.?!]|style", s) or " in " in f" {s} " or s in OLD["styles"]] == []
-    assert [s for s in SUBJECTS if not re.fullmatch(r"an? [^.?!:]+", s) or re.search(r"\b(in|with|and)\b", s)] == []
-    assert [d for d in NEW["details"] if not re.fullmatch(r"an? [^.?!:]+", d) or re.search(r"\b(in|with|and)\b", d)] == []
-    both, old, odd = SUBJECTS + NEW["details"], sum(OLD["subjects"].values(), []), ("a one-eyed gondolier", "an hourglass")
-    assert [p for p in both if p.startswith("an ") != (p.split()[1][0] in "aeiou") and p not in odd] == []
+    assert [
+        s
+        for s in NEW["styles"]
+        if re.search(r"[.?!]|style", s) or " in " in f" {s} " or s in OLD["styles"]
+    ] == []
+    assert [
+        s
+        for s in SUBJECTS
+        if not re.fullmatch(r"an? [^.?!:]+", s) or re.search(r"\b(in|with|and)\b", s)
+    ] == []
+    assert [
+        d
+        for d in NEW["details"]
+        if not re.fullmatch(r"an? [^.?!:]+", d) or re.search(r"\b(in|with|and)\b", d)
+    ] == []
+    both, old, odd = (
+        SUBJECTS + NEW["details"],
+        sum(OLD["subjects"].values(), []),
+        ("a one-eyed gondolier", "an hourglass"),
+    )
+    assert [
+        p for p in both if p.startswith("an ") != (p.split()[1][0] in "aeiou") and p not in odd
+    ] == []
     assert [pair for p in both for pair in [(p, o) for o in old if p in o or o in p]] == []
     assert [pair for pair in itertools.permutations(both, 2) if pair[0] in pair[1]] == []
 
 
 def test_wordings_and_clauses_have_their_slots():
     for _, text in WORDINGS:
-        assert sorted(slots(text)) == ["extras", "style", "subject", "what"] and "style" not in text.replace("{style}", ""), text
-        assert not re.search(r"\s{style}", text) and re.search(r"(^|[.?!] ){extras}($| (?=[A-Z{]))", text), text
+        assert sorted(slots(text)) == [
+            "extras",
+            "style",
+            "subject",
+            "what",
+        ] and "style" not in text.replace("{style}", ""), text
+        assert not re.search(r"\s{style}", text) and re.search(
+            r"(^|[.?!] ){extras}($| (?=[A-Z{]))", text
+        ), text
     for kind, text in CLAUSES:
         assert slots(text) == slots(OLD["clauses"][kind][0]) and re.search(r"[.?!]$", text), text
     assert [t for t in FREE if slots(t) or not re.search(r"[.?!]$", t)] == []
 
 
 def test_no_five_words_in_a_row_are_shared():
-    old = set().union(*map(runs, [*OLD_WORDINGS, *OLD["asides"], *sum(OLD["clauses"].values(), [])]))
+    old = set().union(
+        *map(runs, [*OLD_WORDINGS, *OLD["asides"], *sum(OLD["clauses"].values(), [])])
+    )
     mine = [t for _, t in WORDINGS + CLAUSES] + FREE
-    assert len(old) > 10000 and not {t.lower() for t in mine} & {t.lower() for t in [*OLD_WORDINGS, *sum(OLD["clauses"].values(), [])]}
+    assert len(old) > 10000 and not {t.lower() for t in mine} & {
+        t.lower() for t in [*OLD_WORDINGS, *sum(OLD["clauses"].values(), [])]
+    }
     assert [(t, " ".join(r)) for t in mine for r in runs(t) & old] == []
     assert [r for r, n in Counter(r for t in mine for r in runs(t)).items() if n > 1] == []
 
 
 def test_a_clause_says_its_own_kind_alone(reader):
-    assert [(kind, text, reader(filled(text))) for kind, text in CLAUSES if reader(filled(text)) != {kind}] == []
+    assert [
+        (kind, text, reader(filled(text)))
+        for kind, text in CLAUSES
+        if reader(filled(text)) != {kind}
+    ] == []
     assert [(text, reader(text)) for text in FREE + [t for _, t in WORDINGS] if reader(text)] == []
 
 
@@ -93,25 +144,51 @@ def test_a_clause_says_its_own_kind_alone(reader):
 @pytest.mark.parametrize("styled", (True, False))
 def test_every_wording_gives_back_subject_style_and_number(reader, n, styled):
     for i, (name, text) in enumerate(WORDINGS):
-        rng, s = draw("bench words", n, styled, text), OLD["scenarios"][name]
-        subject = f"{SUBJECTS[i % 180]} with {NEW['details'][i % 60]} and {NEW['details'][(i + 7) % 60]}"
+        rng, s = seeded_rng("bench words", n, styled, text), OLD["scenarios"][name]
+        subject = (
+            f"{SUBJECTS[i % 180]} with {NEW['details'][i % 60]} and {NEW['details'][(i + 7) % 60]}"
+        )
         style = NEW["styles"][i % 40] if styled else None
         said = rng.sample(CLAUSES, 3) if i % 3 else []
-        extras = " ".join(rng.sample([filled(t) for _, t in said] + rng.sample(FREE, 2), len(said) + 2))
-        phrase = make_data.count_phrase(rng, n, s["noun"], "en")
-        request = " ".join(text.format(what=phrase, subject=subject, style=f" in {style} style" if styled else "", extras=extras).split())
-        c = make_data.read_request(request)
-        assert (c["subject"], c["style"], c["images"] or c["videos"]) == (subject, style, n), request
-        assert bool(c["images"]) == (s["modality"] == "image") and reader(request) == {kind for kind, _ in said}, request
+        extras = " ".join(
+            rng.sample([filled(t) for _, t in said] + rng.sample(FREE, 2), len(said) + 2)
+        )
+        phrase = tasks.count_phrase(rng, n, s["noun"], "en")
+        request = " ".join(
+            text.format(
+                what=phrase,
+                subject=subject,
+                style=f" in {style} style" if styled else "",
+                extras=extras,
+            ).split()
+        )
+        c = tasks.read_request(request)
+        assert (c["subject"], c["style"], c["images"] or c["videos"]) == (subject, style, n), (
+            request
+        )
+        assert bool(c["images"]) == (s["modality"] == "image") and reader(request) == {
+            kind for kind, _ in said
+        }, request
 
 
 def test_rubrics_ask_five_things_of_each_dimension():
     for modality in ("image", "video"):
-        assert set(NEW["rubrics"][modality]) == {"creative", "match", "object", "scene", "style", "variety"}
+        assert set(NEW["rubrics"][modality]) == {
+            "creative",
+            "match",
+            "object",
+            "scene",
+            "style",
+            "variety",
+        }
         for dimension, items in NEW["rubrics"][modality].items():
-            assert len(set(items)) == 5 and all(re.fullmatch(r"[A-Z][^?]*\?", item) for item in items)
+            assert len(set(items)) == 5 and all(
+                re.fullmatch(r"[A-Z][^?]*\?", item) for item in items
+            )
             names = Counter(sum(map(slots, items), []))
-            assert set(names) <= {"subject"} | ({"detail_1", "detail_2"} if dimension == "match" else set())
+            assert set(names) <= {"subject"} | (
+                {"detail_1", "detail_2"} if dimension == "match" else set()
+            )
             assert dimension != "match" or (names["detail_1"], names["detail_2"]) == (1, 1)
     assert set(NEW["rubrics"]) == {"image", "video"}
 
@@ -128,36 +205,68 @@ def bench():
 def training():
     """Requests of expert trajectories and of VRL, of the default size and at the paper's scale."""
     configs = [DataConfig(), load_config(ROOT / "configs" / "visgen.yaml").data]
-    return [t for config in configs for split in ("visgen", "train") for t in make_tasks(1500, split, config, 5)]
+    return [
+        t
+        for config in configs
+        for split in ("visgen", "train")
+        for t in make_tasks(1500, split, config, 5)
+    ]
 
 
 def test_the_file_is_what_the_command_writes(tmp_path):
     write_jsonl(tmp_path / "again.jsonl", make_bench())
-    assert (tmp_path / "again.jsonl").read_bytes() == BENCH.read_bytes()      # else: python make_data.py bench, and a new version in the ids
+    assert (
+        (tmp_path / "again.jsonl").read_bytes() == BENCH.read_bytes()
+    )  # else: python make_data.py bench, and a new version in the ids
 
 
 def test_table_1_s_composition(bench):
-    paper = {"image": dict(zip(NEW["rubrics"]["image"], [50] * 6)) | {"amount": 100},
-             "video": dict(zip(NEW["rubrics"]["video"], [50] * 6)) | {"amount": 100, "duration": 200, "storyboard": 200}}
-    assert Counter((t["modality"], t["dimension"]) for t in bench) == {(m, d): n for m, row in paper.items() for d, n in row.items()}
-    assert len(bench) == 1200 == len({t["id"] for t in bench}) == len({t["request"] for t in bench}) and len({t["scenario"] for t in bench}) >= 35
+    paper = {
+        "image": dict(zip(NEW["rubrics"]["image"], [50] * 6)) | {"amount": 100},
+        "video": dict(zip(NEW["rubrics"]["video"], [50] * 6))
+        | {"amount": 100, "duration": 200, "storyboard": 200},
+    }
+    assert Counter((t["modality"], t["dimension"]) for t in bench) == {
+        (m, d): n for m, row in paper.items() for d, n in row.items()
+    }
+    assert (
+        len(bench) == 1200 == len({t["id"] for t in bench}) == len({t["request"] for t in bench})
+        and len({t["scenario"] for t in bench}) >= 35
+    )
     small = Counter((t["modality"], t["dimension"]) for t in bench if t["in_104"])
-    assert sum(small.values()) == 104 and all(abs(small[m, d] - 104 * n / 1200) < 1 for m, row in paper.items() for d, n in row.items())
+    assert sum(small.values()) == 104 and all(
+        abs(small[m, d] - 104 * n / 1200) < 1 for m, row in paper.items() for d, n in row.items()
+    )
     assert len({t["scenario"] for t in bench if t["in_104"]}) >= 35
 
 
 def test_inputs_and_long_tasks(bench):
-    assert sum(bool(t["inputs"]) for t in bench) >= 120 and all(bool(t["inputs"]) == t["constraints"]["input"] for t in bench)
-    steps = [len(expand_workflow(fitting_workflows(t["constraints"])[0], t["constraints"])) for t in bench]
+    assert sum(bool(t["inputs"]) for t in bench) >= 120 and all(
+        bool(t["inputs"]) == t["constraints"]["input"] for t in bench
+    )
+    steps = [
+        len(expand_workflow(fitting_workflows(t["constraints"])[0], t["constraints"]))
+        for t in bench
+    ]
     assert sum(n >= 20 for n in steps) >= 120
 
 
 def test_each_request_states_all_that_it_is_judged_by(bench):
     for t in bench:
         read, c = read_request(t["request"]), t["constraints"]
-        assert {**read, "audio": sorted(read["audio"])} == {**c, "audio": sorted(c["audio"])} and set(c) == set(NO_CONSTRAINTS), t["request"]
-        asks = {"object": "object" in c["consistency"], "scene": "scene" in c["consistency"], "style": "style" in c["consistency"],
-                "variety": c["images"] + c["videos"] > 1, "duration": c["duration_s"], "storyboard": c["shots"], "amount": c["images"] + c["videos"]}
+        assert {**read, "audio": sorted(read["audio"])} == {
+            **c,
+            "audio": sorted(c["audio"]),
+        } and set(c) == set(NO_CONSTRAINTS), t["request"]
+        asks = {
+            "object": "object" in c["consistency"],
+            "scene": "scene" in c["consistency"],
+            "style": "style" in c["consistency"],
+            "variety": c["images"] + c["videos"] > 1,
+            "duration": c["duration_s"],
+            "storyboard": c["shots"],
+            "amount": c["images"] + c["videos"],
+        }
         assert asks.get(t["dimension"], True), t["id"]
         if t["dimension"] in ("creative", "variety"):
             assert any(sentence in t["request"] for sentence in NEW[t["dimension"]]), t["id"]
@@ -166,7 +275,9 @@ def test_each_request_states_all_that_it_is_judged_by(bench):
 def test_rubrics_belong_to_the_dimension_and_are_filled_in(bench):
     for t in bench:
         subjective = t["dimension"] in NEW["rubrics"]["image"]
-        assert len(t["rubric"]) == (5 if subjective else 0) and not any(re.search(r"[{}]", item) for item in t["rubric"])
+        assert len(t["rubric"]) == (5 if subjective else 0) and not any(
+            re.search(r"[{}]", item) for item in t["rubric"]
+        )
         if t["dimension"] == "match":
             details = re.findall(r"with (an? .+?) and (an? .+)$", t["constraints"]["subject"])[0]
             assert all(any(d in item for item in t["rubric"]) for d in details)
@@ -175,10 +286,16 @@ def test_rubrics_belong_to_the_dimension_and_are_filled_in(bench):
 def test_training_never_shows_its_words_subjects_or_combinations(bench, training):
     shown = "\n".join(t["request"] for t in training)
     bare = {re.split(r" with an? ", t["constraints"]["subject"])[0] for t in bench}
-    assert not [s for s in bare if s in shown] and not {t["constraints"]["style"] for t in bench} - {None} & {t["constraints"]["style"] for t in training}
-    assert not {combination(t["constraints"]) for t in bench} & {combination(t["constraints"]) for t in training}
+    assert not [s for s in bare if s in shown] and not {
+        t["constraints"]["style"] for t in bench
+    } - {None} & {t["constraints"]["style"] for t in training}
+    assert not {combination(t["constraints"]) for t in bench} & {
+        combination(t["constraints"]) for t in training
+    }
     sentences = {text for t in bench for text in re.split(r"(?<=[.?!]) ", t["request"])}
-    assert not sentences & {text for t in training for text in re.split(r"(?<=[.?!]) ", t["request"])}
+    assert not sentences & {
+        text for t in training for text in re.split(r"(?<=[.?!]) ", t["request"])
+    }
 
 
 def test_n_gram_overlap_with_training_is_below_the_bound(bench, training):
@@ -189,5 +306,9 @@ def test_n_gram_overlap_with_training_is_below_the_bound(bench, training):
 
 
 def test_held_out_and_bench_share_no_wording(bench):
-    held = {text for t in make_tasks(500, "heldout", DataConfig(), 3) for text in re.split(r"(?<=[.?!]) ", t["request"])}
+    held = {
+        text
+        for t in make_tasks(500, "heldout", DataConfig(), 3)
+        for text in re.split(r"(?<=[.?!]) ", t["request"])
+    }
     assert not held & {text for t in bench for text in re.split(r"(?<=[.?!]) ", t["request"])}

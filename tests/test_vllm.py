@@ -2,6 +2,7 @@
 
 Needs vllm, which has an environment of its own in `.ci/run`; without it everything here is skipped. One engine serves the file.
 """
+
 import copy
 import json
 import shutil
@@ -13,15 +14,20 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("vllm", reason="vllm is not installed; `.ci/run` makes an environment with its CPU build")
+pytest.importorskip(
+    "vllm", reason="vllm is not installed; `.ci/run` makes an environment with its CPU build"
+)
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-import train_vrl  # noqa: E402
-from configs.vllm_engine import VllmEngine  # noqa: E402
 from test_node import given, vl  # noqa: E402, F401
 from test_vrl import chatty, move, settings, tasks, tokenizer, trainer_logprobs, with_adapter  # noqa: E402, F401
-from train_pst import build_policy, save_policy  # noqa: E402
-from train_vrl import check_engine, sample_rollouts, sync_sampler  # noqa: E402
+
+import train_vrl  # noqa: E402
+from lib import sampler  # noqa: E402
+from lib.policy import build_policy, save_policy  # noqa: E402
+from lib.engine_check import check_engine, sync_sampler  # noqa: E402
+from lib.sampler import sample_rollouts  # noqa: E402
+from lib.vllm_engine import VllmEngine  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -29,7 +35,9 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def model(tokenizer):  # noqa: F811
     """A random policy whose turns end now and then: the end of turn has a longer row in the head."""
-    model = build_policy(settings(model={"head_dim": 32}), tokenizer, CPU).eval().requires_grad_(False)
+    model = (
+        build_policy(settings(model={"head_dim": 32}), tokenizer, CPU).eval().requires_grad_(False)
+    )
     generator = torch.Generator().manual_seed(1)
     for p in model.parameters():
         if p.dim() > 1:
@@ -43,7 +51,9 @@ def model(tokenizer):  # noqa: F811
 
 @pytest.fixture(scope="module")
 def config():
-    return settings(rollout={"engine": "vllm"}, model={"head_dim": 32})       # its attention on a CPU has no smaller head
+    return settings(
+        rollout={"engine": "vllm"}, model={"head_dim": 32}
+    )  # its attention on a CPU has no smaller head
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +74,26 @@ def engine(loaded):
 
 
 def test_greedy_rollouts_equal_our_samplers(engine, model, tokenizer, tasks, chatty, config):  # noqa: F811
-    ours, theirs = (sample_rollouts(x, tokenizer, tasks, config, 0.0, seed=0) for x in (model, engine))
-    assert [r.ids for r in ours] == [r.ids for r in theirs] and [r.loss_mask for r in ours] == [r.loss_mask for r in theirs]
+    ours, theirs = (
+        sample_rollouts(x, tokenizer, tasks, config, 0.0, seed=0) for x in (model, engine)
+    )
+    assert [r.ids for r in ours] == [r.ids for r in theirs] and [r.loss_mask for r in ours] == [
+        r.loss_mask for r in theirs
+    ]
     assert [r.trajectory for r in ours] == [r.trajectory for r in theirs]
     assert sum(len(r.trajectory["turns"]) >= 2 for r in ours) >= 3, "too few turns to tell"
-    assert max(abs(a - b) for r, s in zip(ours, theirs) for a, b in zip(r.logprobs, s.logprobs)) < 1e-4
+    assert (
+        max(abs(a - b) for r, s in zip(ours, theirs) for a, b in zip(r.logprobs, s.logprobs)) < 1e-4
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_its_logprobs_are_the_trainers(engine, model, tokenizer, tasks, chatty, config, temperature):  # noqa: F811
-    rollouts = sample_rollouts(engine, tokenizer, tasks[:5], config, temperature, seed=3, group_size=3)
+def test_its_logprobs_are_the_trainers(
+    engine, model, tokenizer, tasks, chatty, config, temperature
+):  # noqa: F811
+    rollouts = sample_rollouts(
+        engine, tokenizer, tasks[:5], config, temperature, seed=3, group_size=3
+    )
     assert len({tuple(r.ids) for r in rollouts}) > 7, "a group samples the same"
     for r in rollouts:
         sampled = torch.tensor(r.logprobs[1:]) * torch.tensor(r.loss_mask[1:])
@@ -92,9 +112,17 @@ def test_a_rollout_does_not_depend_on_the_others(engine, tokenizer, tasks, chatt
 
 def test_turns_are_queued_as_they_end(engine, tokenizer, tasks, chatty, config, monkeypatch):  # noqa: F811
     """No lockstep: some rollout's later turn is queued before another's first has ended."""
-    log, submit, go_on = [], VllmEngine.submit, train_vrl.go_on
-    monkeypatch.setattr(VllmEngine, "submit", lambda self, name, *a: (log.append(("queued", name)), submit(self, name, *a))[1])
-    monkeypatch.setattr(train_vrl, "go_on", lambda out, *a: (log.append(("ended", out.task["id"])), go_on(out, *a))[1])
+    log, submit, go_on = [], VllmEngine.submit, sampler.go_on
+    monkeypatch.setattr(
+        VllmEngine,
+        "submit",
+        lambda self, name, *a: (log.append(("queued", name)), submit(self, name, *a))[1],
+    )
+    monkeypatch.setattr(
+        train_vrl,
+        "go_on",
+        lambda out, *a: (log.append(("ended", out.task["id"])), go_on(out, *a))[1],
+    )
     sample_rollouts(engine, tokenizer, tasks, config, 1.0, seed=1)
     ended, early = set(), 0
     for what, name in log:
@@ -105,19 +133,27 @@ def test_turns_are_queued_as_they_end(engine, tokenizer, tasks, chatty, config, 
 
 def test_groups_and_turns_share_what_was_read(engine, tokenizer, tasks, config):  # noqa: F811
     """Long prompts (all tools' schemas): a group's is read once, and a later turn reads only what is new."""
-    long = replace(config, rollout=replace(config.rollout, tools="schema", tool_pool="all", max_turn_tokens=4), model=replace(config.model, max_len=10**6))
+    long = replace(
+        config,
+        rollout=replace(config.rollout, tools="schema", tool_pool="all", max_turn_tokens=4),
+        model=replace(config.model, max_len=10**6),
+    )
     engine.cached_share()
-    rollouts = train_vrl.open_rollouts(tokenizer, tasks[:1], long, 0, 1)[0]
+    rollouts = rollout.open_rollouts(tokenizer, tasks[:1], long, 0, 1)[0]
     prompt = rollouts[0].ids[:900]
     for i in range(2):
         engine.answers(tokenizer, [prompt], max_new_tokens=2)
-    assert 0.4 < engine.cached_share() < 0.6       # nothing of the first reading, all but the last block of the second
+    assert (
+        0.4 < engine.cached_share() < 0.6
+    )  # nothing of the first reading, all but the last block of the second
 
 
 def test_more_prompts_than_one_pass_reads(engine, tokenizer, config):
     """With a seed each. The CPU build breaks where a prompt with a seed is read in two parts."""
     for i in range(12):
-        engine.submit(f"{i}-0", [7 + (i * k) % 90 for k in range(900)], 4, 1.0, i, tokenizer.eos_token_id)
+        engine.submit(
+            f"{i}-0", [7 + (i * k) % 90 for k in range(900)], 4, 1.0, i, tokenizer.eos_token_id
+        )
     said = {}
     while engine.engine.has_unfinished_requests():
         said.update((name, ids) for name, ids, _ in engine.step())
@@ -127,18 +163,27 @@ def test_more_prompts_than_one_pass_reads(engine, tokenizer, config):
 def test_budget_of_a_rollout(engine, tokenizer, tasks, chatty, config):  # noqa: F811
     tight = replace(config, rollout=replace(config.rollout, max_rollout_tokens=20))
     rollouts = sample_rollouts(engine, tokenizer, tasks, tight, 1.0, seed=0)
-    assert max(r.written for r in rollouts) == 20 and all(r.written == sum(r.loss_mask) for r in rollouts)
+    assert max(r.written for r in rollouts) == 20 and all(
+        r.written == sum(r.loss_mask) for r in rollouts
+    )
     assert all(r.trajectory["ended"] == "max_tokens" for r in rollouts if r.written == 20)
 
 
 def test_the_deadline_cuts_off_and_the_engine_goes_on(engine, tokenizer, tasks, chatty, config):  # noqa: F811
     late = replace(config, rollout=replace(config.rollout, deadline_s=1e-6))
     rollouts = sample_rollouts(engine, tokenizer, tasks, late, 1.0, seed=0)
-    assert {r.trajectory["ended"] for r in rollouts} == {"max_tokens"} and not engine.engine.has_unfinished_requests()
-    assert any(r.trajectory["ended"] == "answer" for r in sample_rollouts(engine, tokenizer, tasks, config, 1.0, seed=0))
+    assert {r.trajectory["ended"] for r in rollouts} == {
+        "max_tokens"
+    } and not engine.engine.has_unfinished_requests()
+    assert any(
+        r.trajectory["ended"] == "answer"
+        for r in sample_rollouts(engine, tokenizer, tasks, config, 1.0, seed=0)
+    )
 
 
-def test_each_version_of_the_adapter_goes_over_and_the_old_one_leaves(engine, model, tokenizer, tasks, chatty, config):  # noqa: F811
+def test_each_version_of_the_adapter_goes_over_and_the_old_one_leaves(
+    engine, model, tokenizer, tasks, chatty, config
+):  # noqa: F811
     policy, names = with_adapter(model), []
     for version, by in ((1, 0.0), (2, 0.3), (3, 0.6)):
         move(policy, by, seed=version)
@@ -147,7 +192,9 @@ def test_each_version_of_the_adapter_goes_over_and_the_old_one_leaves(engine, mo
         names.append(engine.adapter.lora_name)
         assert check_engine(engine, policy, tokenizer, tasks[0], config) < 1e-4
         rollout = sample_rollouts(engine, tokenizer, tasks[:1], config, 1.0, seed=0)[0]
-        stale = trainer_logprobs(model, rollout, 1.0) - torch.tensor(rollout.logprobs[1:]) * torch.tensor(rollout.loss_mask[1:])
+        stale = trainer_logprobs(model, rollout, 1.0) - torch.tensor(
+            rollout.logprobs[1:]
+        ) * torch.tensor(rollout.loss_mask[1:])
         assert (stale.abs().max() > 0.05) == (version > 1), "the adapter makes no difference"
     assert len(set(names)) == 3
 
@@ -167,7 +214,9 @@ def test_a_sampler_left_behind_stops_the_run(engine, model, tokenizer, tasks, ch
         check_engine(engine, policy, tokenizer, tasks[0], config, turns=1)
 
 
-def test_the_adapter_loads_in_transformers_as_it_is(engine, model, tokenizer, tasks, chatty, config):  # noqa: F811
+def test_the_adapter_loads_in_transformers_as_it_is(
+    engine, model, tokenizer, tasks, chatty, config
+):  # noqa: F811
     from peft import PeftModel
 
     sync_sampler(engine, with_adapter(model, 0.3))
@@ -176,10 +225,12 @@ def test_the_adapter_loads_in_transformers_as_it_is(engine, model, tokenizer, ta
 
 
 def test_greedy_answers_equal_generates(engine, model, tokenizer):  # noqa: F811
-    from train_pst import greedy_answers
+    from lib.evaluation import greedy_answers
 
     prompts = [tokenizer.encode(text) for text in ("a logo", "three films of a fox", "x")]
-    assert engine.answers(tokenizer, prompts, max_new_tokens=12) == greedy_answers(model, tokenizer, prompts, CPU, max_new_tokens=12)
+    assert engine.answers(tokenizer, prompts, max_new_tokens=12) == greedy_answers(
+        model, tokenizer, prompts, CPU, max_new_tokens=12
+    )
 
 
 def test_a_qwen3_vl_with_its_adapter(vl, chatty, tmp_path):  # noqa: F811
@@ -187,20 +238,29 @@ def test_a_qwen3_vl_with_its_adapter(vl, chatty, tmp_path):  # noqa: F811
 
     vLLM's Qwen3-VL needs torchvision, whose build for the CPU is not on PyPI; `.ci/run` makes its CUDA build load without its own operators.
     """
-    pytest.importorskip("torchvision", reason="torchvision is not installed; `.ci/run` says how it loads beside a CPU's torch")
-    from train_pst import load_policy, load_tokenizer
+    pytest.importorskip(
+        "torchvision",
+        reason="torchvision is not installed; `.ci/run` says how it loads beside a CPU's torch",
+    )
+    from lib.policy import load_policy, load_tokenizer
 
     folder = shutil.copytree(vl[1], tmp_path / "vl")
-    config = replace(vl[0], rollout=replace(vl[0].rollout, engine="vllm"), model=replace(vl[0].model, path=str(folder)))
+    config = replace(
+        vl[0],
+        rollout=replace(vl[0].rollout, engine="vllm"),
+        model=replace(vl[0].model, path=str(folder)),
+    )
     tokenizer = load_tokenizer(config, tmp_path)  # noqa: F811
     plain = load_policy(folder, config, tokenizer, CPU).eval().requires_grad_(False)
-    plain.lm_head.weight[tokenizer.eos_token_id] *= 8.0        # so that turns end
-    plain.lm_head.weight[len(tokenizer):] = 0.0                # rows of the head that are no token
+    plain.lm_head.weight[tokenizer.eos_token_id] *= 8.0  # so that turns end
+    plain.lm_head.weight[len(tokenizer) :] = 0.0  # rows of the head that are no token
     plain.save_pretrained(folder)
     policy = with_adapter(load_policy(folder, config, tokenizer, CPU), 0.3)
     some = [{**given(), "id": f"t-0{i}"} for i in range(8)]
     engine = VllmEngine(folder, config, CPU, bf16=False)
-    ours, theirs = (sample_rollouts(x, tokenizer, some, config, 0.0, seed=0) for x in (plain, engine))
+    ours, theirs = (
+        sample_rollouts(x, tokenizer, some, config, 0.0, seed=0) for x in (plain, engine)
+    )
     assert [r.ids for r in ours] == [r.ids for r in theirs]
     rollouts = sample_rollouts(engine, tokenizer, some, config, 1.0, seed=0)
     assert max(len(r.trajectory["turns"]) for r in rollouts) >= 2
@@ -215,26 +275,62 @@ def test_a_qwen3_vl_with_its_adapter(vl, chatty, tmp_path):  # noqa: F811
 
 def test_a_4_bit_policy_has_its_base_in_8_bits_here(tokenizer, tasks, chatty, tmp_path):  # noqa: F811
     """vLLM reads no nf4: its fp8 and the trainer's nf4 differ by rounding, more than float32 does and less than another adapter."""
-    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed; requirements-gpu.txt has it")
-    from train_pst import load_policy
+    pytest.importorskip(
+        "bitsandbytes", reason="bitsandbytes is not installed; requirements-gpu.txt has it"
+    )
+    from lib.policy import load_policy
 
-    config = settings(rollout={"engine": "vllm"}, model={"head_dim": 32, "quantize": "nf4", "hidden_size": 64, "intermediate_size": 64})
-    save_policy(build_policy(replace(config, model=replace(config.model, quantize="none")), tokenizer, CPU), tokenizer, tmp_path / "final")
-    policy = with_adapter(load_policy(tmp_path / "final", config, tokenizer, CPU, quantize=True), 0.3)
+    config = settings(
+        rollout={"engine": "vllm"},
+        model={"head_dim": 32, "quantize": "nf4", "hidden_size": 64, "intermediate_size": 64},
+    )
+    save_policy(
+        build_policy(replace(config, model=replace(config.model, quantize="none")), tokenizer, CPU),
+        tokenizer,
+        tmp_path / "final",
+    )
+    policy = with_adapter(
+        load_policy(tmp_path / "final", config, tokenizer, CPU, quantize=True), 0.3
+    )
     engine = VllmEngine(tmp_path / "final", config, CPU, bf16=False)
     sync_sampler(engine, policy)
     rounding = check_engine(engine, policy, tokenizer, tasks[0], config)
     move(policy, 0.6, seed=4)
-    stale = check_engine(engine, policy, tokenizer, tasks[0], replace(config, rollout=replace(config.rollout, max_gap=100.0)))
+    stale = check_engine(
+        engine,
+        policy,
+        tokenizer,
+        tasks[0],
+        replace(config, rollout=replace(config.rollout, max_gap=100.0)),
+    )
     assert 1e-4 < rounding < stale / 3 and not engine.exact
 
 
 def test_a_whole_run():
     """smoke.yaml from data to table with rollouts by vLLM; the figures of the mismatch stand in metrics.jsonl."""
-    done = subprocess.run([sys.executable, "train_vrl.py", "--config", "configs/smoke.yaml", "name=test-vllm", "rollout.engine=vllm", "vrl.norm_lr=0"],
-                          cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "train_vrl.py",
+            "--config",
+            "configs/smoke.yaml",
+            "name=test-vllm",
+            "rollout.engine=vllm",
+            "vrl.norm_lr=0",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    steps = [m for m in map(json.loads, open(ROOT / "runs" / "test-vllm" / "metrics.jsonl", encoding="utf-8")) if m["phase"] == "vrl"]
+    steps = [
+        m
+        for m in map(
+            json.loads, open(ROOT / "runs" / "test-vllm" / "metrics.jsonl", encoding="utf-8")
+        )
+        if m["phase"] == "vrl"
+    ]
     assert len(steps) == 3 and "greedy R_vrt" in done.stdout
     for m in steps:
         assert m["sync_gap"] < 1e-4 and 0 <= m["prompt_cached"] <= 1
@@ -246,12 +342,42 @@ def test_two_ranks_each_with_an_engine():
     """Both play their share, all train on all of it, and they leave without a word."""
     run = ROOT / "runs" / "test-vllm-2"
     shutil.rmtree(run, ignore_errors=True)
-    done = subprocess.run([Path(sys.executable).with_name("torchrun"), "--nproc_per_node", "2", "train_vrl.py", "--config", "configs/smoke.yaml", "device=cpu",
-                           "name=test-vllm-2", "rollout.engine=vllm", "vrl.norm_lr=0", "vrl.steps=1", "vrl.tasks_per_step=2", "model.base_examples=40",
-                           "data.queries=42", "data.general=60", "data.general_heldout=8", "data.train_tasks=42", "data.heldout_tasks=2",
-                           "pst.stages=[{general: 0.5, repeat: 1}, {general: 0.2, repeat: 1}]"], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [
+            Path(sys.executable).with_name("torchrun"),
+            "--nproc_per_node",
+            "2",
+            "train_vrl.py",
+            "--config",
+            "configs/smoke.yaml",
+            "device=cpu",
+            "name=test-vllm-2",
+            "rollout.engine=vllm",
+            "vrl.norm_lr=0",
+            "vrl.steps=1",
+            "vrl.tasks_per_step=2",
+            "model.base_examples=40",
+            "data.queries=42",
+            "data.general=60",
+            "data.general_heldout=8",
+            "data.train_tasks=42",
+            "data.heldout_tasks=2",
+            "pst.stages=[{general: 0.5, repeat: 1}, {general: 0.2, repeat: 1}]",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-3000:]
-    step = next(m for m in map(json.loads, open(run / "metrics.jsonl", encoding="utf-8")) if m["phase"] == "vrl")
-    rollouts = [json.loads(line) for line in open(run / "vrl" / "rollouts" / "step-1.jsonl", encoding="utf-8")]
+    step = next(
+        m
+        for m in map(json.loads, open(run / "metrics.jsonl", encoding="utf-8"))
+        if m["phase"] == "vrl"
+    )
+    rollouts = [
+        json.loads(line)
+        for line in open(run / "vrl" / "rollouts" / "step-1.jsonl", encoding="utf-8")
+    ]
     assert sum(step["ended"].values()) == len(rollouts) == 8 and step["sync_gap"] < 1e-4
     shutil.rmtree(run)

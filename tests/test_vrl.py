@@ -3,6 +3,7 @@
 The policy is random (2 layers, 32 wide), with weights large enough that every token's log-probability depends on its history, and
 a head that favours the end of turn. ChattyEnv takes any text as a turn, so that such a policy plays several.
 """
+
 import copy
 import doctest
 import json
@@ -17,21 +18,66 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import train_vrl  # noqa: E402
-from configs.experiment import Config, build, draw, read_jsonl  # noqa: E402
 from env import VisGenEnv  # noqa: E402
+from lib import checkpoints, sampler  # noqa: E402
+from lib.checkpoints import trained_parameters  # noqa: E402
+from lib.evaluation import score_rollouts  # noqa: E402
+from lib.experiment import Config, build  # noqa: E402
+from lib.policy import (  # noqa: E402
+    add_lora,
+    build_policy,
+    encode_agent,
+    encode_prompt,
+    encode_tool_messages,
+    encode_trajectory,
+    load_tokenizer,
+    token_logprobs,
+)
+from lib.runs import read_jsonl, seeded_rng  # noqa: E402
+from lib.engine_check import sync_sampler  # noqa: E402
+from lib.rollout import Rollout  # noqa: E402
+from lib.sampler import sample_rollouts  # noqa: E402
+from lib.tasks import make_tasks  # noqa: E402
+from lib.text import tag  # noqa: E402
+from lib.tokenizer import train_tokenizer  # noqa: E402
+from make_data import vision_agent  # noqa: E402
 from rewards import PARTS  # noqa: E402
-from data.general import tag, train_tokenizer  # noqa: E402
-from make_data import make_tasks, vision_agent  # noqa: E402
-from train_pst import (add_lora, build_policy, encode_agent, encode_prompt, encode_tool_messages, encode_trajectory,  # noqa: E402
-                       load_tokenizer, token_logprobs, trained_parameters)
-from train_vrl import (Rollout, collate, group_advantages, grpo_loss, micro_batches, part_spread, sample_rollouts, score,  # noqa: E402
-                       step_tasks, sync_sampler, update)
+from train_vrl import (  # noqa: E402
+    collate,
+    group_advantages,
+    grpo_loss,
+    micro_batches,
+    part_variances,
+    step_tasks,
+    update,
+)
 
-SMALL = {"name": "t", "device": "cpu",
-         "model": {"vocab_size": 640, "hidden_size": 32, "intermediate_size": 48, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8,
-                   "max_len": 1024, "autocast": False, "lora_rank": 4, "lora_alpha": 8},
-         "vrl": {"tasks_per_step": 2, "group_size": 2, "steps": 4, "save_every": 2, "max_grad_norm": 1e9, "lr": 1e-2},
-         "rollout": {"max_turn_tokens": 24, "read_rows": 3, "failure_scale": 0.0}}
+SMALL = {
+    "name": "t",
+    "device": "cpu",
+    "model": {
+        "vocab_size": 640,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "layers": 2,
+        "heads": 4,
+        "kv_heads": 2,
+        "head_dim": 8,
+        "max_len": 1024,
+        "autocast": False,
+        "lora_rank": 4,
+        "lora_alpha": 8,
+    },
+    "vrl": {
+        "tasks_per_step": 2,
+        "group_size": 2,
+        "steps": 4,
+        "save_every": 2,
+        "max_grad_norm": 1e9,
+        "lr": 1e-2,
+    },
+    "rollout": {"max_turn_tokens": 24, "read_rows": 3, "failure_scale": 0.0},
+}
 
 
 def test_doctests():
@@ -53,8 +99,13 @@ class ChattyEnv(VisGenEnv):
         if len(self.turns) >= 2 + int(self.task["id"][-2:]) % 3:
             self.ended = "answer"
             return [], 0.0, True, False, {}
-        replies = [{"role": "tool", "content": json.dumps({"ids": [f"img_{i}"], "size": self.seed % 1000 + len(text)})}
-                   for i in range(1 + len(text) % 2)]
+        replies = [
+            {
+                "role": "tool",
+                "content": json.dumps({"ids": [f"img_{i}"], "size": self.seed % 1000 + len(text)}),
+            }
+            for i in range(1 + len(text) % 2)
+        ]
         self.messages += replies
         return replies, 0.0, False, False, {}
 
@@ -118,15 +169,33 @@ def made_rollouts(policy, n=8, seed=0, vocabulary=200):
     """Rollouts of different lengths and several turns, scored by the policy with a small disagreement; advantages of both signs."""
     rng, out = random.Random(seed), []
     for i in range(n):
-        r = Rollout({"id": f"t{i}"}, i // 4, 0, trajectory={"ended": "answer"}, advantage=rng.choice([-1, 1]) * rng.uniform(0.3, 1.5))
-        train_vrl.extend(r, [rng.randrange(vocabulary) for _ in range(rng.randint(3, 9))], trained=False)
+        r = Rollout(
+            {"id": f"t{i}"},
+            i // 4,
+            0,
+            trajectory={"ended": "answer"},
+            advantage=rng.choice([-1, 1]) * rng.uniform(0.3, 1.5),
+        )
+        rollout.extend(
+            r, [rng.randrange(vocabulary) for _ in range(rng.randint(3, 9))], trained=False
+        )
         for _ in range(rng.randint(1, 3)):
             said = rng.randint(1, 7)
-            train_vrl.extend(r, [rng.randrange(vocabulary) for _ in range(said)], trained=True, logprobs=[0.0] * said)
-            train_vrl.extend(r, [rng.randrange(vocabulary) for _ in range(rng.randint(1, 5))], trained=False)
+            rollout.extend(
+                r,
+                [rng.randrange(vocabulary) for _ in range(said)],
+                trained=True,
+                logprobs=[0.0] * said,
+            )
+            rollout.extend(
+                r, [rng.randrange(vocabulary) for _ in range(rng.randint(1, 5))], trained=False
+            )
         with torch.no_grad():
             logits = policy(input_ids=torch.tensor([r.ids])).logits[0].log_softmax(-1)
-        r.logprobs = [float(logits[t - 1, r.ids[t]]) + rng.uniform(-0.01, 0.01) if r.loss_mask[t] else 0.0 for t in range(len(r.ids))]
+        r.logprobs = [
+            float(logits[t - 1, r.ids[t]]) + rng.uniform(-0.01, 0.01) if r.loss_mask[t] else 0.0
+            for t in range(len(r.ids))
+        ]
         out.append(r)
     return out
 
@@ -146,16 +215,36 @@ class Recorder(torch.optim.SGD):
 # ---------------------------------------------------------------------------------------------------------------------
 # The loss
 
-@pytest.mark.parametrize("advantage, ratio, loss, gradient", [
-    (+1, 2.00, -1.30, 0.0), (+1, 1.25, -1.25, -1.25), (+1, 0.90, -0.90, -0.90), (+1, 0.50, -0.50, -0.50),
-    (-1, 2.00, +2.00, +2.00), (-1, 1.25, +1.25, +1.25), (-1, 0.90, +0.90, +0.90), (-1, 0.75, +0.80, 0.0), (-1, 0.50, +0.80, 0.0)])
+
+@pytest.mark.parametrize(
+    "advantage, ratio, loss, gradient",
+    [
+        (+1, 2.00, -1.30, 0.0),
+        (+1, 1.25, -1.25, -1.25),
+        (+1, 0.90, -0.90, -0.90),
+        (+1, 0.50, -0.50, -0.50),
+        (-1, 2.00, +2.00, +2.00),
+        (-1, 1.25, +1.25, +1.25),
+        (-1, 0.90, +0.90, +0.90),
+        (-1, 0.75, +0.80, 0.0),
+        (-1, 0.50, +0.80, 0.0),
+    ],
+)
 def test_clip_in_all_four_quadrants(advantage, ratio, loss, gradient):
     new = torch.tensor([[math.log(ratio) - 1.0]], dtype=torch.float64, requires_grad=True)
-    value, sums = grpo_loss(new, torch.tensor([[-1.0]], dtype=torch.float64), torch.tensor([float(advantage)]), torch.tensor([[True]]),
-                            settings(vrl={"clip_low": 0.2, "clip_high": 0.3}).vrl, 1)
+    value, sums = grpo_loss(
+        new,
+        torch.tensor([[-1.0]], dtype=torch.float64),
+        torch.tensor([float(advantage)]),
+        torch.tensor([[True]]),
+        settings(vrl={"clip_low": 0.2, "clip_high": 0.3}).vrl,
+        1,
+    )
     value.backward()
     assert value.item() == pytest.approx(loss) and new.grad.item() == pytest.approx(gradient)
-    assert float(sums["clipped"]) == (ratio > 1.3 or ratio < 0.8) and float(sums["ratio"]) == pytest.approx(ratio)
+    assert float(sums["clipped"]) == (ratio > 1.3 or ratio < 0.8) and float(
+        sums["ratio"]
+    ) == pytest.approx(ratio)
 
 
 def slow_loss(new, old, advantages, mask, v, normalizer, ref, sampler, start):
@@ -166,14 +255,26 @@ def slow_loss(new, old, advantages, mask, v, normalizer, ref, sampler, start):
         for t in own:
             log_r = new[b][t] - old[b][t]
             if v.ratio == "sequence":
-                log_r = sum(start[b][s] - old[b][s] for s in own) / len(own) + new[b][t] - start[b][t]
+                log_r = (
+                    sum(start[b][s] - old[b][s] for s in own) / len(own) + new[b][t] - start[b][t]
+                )
             r = math.exp(log_r)
-            clip = 1 - v.clip_low if r < 1 - v.clip_low else 1 + v.clip_high if r > 1 + v.clip_high else r
+            clip = (
+                1 - v.clip_low
+                if r < 1 - v.clip_low
+                else 1 + v.clip_high
+                if r > 1 + v.clip_high
+                else r
+            )
             gain = min(r * advantages[b], clip * advantages[b])
             if v.tis_cap:
                 gain *= min(math.exp(old[b][t] - sampler[b][t]), v.tis_cap)
             kl = math.exp(ref[b][t] - new[b][t]) - (ref[b][t] - new[b][t]) - 1 if ref else 0.0
-            total += (v.kl_coef * kl - gain) / (len(own) if v.loss_mean == "sequence" else 1) / normalizer
+            total += (
+                (v.kl_coef * kl - gain)
+                / (len(own) if v.loss_mean == "sequence" else 1)
+                / normalizer
+            )
     return total
 
 
@@ -182,22 +283,60 @@ def slow_loss(new, old, advantages, mask, v, normalizer, ref, sampler, start):
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
 @pytest.mark.parametrize("loss_mean", ["token", "sequence"])
 def test_loss_equals_a_slow_reference(loss_mean, ratio, tis_cap, kl_coef):
-    v = settings(vrl={"loss_mean": loss_mean, "ratio": ratio, "tis_cap": tis_cap, "kl_coef": kl_coef, "clip_high": 0.3}).vrl
+    v = settings(
+        vrl={
+            "loss_mean": loss_mean,
+            "ratio": ratio,
+            "tis_cap": tis_cap,
+            "kl_coef": kl_coef,
+            "clip_high": 0.3,
+        }
+    ).vrl
     rng = torch.Generator().manual_seed(3)
     mask = [[1, 1, 0, 0, 1, 1], [0, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]]
     old = -3 * torch.rand(4, 6, generator=rng, dtype=torch.float64)
-    shift = torch.tensor([[0.4], [-0.5], [0.0], [0.0]], dtype=torch.float64)       # clipped above, below, and not
-    new = (old + 0.25 * torch.randn(4, 6, generator=rng, dtype=torch.float64) + shift).requires_grad_()
-    ref, sampler = (old + 0.3 * torch.randn(4, 6, generator=rng, dtype=torch.float64) for _ in range(2))
+    shift = torch.tensor(
+        [[0.4], [-0.5], [0.0], [0.0]], dtype=torch.float64
+    )  # clipped above, below, and not
+    new = (
+        old + 0.25 * torch.randn(4, 6, generator=rng, dtype=torch.float64) + shift
+    ).requires_grad_()
+    ref, sampler = (
+        old + 0.3 * torch.randn(4, 6, generator=rng, dtype=torch.float64) for _ in range(2)
+    )
     advantages = [1.0, -0.7, 0.4, -1.2]
-    for x, junk in ((old, -7.0), (new, -900.0), (ref, 900.0), (sampler, -900.0)):      # what stands at other tokens must not matter
+    for x, junk in (
+        (old, -7.0),
+        (new, -900.0),
+        (ref, 900.0),
+        (sampler, -900.0),
+    ):  # what stands at other tokens must not matter
         x.data[~torch.tensor(mask, dtype=torch.bool)] = junk
-    loss, sums = grpo_loss(new, old, torch.tensor(advantages, dtype=torch.float64), torch.tensor(mask, dtype=torch.bool), v, 5,
-                           ref if kl_coef else None, sampler)
+    loss, sums = grpo_loss(
+        new,
+        old,
+        torch.tensor(advantages, dtype=torch.float64),
+        torch.tensor(mask, dtype=torch.bool),
+        v,
+        5,
+        ref if kl_coef else None,
+        sampler,
+    )
     loss.backward()
-    rest = old.tolist(), advantages, mask, v, 5, ref.tolist() if kl_coef else None, sampler.tolist(), new.tolist()
+    rest = (
+        old.tolist(),
+        advantages,
+        mask,
+        v,
+        5,
+        ref.tolist() if kl_coef else None,
+        sampler.tolist(),
+        new.tolist(),
+    )
     assert loss.item() == pytest.approx(slow_loss(new.tolist(), *rest), rel=1e-9)
-    assert sums["tokens"] == sum(map(sum, mask)) and 0 < float(sums["clipped"]) < float(sums["tokens"])
+    assert sums["tokens"] == sum(map(sum, mask)) and 0 < float(sums["clipped"]) < float(
+        sums["tokens"]
+    )
     for b in range(4):
         for t in range(6):
             near = [new.tolist(), new.tolist()]
@@ -209,36 +348,58 @@ def test_loss_equals_a_slow_reference(loss_mean, ratio, tis_cap, kl_coef):
 
 def test_kl_is_counted_over_the_agents_tokens():
     ref, new = torch.tensor([[-1.0, -9.0, -2.0]]), torch.tensor([[-1.5, -1.0, -2.0]])
-    _, sums = grpo_loss(new, new, torch.tensor([1.0]), torch.tensor([[1, 0, 1]]), settings(vrl={"kl_coef": 1.0}).vrl, 1, ref)
+    _, sums = grpo_loss(
+        new,
+        new,
+        torch.tensor([1.0]),
+        torch.tensor([[1, 0, 1]]),
+        settings(vrl={"kl_coef": 1.0}).vrl,
+        1,
+        ref,
+    )
     assert float(sums["kl"]) == pytest.approx(math.exp(0.5) - 1.5)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Advantages
 
+
 def test_advantages_by_group_id_whatever_the_order():
     rewards, groups = [0.0, 0.3, 1.0, 0.9, 0.5, 0.6], ["a", "b", "a", "b", "a", "b"]
     mean, counts = group_advantages(rewards, groups, "mean")
-    assert mean == pytest.approx([-0.5, -0.3, 0.5, 0.3, 0.0, 0.0]) and counts["groups"] == 2 and counts["flat"] == 0
-    scaled, _ = group_advantages(rewards, groups, "mean_std")       # sample std: 0.5 and 0.3
+    assert (
+        mean == pytest.approx([-0.5, -0.3, 0.5, 0.3, 0.0, 0.0])
+        and counts["groups"] == 2
+        and counts["flat"] == 0
+    )
+    scaled, _ = group_advantages(rewards, groups, "mean_std")  # sample std: 0.5 and 0.3
     assert scaled == pytest.approx([-1, -1, 1, 1, 0, 0])
     order = [3, 5, 0, 4, 2, 1]
-    shuffled, _ = group_advantages([rewards[i] for i in order], [groups[i] for i in order], "mean_std")
+    shuffled, _ = group_advantages(
+        [rewards[i] for i in order], [groups[i] for i in order], "mean_std"
+    )
     assert shuffled == pytest.approx([scaled[i] for i in order])
 
 
 def test_advantages_of_uneven_flat_and_single_groups():
     rewards, groups = [1.0, 1.0, 1.0, 0.2, 0.4, 0.9, 0.1, 0.1 + 1e-9], [5, 5, 5, 7, 7, 9, 2, 2]
-    for how, step in (("mean", 0.1), ("mean_std", 0.5 ** 0.5)):
+    for how, step in (("mean", 0.1), ("mean_std", 0.5**0.5)):
         advantages, counts = group_advantages(rewards, groups, how)
         assert advantages == pytest.approx([0, 0, 0, -step, step, 0, 0, 0])
-        assert (counts["groups"], counts["flat"], counts["flat_good"], counts["unscored"]) == (4, 3, 1, 0)
+        assert (counts["groups"], counts["flat"], counts["flat_good"], counts["unscored"]) == (
+            4,
+            3,
+            1,
+            0,
+        )
 
 
 def test_a_failed_judge_has_no_advantage_and_no_say():
     nan = math.nan
-    advantages, counts = group_advantages([0.0, nan, 1.0, nan, nan, 0.7, nan], [1, 1, 1, 2, 2, 3, 3], "mean_std")
-    assert advantages == pytest.approx([-0.5 ** 0.5, 0, 0.5 ** 0.5, 0, 0, 0, 0])
+    advantages, counts = group_advantages(
+        [0.0, nan, 1.0, nan, nan, 0.7, nan], [1, 1, 1, 2, 2, 3, 3], "mean_std"
+    )
+    assert advantages == pytest.approx([-(0.5**0.5), 0, 0.5**0.5, 0, 0, 0, 0])
     assert counts["unscored"] == 4 and counts["groups"] == 3 and counts["flat"] == 1
     assert group_advantages([0.0, nan, 1.0], [1, 1, 1], "mean")[0] == pytest.approx([-0.5, 0, 0.5])
 
@@ -249,42 +410,73 @@ def test_score_of_a_failed_judge_leads_to_no_training(monkeypatch, model):
     given = dict(zip(("t0", "t1", "t2", "t3"), (0.2, math.nan, 0.8, 0.5)))
     for r in rollouts:
         r.trajectory.update(pool=[], task=r.task)
-    monkeypatch.setattr(train_vrl, "ltr_rewards", lambda ts, config, pools: [{"total": given[t["task"]["id"]]} for t in ts])
-    score(rollouts, settings())
-    advantages, counts = group_advantages([r.reward for r in rollouts], [r.group_id for r in rollouts], "mean")
+    monkeypatch.setattr(
+        train_vrl,
+        "ltr_rewards",
+        lambda ts, config, pools: [{"total": given[t["task"]["id"]]} for t in ts],
+    )
+    score_rollouts(rollouts, settings())
+    advantages, counts = group_advantages(
+        [r.reward for r in rollouts], [r.group_id for r in rollouts], "mean"
+    )
     assert advantages == pytest.approx([-0.3, 0.0, 0.3, 0.0]) and counts["unscored"] == 1
     for r, a in zip(rollouts, advantages):
         r.advantage = a
     figures = update(policy, Recorder(policy), rollouts, settings())
-    assert figures["trained"] == 2 and math.isfinite(figures["grad_norm"]) and figures["grad_norm"] > 0
+    assert (
+        figures["trained"] == 2 and math.isfinite(figures["grad_norm"]) and figures["grad_norm"] > 0
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Batches
 
+
 def test_micro_batches_lose_nothing_and_stay_bounded():
     rng = random.Random(0)
     for bound in (1, 10, 64, 500):
-        rollouts = [Rollout({}, 0, i, ids=[0] * rng.randint(1, 60)) for i in range(rng.randint(1, 40))]
+        rollouts = [
+            Rollout({}, 0, i, ids=[0] * rng.randint(1, 60)) for i in range(rng.randint(1, 40))
+        ]
         batches = micro_batches(rollouts, bound)
         assert sorted(r.seed for rows in batches for r in rows) == list(range(len(rollouts)))
-        assert all(len(rows) == 1 or len(rows) * max(len(r.ids) for r in rows) <= bound for rows in batches)
-    assert len(micro_batches(rollouts, 10 ** 6)) == 1 and micro_batches([], 10) == []
+        assert all(
+            len(rows) == 1 or len(rows) * max(len(r.ids) for r in rows) <= bound for rows in batches
+        )
+    assert len(micro_batches(rollouts, 10**6)) == 1 and micro_batches([], 10) == []
 
 
 def test_collate_masks_by_length_not_by_id(tokenizer):
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
-    rows = [Rollout({}, 0, 0, ids=[5, pad, 0, pad, eos], loss_mask=[0, 1, 1, 1, 1], logprobs=[0, -1.0, -2.0, -3.0, -4.0], advantage=0.5),
-            Rollout({}, 0, 0, ids=[7, eos], loss_mask=[0, 1], logprobs=[0, -5.0], advantage=-1.0)]
+    rows = [
+        Rollout(
+            {},
+            0,
+            0,
+            ids=[5, pad, 0, pad, eos],
+            loss_mask=[0, 1, 1, 1, 1],
+            logprobs=[0, -1.0, -2.0, -3.0, -4.0],
+            advantage=0.5,
+        ),
+        Rollout({}, 0, 0, ids=[7, eos], loss_mask=[0, 1], logprobs=[0, -5.0], advantage=-1.0),
+    ]
     batch = collate(rows, "cpu")
-    assert batch["input_ids"].tolist()[0] == [5, pad, 0, pad, eos] and batch["input_ids"][1, :2].tolist() == [7, eos]
-    assert batch["loss_mask"].tolist() == [[False, True, True, True, True], [False, True, False, False, False]]
+    assert batch["input_ids"].tolist()[0] == [5, pad, 0, pad, eos] and batch["input_ids"][
+        1, :2
+    ].tolist() == [7, eos]
+    assert batch["loss_mask"].tolist() == [
+        [False, True, True, True, True],
+        [False, True, False, False, False],
+    ]
     assert batch["sampler_logprobs"].tolist() == [[-1, -2, -3, -4], [-5, 0, 0, 0]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4]] * 2 and batch["advantages"].tolist() == [0.5, -1.0]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4]] * 2 and batch[
+        "advantages"
+    ].tolist() == [0.5, -1.0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The update
+
 
 def run_update(model, vrl, moved=0.1, rollouts=None, lr=1e-2):
     policy = with_adapter(model, moved)
@@ -293,14 +485,23 @@ def run_update(model, vrl, moved=0.1, rollouts=None, lr=1e-2):
     return figures, optimizer.seen, policy
 
 
-@pytest.mark.parametrize("vrl", [
-    {"loss_mean": mean, "ratio": ratio, "minibatches": n, "tis_cap": cap, "kl_coef": 0.2}
-    for mean in ("token", "sequence") for ratio in ("token", "sequence") for n, cap in ((1, 0.0), (2, 1.001))], ids=str)
+@pytest.mark.parametrize(
+    "vrl",
+    [
+        {"loss_mean": mean, "ratio": ratio, "minibatches": n, "tis_cap": cap, "kl_coef": 0.2}
+        for mean in ("token", "sequence")
+        for ratio in ("token", "sequence")
+        for n, cap in ((1, 0.0), (2, 1.001))
+    ],
+    ids=str,
+)
 def test_one_batch_of_eight_equals_eight_of_one(model, vrl):
     """Loss, gradient of every optimizer step, and every metric; `read_tokens` counts padding, so it may differ."""
-    one, gradients, _ = run_update(model, {**vrl, "micro_tokens": 10 ** 6}, lr=0.3)
+    one, gradients, _ = run_update(model, {**vrl, "micro_tokens": 10**6}, lr=0.3)
     assert one["kl"] > 1e-3 and one["grad_norm"] > 1e-3 and len(gradients) == vrl["minibatches"]
-    assert vrl["minibatches"] == 1 or abs(one["ratio"] - 1) > 1e-4      # the second minibatch is off-policy
+    assert (
+        vrl["minibatches"] == 1 or abs(one["ratio"] - 1) > 1e-4
+    )  # the second minibatch is off-policy
     for micro_tokens in (1, 60):
         other, same, _ = run_update(model, {**vrl, "micro_tokens": micro_tokens}, lr=0.3)
         for name in one.keys() - {"read_tokens"}:
@@ -317,7 +518,9 @@ def test_the_gradient_is_the_policy_gradient_though_the_ratio_is_one(model):
     loss = 0.0
     for r in rollouts:
         logps = policy(input_ids=torch.tensor([r.ids])).logits[0].log_softmax(-1)
-        loss = loss - sum(r.advantage * logps[t - 1, r.ids[t]] for t in range(1, len(r.ids)) if r.loss_mask[t])
+        loss = loss - sum(
+            r.advantage * logps[t - 1, r.ids[t]] for t in range(1, len(r.ids)) if r.loss_mask[t]
+        )
     (loss / sum(sum(r.loss_mask) for r in rollouts)).backward()
     wanted = torch.cat([p.grad.flatten() for p in trained_parameters(policy).values()])
     assert figures["grad_norm"] == pytest.approx(float(wanted.norm()), rel=1e-4)
@@ -327,24 +530,39 @@ def test_the_gradient_is_the_policy_gradient_though_the_ratio_is_one(model):
 
 def test_ratio_is_one_and_kl_zero_at_step_zero(model, monkeypatch):
     figures, gradients, _ = run_update(model, {"kl_coef": 0.5, "micro_tokens": 1}, moved=0.0)
-    assert figures["ratio"] == 1.0 and figures["kl"] == 0.0 and figures["clipped"] == 0.0 and figures["grad_norm"] > 0
+    assert (
+        figures["ratio"] == 1.0
+        and figures["kl"] == 0.0
+        and figures["clipped"] == 0.0
+        and figures["grad_norm"] > 0
+    )
     first = []
     real = train_vrl.grpo_loss
-    monkeypatch.setattr(train_vrl, "grpo_loss", lambda *a, **k: (out := real(*a, **k), first.append(out[1]))[0])
+    monkeypatch.setattr(
+        train_vrl, "grpo_loss", lambda *a, **k: (out := real(*a, **k), first.append(out[1]))[0]
+    )
     run_update(model, {"kl_coef": 0.5, "micro_tokens": 1, "minibatches": 2}, moved=0.0, lr=1.0)
     ratios, kls = ([float(s[k] / s["tokens"]) for s in first] for k in ("ratio", "kl"))
     assert len(first) == 8 and ratios[:4] == [1.0] * 4 and kls[:4] == [0.0] * 4
-    assert all(r != 1.0 for r in ratios[4:]) and all(k > 0 for k in kls[4:])      # pi_old is the policy before the first minibatch
+    assert all(r != 1.0 for r in ratios[4:]) and all(
+        k > 0 for k in kls[4:]
+    )  # pi_old is the policy before the first minibatch
 
 
 @pytest.mark.parametrize("vrl", [{"kl_coef": 0.5}, {"kl_coef": 0.5, "minibatches": 2}], ids=str)
 def test_the_update_scores_at_the_samplers_temperature(model, tokenizer, tasks, chatty, vrl):
     config, policy = settings(rollout={"temperature": 0.7}, vrl=vrl), with_adapter(model)
-    rollouts = sample_rollouts(model, tokenizer, tasks[:2], config, config.rollout.temperature, seed=0, group_size=2)
+    rollouts = sample_rollouts(
+        model, tokenizer, tasks[:2], config, config.rollout.temperature, seed=0, group_size=2
+    )
     for i, r in enumerate(rollouts):
         r.advantage = 1.0 - 2 * (i % 2)
     seen = update(policy, Recorder(policy, lr=0.0), rollouts, config)
-    assert seen["gap_max"] < 1e-4 and seen["ratio"] == pytest.approx(1, abs=1e-5) and seen["kl"] == pytest.approx(0, abs=1e-6)
+    assert (
+        seen["gap_max"] < 1e-4
+        and seen["ratio"] == pytest.approx(1, abs=1e-5)
+        and seen["kl"] == pytest.approx(0, abs=1e-6)
+    )
 
 
 def test_groups_without_spread_are_not_trained(model):
@@ -355,13 +573,20 @@ def test_groups_without_spread_are_not_trained(model):
     for mean in ("token", "sequence"):
         with_flat = run_update(model, {"kl_coef": 0.2, "loss_mean": mean}, rollouts=rollouts)
         without = run_update(model, {"kl_coef": 0.2, "loss_mean": mean}, rollouts=rollouts[4:])
-        assert with_flat[0] == without[0] and with_flat[0]["trained"] == 4 and torch.equal(with_flat[1][0], without[1][0])
+        assert (
+            with_flat[0] == without[0]
+            and with_flat[0]["trained"] == 4
+            and torch.equal(with_flat[1][0], without[1][0])
+        )
 
 
 def test_truncated_rollouts_can_be_left_out(model):
     rollouts = made_rollouts(with_adapter(model, 0.1))
     rollouts[0].trajectory["ended"], rollouts[1].trajectory["ended"] = "max_tokens", "max_turns"
-    assert run_update(model, {"mask_truncated": True}, rollouts=rollouts)[0] == run_update(model, {}, rollouts=rollouts[2:])[0]
+    assert (
+        run_update(model, {"mask_truncated": True}, rollouts=rollouts)[0]
+        == run_update(model, {}, rollouts=rollouts[2:])[0]
+    )
     assert run_update(model, {}, rollouts=rollouts)[0]["trained"] == 8
 
 
@@ -372,23 +597,38 @@ def test_no_signal_moves_nothing(model, vrl):
         r.advantage = 0.0
     before = weights(with_adapter(model, 0.1))
     figures, gradients, policy = run_update(model, {**vrl, "weight_decay": 0.5}, rollouts=rollouts)
-    assert not gradients and all(torch.equal(p, before[name]) for name, p in policy.named_parameters())
-    assert figures["trained"] == 0 and all(math.isfinite(x) for x in figures.values() if x is not None)
+    assert not gradients and all(
+        torch.equal(p, before[name]) for name, p in policy.named_parameters()
+    )
+    assert figures["trained"] == 0 and all(
+        math.isfinite(x) for x in figures.values() if x is not None
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The sampler
 
+
 def trainer_logprobs(model, r, temperature=1.0):
     batch = collate([r], "cpu")
     with torch.no_grad():
-        return token_logprobs(model, batch["input_ids"], batch["position_ids"], batch["loss_mask"][:, 1:], temperature=temperature)[0]
+        return token_logprobs(
+            model,
+            batch["input_ids"],
+            batch["position_ids"],
+            batch["loss_mask"][:, 1:],
+            temperature=temperature,
+        )[0]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_sampler_and_trainer_agree(model, tokenizer, tasks, chatty, temperature):
-    rollouts = sample_rollouts(model, tokenizer, tasks[:5], settings(), temperature, seed=3, group_size=3)
-    assert len(rollouts) == 15 and [r.group_id for r in rollouts] == [g for g in range(5) for _ in range(3)]
+    rollouts = sample_rollouts(
+        model, tokenizer, tasks[:5], settings(), temperature, seed=3, group_size=3
+    )
+    assert len(rollouts) == 15 and [r.group_id for r in rollouts] == [
+        g for g in range(5) for _ in range(3)
+    ]
     turns = [len(r.trajectory["turns"]) for r in rollouts]
     assert sum(n >= 3 for n in turns) >= 3 and len(set(turns)) >= 3, "too few turns to tell"
     for r in rollouts:
@@ -400,11 +640,23 @@ def test_sampler_and_trainer_agree(model, tokenizer, tasks, chatty, temperature)
 
 def test_sampling_follows_the_softmax(model, tokenizer, tasks, chatty):
     """First tokens of many rollouts of one prompt come in the shares of the full softmax (no top-k, no top-p), here at temperature 2."""
-    rollouts = sample_rollouts(model, tokenizer, tasks[:1], settings(rollout={"max_turn_tokens": 1}), 2.0, seed=0, group_size=1500)
-    prompt = rollouts[0].ids[:rollouts[0].loss_mask.index(1)]
+    rollouts = sample_rollouts(
+        model,
+        tokenizer,
+        tasks[:1],
+        settings(rollout={"max_turn_tokens": 1}),
+        2.0,
+        seed=0,
+        group_size=1500,
+    )
+    prompt = rollouts[0].ids[: rollouts[0].loss_mask.index(1)]
     p = model(input_ids=torch.tensor([prompt])).logits[0, -1].div(2.0).softmax(-1)
-    counts = torch.bincount(torch.tensor([r.ids[len(prompt)] for r in rollouts]), minlength=len(p)) / len(rollouts)
-    assert (counts - p).abs().max() < 0.05 and abs(float(counts[p < 0.01].sum() - p[p < 0.01].sum())) < 0.06
+    counts = torch.bincount(
+        torch.tensor([r.ids[len(prompt)] for r in rollouts]), minlength=len(p)
+    ) / len(rollouts)
+    assert (counts - p).abs().max() < 0.05 and abs(
+        float(counts[p < 0.01].sum() - p[p < 0.01].sum())
+    ) < 0.06
     assert 0.1 < p[p < 0.01].sum() < 0.9, "the tail is too thin to tell"
 
 
@@ -418,7 +670,11 @@ def test_greedy_equals_transformers_generate(model, tokenizer, tasks, chatty):
 def test_token_in_token_out(model, tokenizer, tasks, chatty):
     """What the agent reads is the environment's messages encoded once; what is trained is what it sampled, end of turn included."""
     for r in sample_rollouts(model, tokenizer, tasks[:6], settings(), 1.0, seed=1, group_size=2):
-        cuts = [0] + [i for i in range(1, len(r.ids)) if r.loss_mask[i] != r.loss_mask[i - 1]] + [len(r.ids)]
+        cuts = (
+            [0]
+            + [i for i in range(1, len(r.ids)) if r.loss_mask[i] != r.loss_mask[i - 1]]
+            + [len(r.ids)]
+        )
         parts = [r.ids[a:b] for a, b in zip(cuts, cuts[1:])]
         messages = r.trajectory["messages"]
         assert r.loss_mask[0] == 0 and parts[0] == encode_prompt(tokenizer, messages[:2])
@@ -429,7 +685,10 @@ def test_token_in_token_out(model, tokenizer, tasks, chatty):
                 assert tokenizer.eos_token_id not in part[:-1]
                 assert finished or (r.trajectory["ended"] == "max_tokens" and i == len(parts) - 1)
                 if finished:
-                    assert messages[at] == {"role": "assistant", "content": tokenizer.decode(part[:-1])}
+                    assert messages[at] == {
+                        "role": "assistant",
+                        "content": tokenizer.decode(part[:-1]),
+                    }
                     at, turns = at + 1, turns + 1
             else:
                 replies = []
@@ -440,19 +699,35 @@ def test_token_in_token_out(model, tokenizer, tasks, chatty):
         assert at == len(messages) and turns == len(r.trajectory["turns"])
 
 
-def test_a_group_shares_its_seed_and_the_same_seed_gives_the_same_rollouts(model, tokenizer, tasks, chatty):
-    once, again, other = (sample_rollouts(model, tokenizer, tasks[:3], settings(), 1.0, seed=s, group_size=3) for s in (5, 5, 6))
-    assert [(r.ids, r.loss_mask, r.logprobs) for r in once] == [(r.ids, r.loss_mask, r.logprobs) for r in again]
+def test_a_group_shares_its_seed_and_the_same_seed_gives_the_same_rollouts(
+    model, tokenizer, tasks, chatty
+):
+    once, again, other = (
+        sample_rollouts(model, tokenizer, tasks[:3], settings(), 1.0, seed=s, group_size=3)
+        for s in (5, 5, 6)
+    )
+    assert [(r.ids, r.loss_mask, r.logprobs) for r in once] == [
+        (r.ids, r.loss_mask, r.logprobs) for r in again
+    ]
     assert [r.ids for r in once] != [r.ids for r in other]
     for g in range(3):
-        group = once[3 * g:3 * g + 3]
-        assert len({r.seed for r in group}) == len({r.trajectory["seed"] for r in group}) == 1 and len({tuple(r.ids) for r in group}) > 1
-    assert len({r.seed for r in once}) == 3 and {r.seed for r in once}.isdisjoint(r.seed for r in other)
+        group = once[3 * g : 3 * g + 3]
+        assert (
+            len({r.seed for r in group}) == len({r.trajectory["seed"] for r in group}) == 1
+            and len({tuple(r.ids) for r in group}) > 1
+        )
+    assert len({r.seed for r in once}) == 3 and {r.seed for r in once}.isdisjoint(
+        r.seed for r in other
+    )
 
 
-def test_rows_that_end_early_change_nothing_for_the_others(model, tokenizer, tasks, chatty, monkeypatch):
-    kept, real = [], train_vrl.SlotCache.keep
-    monkeypatch.setattr(train_vrl.SlotCache, "keep", lambda self, rows: (kept.append(len(rows)), real(self, rows)))
+def test_rows_that_end_early_change_nothing_for_the_others(
+    model, tokenizer, tasks, chatty, monkeypatch
+):
+    kept, real = [], sampler.SlotCache.keep
+    monkeypatch.setattr(
+        sampler.SlotCache, "keep", lambda self, rows: (kept.append(len(rows)), real(self, rows))
+    )
     together = sample_rollouts(model, tokenizer, tasks, settings(), 0.0, seed=2)
     assert len(kept) >= 1 and len({len(r.ids) for r in together}) > 6, "nothing was compacted"
     for task, r in zip(tasks, together):
@@ -464,6 +739,7 @@ def test_rows_that_end_early_change_nothing_for_the_others(model, tokenizer, tas
 
 # ---------------------------------------------------------------------------------------------------------------------
 # How episodes end
+
 
 def force(monkeypatch, tokens):
     """Let the sampler of a single rollout produce these tokens, one a reading."""
@@ -484,25 +760,46 @@ def play(model, tokenizer, task, config, seed=0):
 @pytest.mark.parametrize("tools", ["names", "schema"])
 def test_an_experts_turns_give_the_experts_trajectory(model, tokenizer, tasks, monkeypatch, tools):
     """VisionAgent's own tokens through the sampler and the real environment: the ids and mask that SFT trains on, the same record."""
-    config = settings(rollout={"max_turn_tokens": 10 ** 6, "tools": tools}, model={"max_len": 3 * 10 ** 4})
+    config = settings(
+        rollout={"max_turn_tokens": 10**6, "tools": tools}, model={"max_len": 3 * 10**4}
+    )
     for task in tasks[:3]:
         env = VisGenEnv(config.rollout)
-        expert = vision_agent(task, env, draw(0, "env", task["id"]).getrandbits(31))
-        turns = [encode_agent(tokenizer, m["content"]) for m in expert["messages"] if m["role"] == "assistant"]
+        expert = vision_agent(task, env, seeded_rng(0, "env", task["id"]).getrandbits(31))
+        turns = [
+            encode_agent(tokenizer, m["content"])
+            for m in expert["messages"]
+            if m["role"] == "assistant"
+        ]
         force(monkeypatch, [i for turn in turns for i in turn])
         r = play(model, tokenizer, task, config)
-        assert (r.ids, r.loss_mask) == encode_trajectory(tokenizer, expert["messages"], env.info["tools"]) and len(turns) > 1
+        assert (r.ids, r.loss_mask) == encode_trajectory(
+            tokenizer, expert["messages"], env.info["tools"]
+        ) and len(turns) > 1
         pool = r.trajectory.pop("pool")
         assert r.trajectory == expert and r.trajectory["ended"] == "answer" and pool == task["pool"]
 
 
-CALL = tag("think", "now") + tag("tool_call", {"name": "tool_search_content", "arguments": {"query": "x"}})
+CALL = tag("think", "now") + tag(
+    "tool_call", {"name": "tool_search_content", "arguments": {"query": "x"}}
+)
 
 
-@pytest.mark.parametrize("turns, ended", [([CALL, tag("think", "a") + tag("answer", {"deliverables": [], "summary": "none"})], "answer"),
-                                          ([CALL, "no tags"], "malformed"), ([CALL] * 3, "max_turns")])
-def test_the_environment_says_how_an_episode_ended(model, tokenizer, tasks, monkeypatch, turns, ended):
-    config = settings(rollout={"max_turn_tokens": 10 ** 6, "max_turns": 3})
+@pytest.mark.parametrize(
+    "turns, ended",
+    [
+        (
+            [CALL, tag("think", "a") + tag("answer", {"deliverables": [], "summary": "none"})],
+            "answer",
+        ),
+        ([CALL, "no tags"], "malformed"),
+        ([CALL] * 3, "max_turns"),
+    ],
+)
+def test_the_environment_says_how_an_episode_ended(
+    model, tokenizer, tasks, monkeypatch, turns, ended
+):
+    config = settings(rollout={"max_turn_tokens": 10**6, "max_turns": 3})
     force(monkeypatch, [i for text in turns for i in encode_agent(tokenizer, text)])
     r = play(model, tokenizer, tasks[0], config)
     assert r.trajectory["ended"] == ended and len(r.trajectory["turns"]) == len(turns)
@@ -513,16 +810,35 @@ def test_a_turn_that_does_not_end_is_max_tokens(model, tokenizer, tasks, monkeyp
     word = tokenizer.encode("x", add_special_tokens=False)[0]
     force(monkeypatch, encode_agent(tokenizer, CALL) + [word] * 60)
     r = play(model, tokenizer, tasks[0], settings(rollout={"max_turn_tokens": 50}))
-    assert r.trajectory["ended"] == "max_tokens" and r.ids[-50:] == [word] * 50 and r.loss_mask[-51:] == [0] + [1] * 50
-    assert len(r.trajectory["turns"]) == 1 and r.trajectory["messages"][-1]["role"] == "tool"       # not the unfinished turn
+    assert (
+        r.trajectory["ended"] == "max_tokens"
+        and r.ids[-50:] == [word] * 50
+        and r.loss_mask[-51:] == [0] + [1] * 50
+    )
+    assert (
+        len(r.trajectory["turns"]) == 1 and r.trajectory["messages"][-1]["role"] == "tool"
+    )  # not the unfinished turn
     prompt = r.loss_mask.index(1)
     force(monkeypatch, [word] * 2000)
-    r = play(model, tokenizer, tasks[0], settings(rollout={"max_turn_tokens": 10 ** 6}, model={"max_len": 2 * prompt + 2}))
+    r = play(
+        model,
+        tokenizer,
+        tasks[0],
+        settings(rollout={"max_turn_tokens": 10**6}, model={"max_len": 2 * prompt + 2}),
+    )
     assert r.trajectory["ended"] == "max_tokens" and len(r.ids) == 2 * prompt + 2
     # A turn that ends within the limit, whose reply does not fit.
     reach = 2 * prompt + 2 - prompt - 1
-    force(monkeypatch, [word] * (reach - len(encode_agent(tokenizer, CALL))) + encode_agent(tokenizer, CALL))
-    r = play(model, tokenizer, tasks[0], settings(rollout={"max_turn_tokens": 10 ** 6}, model={"max_len": 2 * prompt + 2}))
+    force(
+        monkeypatch,
+        [word] * (reach - len(encode_agent(tokenizer, CALL))) + encode_agent(tokenizer, CALL),
+    )
+    r = play(
+        model,
+        tokenizer,
+        tasks[0],
+        settings(rollout={"max_turn_tokens": 10**6}, model={"max_len": 2 * prompt + 2}),
+    )
     assert r.trajectory["ended"] == "max_tokens" and len(r.trajectory["turns"]) == 1
 
 
@@ -531,7 +847,11 @@ def test_a_token_outside_the_tokenizer_is_malformed(model, tokenizer, tasks, mon
     padded.config.vocab_size = len(tokenizer) + 8
     force(monkeypatch, [5, len(tokenizer)])
     r = play(padded, tokenizer, tasks[0], settings())
-    assert r.trajectory["ended"] == "malformed" and r.ids[-1] == len(tokenizer) and r.trajectory["turns"] == []
+    assert (
+        r.trajectory["ended"] == "malformed"
+        and r.ids[-1] == len(tokenizer)
+        and r.trajectory["turns"] == []
+    )
 
 
 def test_a_prompt_that_leaves_no_room_is_refused(model, tokenizer, tasks):
@@ -542,25 +862,32 @@ def test_a_prompt_that_leaves_no_room_is_refused(model, tokenizer, tasks):
 # ---------------------------------------------------------------------------------------------------------------------
 # Sync, checks
 
+
 def test_sync_gives_the_sampler_the_policys_weights(model, tokenizer, tasks, chatty):
     sampler, policy, config = copy.deepcopy(model), with_adapter(model), settings()
-    assert train_vrl.check_engine(sampler, policy, tokenizer, tasks[0], config) < 1e-4
-    train_vrl.check_reference(policy, tokenizer, tasks[0], config, sampler)
+    assert engine_check.check_engine(sampler, policy, tokenizer, tasks[0], config) < 1e-4
+    engine_check.check_reference(policy, tokenizer, tasks[0], config, sampler)
     move(policy, 0.1)
-    with pytest.raises(SystemExit, match=r"largest difference of log-probabilities \d\.\d+e[+-]\d+, allowed 1e-04"):
-        train_vrl.check_engine(sampler, policy, tokenizer, tasks[0], config)
+    with pytest.raises(
+        SystemExit, match=r"largest difference of log-probabilities \d\.\d+e[+-]\d+, allowed 1e-04"
+    ):
+        engine_check.check_engine(sampler, policy, tokenizer, tasks[0], config)
     sync_sampler(sampler, policy)
-    assert train_vrl.check_engine(sampler, policy, tokenizer, tasks[0], config) < 1e-4
+    assert engine_check.check_engine(sampler, policy, tokenizer, tasks[0], config) < 1e-4
     with pytest.raises(SystemExit, match="KL to the PST policy"):
-        train_vrl.check_reference(policy, tokenizer, tasks[0], config, sampler)
+        engine_check.check_reference(policy, tokenizer, tasks[0], config, sampler)
     merged = weights(sampler)
     base = {n: p for n, p in weights(policy).items() if "lora_" not in n}
-    assert not torch.equal(merged["model.layers.1.mlp.up_proj.weight"], model.model.layers[1].mlp.up_proj.weight)
+    assert not torch.equal(
+        merged["model.layers.1.mlp.up_proj.weight"], model.model.layers[1].mlp.up_proj.weight
+    )
     for by in (0.3, 0.05):
         move(policy, by, seed=9)
         sync_sampler(sampler, policy)
     move(policy, 0.1)
-    sync_sampler(sampler, policy)       # never undone in place: the same adapter gives the same bits after any others
+    sync_sampler(
+        sampler, policy
+    )  # never undone in place: the same adapter gives the same bits after any others
     assert all(torch.equal(p, merged[n]) for n, p in sampler.named_parameters())
     assert all(torch.equal(p, base[n]) for n, p in policy.named_parameters() if n in base)
 
@@ -577,29 +904,47 @@ def test_sync_of_a_policy_without_an_adapter(model):
 # ---------------------------------------------------------------------------------------------------------------------
 # The loop
 
+
 def test_step_tasks_covers_all_tasks_once_a_pass():
     config, all_tasks = settings(vrl={"tasks_per_step": 3}), [{"id": i} for i in range(7)]
     steps = [[t["id"] for t in step_tasks(all_tasks, config, s)] for s in range(14)]
-    assert all(len(s) == 3 for s in steps) and steps == [[t["id"] for t in step_tasks(all_tasks, config, s)] for s in range(14)]
+    assert all(len(s) == 3 for s in steps) and steps == [
+        [t["id"] for t in step_tasks(all_tasks, config, s)] for s in range(14)
+    ]
     stream = [i for s in steps for i in s]
-    passes = [stream[i:i + 7] for i in range(0, 42, 7)]
+    passes = [stream[i : i + 7] for i in range(0, 42, 7)]
     assert all(sorted(p) == list(range(7)) for p in passes) and len(set(map(tuple, passes))) == 6
-    assert [t["id"] for t in step_tasks(all_tasks, settings(seed=1, vrl={"tasks_per_step": 3}), 0)] != steps[0]
-    assert sorted(t["id"] for t in step_tasks(all_tasks, settings(vrl={"tasks_per_step": 14}), 0)) == sorted([*range(7)] * 2)
+    assert [
+        t["id"] for t in step_tasks(all_tasks, settings(seed=1, vrl={"tasks_per_step": 3}), 0)
+    ] != steps[0]
+    assert sorted(
+        t["id"] for t in step_tasks(all_tasks, settings(vrl={"tasks_per_step": 14}), 0)
+    ) == sorted([*range(7)] * 2)
 
 
 def test_part_spread_is_the_mean_variance_inside_groups():
     def rollout(group, plan, tool, cons):
-        parts = {**dict.fromkeys(PARTS, 1.0), "total": plan, "tool": tool, "cons": cons, "plan": plan}
+        parts = {
+            **dict.fromkeys(PARTS, 1.0),
+            "total": plan,
+            "tool": tool,
+            "cons": cons,
+            "plan": plan,
+        }
         return Rollout({}, group, 0, trajectory={"reward": parts})
 
-    rows = [rollout(1, 0.0, 0.2, None), rollout(2, 0.5, 0.0, 0.4), rollout(1, 1.0, 0.2, None), rollout(2, 0.5, math.nan, 0.8)]
-    spread = part_spread(rows)
+    rows = [
+        rollout(1, 0.0, 0.2, None),
+        rollout(2, 0.5, 0.0, 0.4),
+        rollout(1, 1.0, 0.2, None),
+        rollout(2, 0.5, math.nan, 0.8),
+    ]
+    spread = part_variances(rows)
     assert set(spread) == {f"var_{p}" for p in ("total", "plan", *PARTS)}
     assert spread["var_plan"] == spread["var_total"] == pytest.approx(0.125)
     assert spread["var_tool"] == pytest.approx(0.0) and spread["var_cons"] == pytest.approx(0.04)
     assert all(spread[f"var_{p}"] == 0 for p in PARTS if p not in ("tool", "cons"))
-    assert part_spread(rows[:1] + rows[2:3])["var_cons"] is None
+    assert part_variances(rows[:1] + rows[2:3])["var_cons"] is None
 
 
 def reward_by_text(trajectory, config, pool):
@@ -611,7 +956,9 @@ def reward_by_text(trajectory, config, pool):
 
 def each(reward):
     """A stand-in for ltr_rewards made of one for ltr_reward."""
-    return lambda trajectories, config, pools: [reward(t, config, pool) for t, pool in zip(trajectories, pools)]
+    return lambda trajectories, config, pools: [
+        reward(t, config, pool) for t, pool in zip(trajectories, pools)
+    ]
 
 
 @pytest.fixture
@@ -623,9 +970,21 @@ def loop(model, tokenizer, tasks, chatty, monkeypatch, tmp_path):
     def run(name, **sections):
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(len(list(folder.iterdir())))      # a second process starts from another adapter: the checkpoint's must win
-        policy, sampler = add_lora(settings(), copy.deepcopy(model), norm=True), copy.deepcopy(model)
-        train_vrl.train(settings(**{**sections, "vrl": {"norm_lr": 0.02, **sections.get("vrl", {})}}), folder, policy, sampler, tokenizer, tasks[:5])
+        torch.manual_seed(
+            len(list(folder.iterdir()))
+        )  # a second process starts from another adapter: the checkpoint's must win
+        policy, sampler = (
+            add_lora(settings(), copy.deepcopy(model), norm=True),
+            copy.deepcopy(model),
+        )
+        train_vrl.train(
+            settings(**{**sections, "vrl": {"norm_lr": 0.02, **sections.get("vrl", {})}}),
+            folder,
+            policy,
+            sampler,
+            tokenizer,
+            tasks[:5],
+        )
         return folder, policy, sampler
 
     return run
@@ -633,16 +992,19 @@ def loop(model, tokenizer, tasks, chatty, monkeypatch, tmp_path):
 
 def figures(folder):
     """metrics.jsonl by step (a step that was done twice: the last), without times."""
-    return {m["step"]: {k: v for k, v in m.items() if not k.endswith("_s")} for m in read_jsonl(folder / "metrics.jsonl")}
+    return {
+        m["step"]: {k: v for k, v in m.items() if not k.endswith("_s")}
+        for m in read_jsonl(folder / "metrics.jsonl")
+    }
 
 
 def test_stopped_and_resumed_equals_never_stopped(loop, monkeypatch):
     straight, policy, sampler = loop("straight")
-    real, done = train_vrl.sample_rollouts, []
+    real, done = sampler.sample_rollouts, []
 
     def interrupted(*args, **kwargs):
         done.append(1)
-        if len(done) == 4:      # step 3 was finished but not saved: it is done again
+        if len(done) == 4:  # step 3 was finished but not saved: it is done again
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
@@ -650,14 +1012,20 @@ def test_stopped_and_resumed_equals_never_stopped(loop, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         loop("stopped")
     monkeypatch.setattr(train_vrl, "sample_rollouts", real)
-    assert [p.name for p in train_vrl.list_checkpoints(straight.parent / "stopped" / "vrl")] == ["step-2"]
+    assert [p.name for p in checkpoints.list_checkpoints(straight.parent / "stopped" / "vrl")] == [
+        "step-2"
+    ]
     stopped, resumed, second = loop("stopped")
     assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), resumed.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(sampler.parameters(), second.parameters()))
     for file in ("model.safetensors", "optimizer.safetensors"):
-        assert (straight / "vrl" / "step-4" / file).read_bytes() == (stopped / "vrl" / "step-4" / file).read_bytes()
+        assert (straight / "vrl" / "step-4" / file).read_bytes() == (
+            stopped / "vrl" / "step-4" / file
+        ).read_bytes()
     assert figures(straight) == figures(stopped) and list(figures(straight)) == [1, 2, 3, 4]
-    assert len({m["grad_norm"] for m in figures(straight).values()}) == 4 and all(m["trained"] for m in figures(straight).values())
+    assert len({m["grad_norm"] for m in figures(straight).values()}) == 4 and all(
+        m["trained"] for m in figures(straight).values()
+    )
     for step in range(1, 5):
         name = f"vrl/rollouts/step-{step}.jsonl"
         assert (straight / name).read_bytes() == (stopped / name).read_bytes()
@@ -667,29 +1035,46 @@ def test_stopped_and_resumed_equals_never_stopped(loop, monkeypatch):
 def test_the_sampler_follows_the_policy_through_the_loop(loop, model, tokenizer, tasks):
     _, policy, sampler = loop("sync", vrl={"steps": 2, "lr": 0.1})
     moved, at_first = sampler.model.norm.weight, model.model.norm.weight
-    assert float((moved - at_first).abs().max()) > 1e-3      # the norm is trained beside the adapter, and pi_pst keeps its own
+    assert (
+        float((moved - at_first).abs().max()) > 1e-3
+    )  # the norm is trained beside the adapter, and pi_pst keeps its own
     ids = torch.tensor([[3, 5, 7]])
     with torch.no_grad(), policy.disable_adapter():
         assert torch.equal(policy(input_ids=ids).logits, model(input_ids=ids).logits)
-    assert max(float(p.detach().abs().max()) for n, p in trained_parameters(policy).items() if "lora_B" in n) > 1e-3
-    assert train_vrl.check_engine(sampler, policy, tokenizer, tasks[0], settings()) < 1e-4
+    assert (
+        max(
+            float(p.detach().abs().max())
+            for n, p in trained_parameters(policy).items()
+            if "lora_B" in n
+        )
+        > 1e-3
+    )
+    assert engine_check.check_engine(sampler, policy, tokenizer, tasks[0], settings()) < 1e-4
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
 def test_a_cut_off_checkpoint_is_one_clear_line(loop, file):
     folder, *_ = loop("cut", vrl={"steps": 1})
     path = folder / "vrl" / "step-1" / file
-    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(SystemExit) as stop:
         loop("cut")
-    assert str(stop.value).startswith("error: ") and str(path) in str(stop.value) and "\n" not in str(stop.value)
+    assert (
+        str(stop.value).startswith("error: ")
+        and str(path) in str(stop.value)
+        and "\n" not in str(stop.value)
+    )
     path.unlink()
     with pytest.raises(SystemExit, match="is missing"):
         loop("cut")
 
 
 def test_steps_without_any_signal_can_be_resumed(loop, monkeypatch):
-    monkeypatch.setattr(train_vrl, "ltr_rewards", each(lambda *a: {"total": 1.0, "plan": 1.0, "fine": 1.0, **dict.fromkeys(PARTS, 1.0)}))
+    monkeypatch.setattr(
+        train_vrl,
+        "ltr_rewards",
+        each(lambda *a: {"total": 1.0, "plan": 1.0, "fine": 1.0, **dict.fromkeys(PARTS, 1.0)}),
+    )
     folder, *_ = loop("flat", vrl={"steps": 2})
     assert figures(folder)[2]["trained"] == 0 and figures(folder)[2]["groups"]["flat"] == 2
     loop("flat", vrl={"steps": 3})
@@ -698,7 +1083,19 @@ def test_steps_without_any_signal_can_be_resumed(loop, monkeypatch):
 
 @pytest.mark.parametrize("override", ["vrl.norm_lr=0.01", "vrl.kl_coef=0.1"])
 def test_what_needs_the_adapter_is_refused_without_one(monkeypatch, override):
-    monkeypatch.setattr(sys, "argv", ["train_vrl.py", "--config", str(ROOT / "configs/smoke.yaml"), "vrl.tune=full", "vrl.norm_lr=0", "vrl.kl_coef=0", override])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "train_vrl.py",
+            "--config",
+            str(ROOT / "configs/smoke.yaml"),
+            "vrl.tune=full",
+            "vrl.norm_lr=0",
+            "vrl.kl_coef=0",
+            override,
+        ],
+    )
     monkeypatch.setattr(train_vrl, "open_run", lambda config: pytest.fail("the run began"))
     with pytest.raises(SystemExit, match="error: " + override.split("=")[0]):
         train_vrl.main()
@@ -706,7 +1103,10 @@ def test_what_needs_the_adapter_is_refused_without_one(monkeypatch, override):
 
 def test_a_judge_that_fails_often_stops_the_run(loop, monkeypatch):
     def failing(trajectory, config, pool):
-        return {**reward_by_text(trajectory, config, pool), **({"total": math.nan} if trajectory["task"]["id"].endswith("1") else {})}
+        return {
+            **reward_by_text(trajectory, config, pool),
+            **({"total": math.nan} if trajectory["task"]["id"].endswith("1") else {}),
+        }
 
     monkeypatch.setattr(train_vrl, "ltr_rewards", each(failing))
     with pytest.raises(SystemExit, match="the judge failed on"):

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
-MOST_PIXELS = 2**20  # a picture is made smaller to that, 1,024 tokens of Qwen3-VL: a photograph of 12 megapixels would take 11,700
+MOST_PIXELS = (
+    2**20
+)  # a picture is made smaller to that, 1,024 tokens of Qwen3-VL: a photograph of 12 megapixels would take 11,700
 
 
 @lru_cache(maxsize=4)
@@ -20,8 +22,10 @@ def image_processor(source):
     try:
         return AutoImageProcessor.from_pretrained(source, backend="pil")
     except (OSError, ValueError, ImportError) as e:
-        raise SystemExit(f"error: {source} is a vision-language model without an image processor ({' '.join(str(e).split())[:200]}); "
-                         f"its folder needs preprocessor_config.json") from e
+        raise SystemExit(
+            f"error: {source} is a vision-language model without an image processor ({' '.join(str(e).split())[:200]}); "
+            f"its folder needs preprocessor_config.json"
+        ) from e
 
 
 @lru_cache(maxsize=64)
@@ -30,13 +34,22 @@ def read_picture(source, path):
     from PIL import Image
 
     processor = image_processor(source)
-    size = {"shortest_edge": min(processor.size["shortest_edge"], MOST_PIXELS), "longest_edge": min(processor.size["longest_edge"], MOST_PIXELS)}
+    size = {
+        "shortest_edge": min(processor.size["shortest_edge"], MOST_PIXELS),
+        "longest_edge": min(processor.size["longest_edge"], MOST_PIXELS),
+    }
     try:
         with Image.open(path) as image:
             made = processor(image.convert("RGB"), size=size, return_tensors="pt")
     except (OSError, ValueError) as e:
-        raise SystemExit(f"error: the user's picture {path} cannot be read: {e}; give a PNG, JPEG or WebP file, or take it out of the task") from e
-    return made["pixel_values"], made["image_grid_thw"], int(made["image_grid_thw"].prod()) // processor.merge_size**2
+        raise SystemExit(
+            f"error: the user's picture {path} cannot be read: {e}; give a PNG, JPEG or WebP file, or take it out of the task"
+        ) from e
+    return (
+        made["pixel_values"],
+        made["image_grid_thw"],
+        int(made["image_grid_thw"].prod()) // processor.merge_size**2,
+    )
 
 
 def show_pictures(tokenizer, task, messages):
@@ -45,7 +58,11 @@ def show_pictures(tokenizer, task, messages):
     An input names its file as `media`, an absolute path. Without one it stands for a picture, which the request alone describes.
     """
     source = getattr(tokenizer, "vision", None)
-    files = [Path(given.get("media") or "") for given in task.get("inputs") or [] if given["kind"] == "image"]
+    files = [
+        Path(given.get("media") or "")
+        for given in task.get("inputs") or []
+        if given["kind"] == "image"
+    ]
     found = [(source, str(f)) for f in files if source and f.is_absolute() and f.is_file()]
     first = next((i for i, m in enumerate(messages) if m["role"] == "user"), None)
     return [{**m, "pictures": found} if found and i == first else m for i, m in enumerate(messages)]
@@ -59,11 +76,16 @@ def pictures_of(messages):
 def spell_pictures(messages):
     """Messages with their pictures as <|image_pad|> tokens at the start of the content, and how many control tokens these are."""
     sizes = [[read_picture(*p)[2] for p in m.get("pictures", ())] for m in messages]
-    spelt = ["".join(f"<|vision_start|>{'<|image_pad|>' * n}<|vision_end|>" for n in some) for some in sizes]
-    return [{**m, "content": s + m["content"]} if s else m for m, s in zip(messages, spelt)], sum(n + 2 for some in sizes for n in some)
+    spelt = [
+        "".join(f"<|vision_start|>{'<|image_pad|>' * n}<|vision_end|>" for n in some)
+        for some in sizes
+    ]
+    return [{**m, "content": s + m["content"]} if s else m for m, s in zip(messages, spelt)], sum(
+        n + 2 for some in sizes for n in some
+    )
 
 
-def place(base, ids, positions, pictures, shift=0):
+def model_inputs(base, ids, positions, pictures, shift=0):
     """What the language model of a Qwen3-VL (`base`, without adapter wrapper) is called with to read tokens of which some are pictures.
 
     ids, positions (B, T), positions restarting at 0 with each example; pictures: (row, first token of the example, its pictures), in that order;
@@ -71,20 +93,34 @@ def place(base, ids, positions, pictures, shift=0):
     Only the first <|image_pad|> tokens of an example are its pictures: an agent may write that token as it may any other.
     """
     positions = positions.expand(ids.shape)
-    rope = (positions + shift).repeat(3, 1, 1)                                                                 # frame, row, column
+    rope = (positions + shift).repeat(3, 1, 1)  # frame, row, column
     if not pictures:
         return {"input_ids": ids, "position_ids": torch.cat([positions[None], rope])}
     model, seen, pixels, grids = base.model, torch.zeros_like(ids, dtype=torch.bool), [], []
     for row, start, some in pictures:
         patches, grid, sizes = zip(*(read_picture(*p) for p in some))
-        again = (positions[row, start + 1:] == 0).nonzero().flatten()
+        again = (positions[row, start + 1 :] == 0).nonzero().flatten()
         end = start + 1 + int(again[0]) if len(again) else ids.shape[1]
-        seen[row, start + (ids[row, start:end] == base.config.image_token_id).nonzero().flatten()[:sum(sizes)]] = True
+        seen[
+            row,
+            start
+            + (ids[row, start:end] == base.config.image_token_id).nonzero().flatten()[: sum(sizes)],
+        ] = True
         grids.append(torch.cat(grid).to(ids.device))
         pixels += patches
-        rope[:, row, start:end] = model.get_rope_index(ids[row, None, start:end], seen[row, None, start:end].int(), grids[-1])[0][:, 0]
-    with torch.no_grad():      # the tower is frozen
-        features = model.get_image_features(torch.cat(pixels).to(ids.device), torch.cat(grids), return_dict=True)
+        rope[:, row, start:end] = model.get_rope_index(
+            ids[row, None, start:end], seen[row, None, start:end].int(), grids[-1]
+        )[0][:, 0]
+    with torch.no_grad():  # the tower is frozen
+        features = model.get_image_features(
+            torch.cat(pixels).to(ids.device), torch.cat(grids), return_dict=True
+        )
     embedded = model.get_input_embeddings()(ids)
-    return {"inputs_embeds": embedded.masked_scatter(seen[..., None], torch.cat(features.pooler_output).to(embedded.dtype)), "visual_pos_masks": seen,
-            "deepstack_visual_embeds": [torch.cat(f) for f in features.deepstack_features], "position_ids": torch.cat([positions[None], rope])}
+    return {
+        "inputs_embeds": embedded.masked_scatter(
+            seen[..., None], torch.cat(features.pooler_output).to(embedded.dtype)
+        ),
+        "visual_pos_masks": seen,
+        "deepstack_visual_embeds": [torch.cat(f) for f in features.deepstack_features],
+        "position_ids": torch.cat([positions[None], rope]),
+    }

@@ -15,8 +15,12 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-TIMEOUT = timedelta(hours=1)    # a rank whose partner hangs ends with an error after so long; longer than the slowest rank's rollouts of one step
-BUCKET = 2**27                  # gradients that are added up in one go, 512 MB in fp32: an adapter whole, all weights in a few parts
+TIMEOUT = timedelta(
+    hours=1
+)  # a rank whose partner hangs ends with an error after so long; longer than the slowest rank's rollouts of one step
+BUCKET = (
+    2**27
+)  # gradients that are added up in one go, 512 MB in fp32: an adapter whole, all weights in a few parts
 STORE, TURNS = None, itertools.count()
 
 
@@ -42,6 +46,7 @@ def run(main):
     if world() == 1:
         return main()
     from torch.distributed.elastic.multiprocessing.errors import record
+
     try:
         record(main)()
     except SystemExit as e:
@@ -50,8 +55,8 @@ def run(main):
                 print(e.code, file=sys.stderr, flush=True)
             raise SystemExit(1) from None
         raise
-    barrier()      # leave together: gloo's threads abort a rank that exits while another still talks to it
-    if "vllm" not in sys.modules:      # which takes the group down itself as the process ends
+    barrier()  # leave together: gloo's threads abort a rank that exits while another still talks to it
+    if "vllm" not in sys.modules:  # which takes the group down itself as the process ends
         dist.destroy_process_group()
     STORE = None
     # What FSDP and vLLM still hold of the group has threads, and one that lets go of its last tensor while Python ends aborts the process.
@@ -70,7 +75,7 @@ def world():
 
 def share(items):
     """This rank's part of a list that all ranks have: every world()-th item."""
-    return items[rank()::world()]
+    return items[rank() :: world()]
 
 
 def gather(items):
@@ -125,61 +130,17 @@ def sum_gradients(parameters):
         return
     while at < len(parameters):
         end = at + 1
-        while end < len(parameters) and sum(p.numel() for p in parameters[at:end + 1]) <= BUCKET:
+        while end < len(parameters) and sum(p.numel() for p in parameters[at : end + 1]) <= BUCKET:
             end += 1
         part, at = parameters[at:end], end
-        flat = torch.cat([torch.zeros(p.numel(), device=p.device) if p.grad is None else p.grad.flatten().float() for p in part])
+        flat = torch.cat(
+            [
+                torch.zeros(p.numel(), device=p.device)
+                if p.grad is None
+                else p.grad.flatten().float()
+                for p in part
+            ]
+        )
         dist.all_reduce(flat)
         for p, grad in zip(part, flat.split([p.numel() for p in part])):
             p.grad = grad.view_as(p).to(p.dtype)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# FSDP2: weights, gradients and moments spread over the ranks
-
-
-def fsdp():
-    """Whether `accelerate launch --config_file configs/fsdp.yaml` asked for it."""
-    return world() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-
-
-def shard(model, name, function):
-    """Spread a model's weights over the ranks, in place and once; `model.name(...)` then calls function(model, ...) with them at hand.
-
-    torch's own fully_shard: accelerate's Accelerator knows FSDP on GPUs alone, and what runs there should be what is tested on CPUs. The root is
-    wrapped at `function`, not at forward, since train_pst.token_logprobs calls backbone and head apart.
-    """
-    from functools import partial
-
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-
-    if hasattr(model, name):
-        return
-    mesh, reshard = init_device_mesh(model.device.type, (world(),)), os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true"
-    # A vision tower's blocks go with the root: it runs on ranks whose rows have pictures, and a block of its own would wait for all.
-    for block in [m for n, m in model.named_modules() if type(m).__name__ in model._no_split_modules and "visual." not in n]:
-        fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
-    fully_shard(model, mesh=mesh)
-    setattr(model, name, partial(function, model))
-    register_fsdp_forward_method(model, name)
-
-
-def whole(tensor):
-    """A tensor that FSDP spread, put together, on every rank (collective); any other as it is."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def collected(tensor):
-    """`whole`, in rank 0's own memory; None on the others: a GPU has no room for all weights and moments at once. Collective."""
-    tensor = whole(tensor)
-    return tensor.cpu() if rank() == 0 else None
-
-
-def spread(tensor, like):
-    """The opposite of `whole`: a tensor that every rank has, spread as `like` is."""
-    from torch.distributed.tensor import distribute_tensor
-
-    if not hasattr(like, "full_tensor") or tensor.shape != like.shape:
-        return tensor
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)

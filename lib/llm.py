@@ -12,11 +12,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from configs.experiment import ROOT, LlmConfig, digest, write_atomic
-from env import PAGES, ToolError, check, clean, page, read_json, to_json
+from lib.experiment import LlmConfig
+from lib.runs import ROOT, digest, write_atomic
+from lib.text import PAGES, clean, fill_template, read_json, to_json
+from lib.toolbox import ToolError, check_schema
 
 # What others wrote is shown as JSON: on one line, so that it closes no delimiter, and without the angle brackets of our tags and of chat templates.
-PAGES.filters["untrusted"] = lambda value: to_json(value).translate({ord("<"): "\uff1c", ord(">"): "\uff1e"})
+PAGES.filters["untrusted"] = lambda value: to_json(value).translate(
+    {ord("<"): "\uff1c", ord(">"): "\uff1e"}
+)
 
 
 class Stop(Exception):
@@ -32,7 +36,6 @@ class Endpoint:
     """An LLM as one user of it sees it. `asked` counts requests, tokens, tokens_out, what was asked for (as `unit` names it) and failed."""
 
     llm: LlmConfig
-    section: str        # of the config, for messages
     who: str
     unit: str
     asked: Counter
@@ -46,23 +49,49 @@ def make_request(llm, template, properties, values, attempt, pictures=()):
     The nonce of the prompt's delimiters follows from the content, so that the same question is the same request and no content can hold its own
     nonce; another attempt gets another one, since a greedy model repeats itself.
     """
-    schema = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
-    content = page(template, nonce=digest(values, attempt), **values)
+    schema = {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+    content = fill_template(template, nonce=digest(values, attempt), **values)
     if pictures:
-        content = [{"type": "text", "text": content}] + [part for label, uri in pictures for part in (
-            {"type": "text", "text": f"{label}:"}, {"type": "image_url", "image_url": {"url": uri}})]
-    return {"model": llm.model, "messages": [{"role": "user", "content": content}],
-            "temperature": llm.temperature, "seed": 0, "max_tokens": llm.max_tokens,
-            "response_format": {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": schema}}}
+        content = [{"type": "text", "text": content}] + [
+            part
+            for label, uri in pictures
+            for part in (
+                {"type": "text", "text": f"{label}:"},
+                {"type": "image_url", "image_url": {"url": uri}},
+            )
+        ]
+    return {
+        "model": llm.model,
+        "messages": [{"role": "user", "content": content}],
+        "temperature": llm.temperature,
+        "seed": 0,
+        "max_tokens": llm.max_tokens,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "reply", "strict": True, "schema": schema},
+        },
+    }
 
 
 def read_text(reply):
     """(text, whether it was cut off at max_tokens) of a chat completion. ValueError if it has none."""
-    choices = getattr(reply, "choices", None)      # what a gateway in trouble sends may have none, or anything there
+    choices = getattr(
+        reply, "choices", None
+    )  # what a gateway in trouble sends may have none, or anything there
     choice = choices[0] if isinstance(choices, list) and choices else None
-    text, cut = getattr(getattr(choice, "message", None), "content", None), getattr(choice, "finish_reason", None) == "length"
+    text, cut = (
+        getattr(getattr(choice, "message", None), "content", None),
+        getattr(choice, "finish_reason", None) == "length",
+    )
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"the reply has no text{', cut off at max_tokens' if cut else ''}: {str(text or reply):.200}")
+        raise ValueError(
+            f"the reply has no text{', cut off at max_tokens' if cut else ''}: {str(text or reply):.200}"
+        )
     return clean(text), cut
 
 
@@ -72,7 +101,7 @@ def read_object(reply, request):
     if cut:
         raise ValueError(f"the reply is cut off at max_tokens: {text:.200}")
     value = read_json(text)
-    check(value, request["response_format"]["json_schema"]["schema"], "reply")
+    check_schema(value, request["response_format"]["json_schema"]["schema"], "reply")
     return value
 
 
@@ -81,20 +110,30 @@ def tokens_of(reply, request):
     usage = getattr(reply, "usage", None)
     said = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
     # A picture of 768 x 768 is up to about 1,500 tokens, however long its data URI is.
-    return said if all(type(n) is int for n in said) else (len(re.sub(r"data:image[^']*", "x" * 6000, str(request))) // 3, request["max_tokens"])
+    return (
+        said
+        if all(type(n) is int for n in said)
+        else (len(re.sub(r"data:image[^']*", "x" * 6000, str(request))) // 3, request["max_tokens"])
+    )
 
 
 def cost(endpoint):
     """US$ for the tokens so far; None where the config names no price."""
     llm, asked = endpoint.llm, endpoint.asked
-    usd = ((asked["tokens"] - asked["tokens_out"]) * llm.price_in + asked["tokens_out"] * llm.price_out) / 1e6
+    usd = (
+        (asked["tokens"] - asked["tokens_out"]) * llm.price_in + asked["tokens_out"] * llm.price_out
+    ) / 1e6
     return usd if llm.price_in or llm.price_out else None
 
 
 def bill(endpoint):
     """What was used so far, in words."""
     asked, usd = endpoint.asked, cost(endpoint)
-    price = f"US$ {usd:.2f}" if usd is not None else f"US$ not known: `{endpoint.section}.price_in` and `price_out` are 0"
+    price = (
+        f"US$ {usd:.2f}"
+        if usd is not None
+        else f"US$ not known: `llm.price_in` and `price_out` are 0"
+    )
     return f"{asked['requests']} requests, {asked['tokens'] - asked['tokens_out']} tokens in, {asked['tokens_out']} out, {price}"
 
 
@@ -103,7 +142,7 @@ async def chat(endpoint, make, read):
 
     Failed if none could be read: `read` says so by ValueError or ToolError. Stop above the cap on tokens, with the counts.
     """
-    import openai      # half a second, which the offline judge and agent do without
+    import openai  # half a second, which the offline judge and agent do without
 
     llm, asked, wait, path = endpoint.llm, endpoint.asked, 0.0, None
     for attempt in range(llm.tries):
@@ -113,12 +152,16 @@ async def chat(endpoint, make, read):
         if path.is_file():
             return json.loads(path.read_text(encoding="utf-8"))
         if asked["tokens"] >= llm.max_run_tokens:
-            raise Stop(f"error: {endpoint.who} has used {asked['tokens']} tokens for {asked[endpoint.unit]} {endpoint.unit} ({bill(endpoint)}); "
-                       f"config key `{endpoint.section}.max_run_tokens` allows {llm.max_run_tokens}. What was answered so far stands in {llm.cache}")
+            raise Stop(
+                f"error: {endpoint.who} has used {asked['tokens']} tokens for {asked[endpoint.unit]} {endpoint.unit} ({bill(endpoint)}); "
+                f"config key `llm.max_run_tokens` allows {llm.max_run_tokens}. What was answered so far stands in {llm.cache}"
+            )
         asked["requests"] += 1
         try:
             # A deadline for the whole: the client's own timeouts begin anew with every byte that drips in.
-            reply = await asyncio.wait_for(endpoint.client.chat.completions.create(**request), llm.timeout_s)
+            reply = await asyncio.wait_for(
+                endpoint.client.chat.completions.create(**request), llm.timeout_s
+            )
             value, error = read(reply, request), None
         except (openai.APIError, asyncio.TimeoutError, ValueError, ToolError) as e:
             error = e
@@ -129,11 +172,17 @@ async def chat(endpoint, make, read):
             asked[endpoint.unit] += 1
             write_atomic(path, to_json(value))
             return value
-        status, headers = getattr(error, "status_code", 500), getattr(getattr(error, "response", None), "headers", {})
+        status, headers = (
+            getattr(error, "status_code", 500),
+            getattr(getattr(error, "response", None), "headers", {}),
+        )
         if status < 500 and status not in (408, 409, 429):
             break
         asked_for = headers.get("retry-after", "")
-        wait = max(llm.backoff_s * 2 ** attempt, min(float(asked_for), llm.timeout_s) if asked_for.isdecimal() else 0.0)
+        wait = max(
+            llm.backoff_s * 2**attempt,
+            min(float(asked_for), llm.timeout_s) if asked_for.isdecimal() else 0.0,
+        )
     asked.update({endpoint.unit: 1, "failed": 1})
     raise Failed(f"{type(error).__name__} {' '.join(str(error).split()):.400}") from error
 
@@ -141,26 +190,39 @@ async def chat(endpoint, make, read):
 def check_failures(endpoint, failed, of, unit, error):
     """Stop if more than `max_failures` of `of` >= 20 have failed."""
     if of >= 20 and failed > endpoint.llm.max_failures * of:
-        raise Stop(f"error: {endpoint.who} at {endpoint.llm.url} failed on {failed} of {of} {unit}; config key `{endpoint.section}.max_failures` "
-                   f"allows {endpoint.llm.max_failures:.0%}. The last error: {error}")
+        raise Stop(
+            f"error: {endpoint.who} at {endpoint.llm.url} failed on {failed} of {of} {unit}; config key `llm.max_failures` "
+            f"allows {endpoint.llm.max_failures:.0%}. The last error: {error}"
+        )
 
 
 async def ask(endpoint, template, properties, values, pictures=(), again=0):
     """The JSON object {name: value} that a prompt asks for; None if none could be had. Another `again` asks the same anew, with other nonces."""
     first, llm = again * endpoint.llm.tries, endpoint.llm
     try:
-        return await chat(endpoint, lambda attempt: make_request(llm, template, properties, values, first + attempt, pictures), read_object)
+        return await chat(
+            endpoint,
+            lambda attempt: make_request(
+                llm, template, properties, values, first + attempt, pictures
+            ),
+            read_object,
+        )
     except Failed as e:
-        check_failures(endpoint, endpoint.asked["failed"], endpoint.asked[endpoint.unit], endpoint.unit, e)
+        check_failures(
+            endpoint, endpoint.asked["failed"], endpoint.asked[endpoint.unit], endpoint.unit, e
+        )
         return None
 
 
 def run_jobs(endpoint, job, items, title=""):
     """[await job(item) for item in items], `concurrency` at once; with a title, under a progress bar. SystemExit with the counts above a cap."""
+
     async def gather():
         import openai
 
-        slots = asyncio.Semaphore(endpoint.llm.concurrency)      # first come, first served: in the items' order
+        slots = asyncio.Semaphore(
+            endpoint.llm.concurrency
+        )  # first come, first served: in the items' order
 
         async def one(item):
             async with slots:
@@ -168,17 +230,23 @@ def run_jobs(endpoint, job, items, title=""):
             bar.update()
             return found
 
-        with tqdm(total=len(items), desc=title, leave=False, mininterval=1, disable=not title) as bar:
-            async with openai.AsyncOpenAI(base_url=endpoint.llm.url, api_key=os.environ.get(endpoint.llm.key_env) or "none", max_retries=0,
-                                          timeout=None) as endpoint.client:
+        with tqdm(
+            total=len(items), desc=title, leave=False, mininterval=1, disable=not title
+        ) as bar:
+            async with openai.AsyncOpenAI(
+                base_url=endpoint.llm.url,
+                api_key=os.environ.get(endpoint.llm.key_env) or "none",
+                max_retries=0,
+                timeout=None,
+            ) as endpoint.client:
                 return await asyncio.gather(*map(one, items))
 
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         run = asyncio.run
-    else:                                     # a notebook's thread runs a loop already
-        run = lambda work: ThreadPoolExecutor(1).submit(asyncio.run, work).result()      # noqa: E731
+    else:  # a notebook's thread runs a loop already
+        run = lambda work: ThreadPoolExecutor(1).submit(asyncio.run, work).result()  # noqa: E731
     try:
         return run(gather())
     except Stop as e:
