@@ -1,129 +1,198 @@
-"""lib.lineage."""
+"""What a delivered picture or film was made from, read off an episode's records.
+
+The rewards ask it of every deliverable: which clips are in this film, whose sound is still heard in
+it, which prompts stand behind it, and is it more than a copy of what was handed over already? The
+records hold no pixels and no samples; where they leave a question open, the convention is ours.
+"""
 
 import re
 from collections import Counter
+from dataclasses import dataclass, field
 from functools import lru_cache
-from types import SimpleNamespace
 
+from lib.experiment import RewardConfig
 from lib.toolbox import category, makes
 
+ARTICLES = {"a", "an", "the"}
 
+
+# ---------------------------------------------------------------------------- words of a text
 @lru_cache(maxsize=4096)
-def content_words(text):
-    """Content words of a phrase, lower case, articles left out; each Chinese character counts as a word.
+def content_words(text: str) -> frozenset[str]:
+    """Content words of a phrase, lower case, articles left out; each Chinese character is a word.
 
     >>> content_words("The Café, 一只狐狸") == {"café", *"一只狐狸"}
     True
     """
-    return frozenset(re.findall(r"[\u3400-\u9fff]|[^\W_\u3400-\u9fff]+", text.lower())) - {
-        "a",
-        "an",
-        "the",
-    }
+    return frozenset(re.findall(r"[\u3400-\u9fff]|[^\W_\u3400-\u9fff]+", text.lower())) - ARTICLES
 
 
-def shows(text, subject):
-    """Whether a text names the subject: at least half of its words (ours)."""
-    return 2 * len(content_words(text) & content_words(subject)) >= len(content_words(subject))
+def shows(text: str, subject: str) -> bool:
+    """Whether a text names the subject: at least half of its content words (ours)."""
+    wanted = content_words(subject)
+    return 2 * len(content_words(text) & wanted) >= len(wanted)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Lineage: what a delivered artifact really consists of
-def deliverables(trajectory):
-    """Artifacts that the answer hands over: made in this episode (not attached, not found), each once, in the answer's order."""
+@lru_cache(maxsize=4096)
+def told(text: str, wanted: frozenset[str], long: int) -> float:
+    """Share of the wanted words in one prompt (ours).
+
+    0 for a prompt of more than `long` words, or one that says most of its words again and again.
+
+    >>> fox = content_words("a red fox")
+    >>> told("a red fox at dusk", fox, 200), told("a wall, " + "red fox, " * 9, fox, 200)
+    (1.0, 0.0)
+    """
+    said = content_words(text)
+    most = min(long, 2 * len(said) + 4)
+    if not wanted or len(text.split()) > most:
+        return 0.0
+    return len(wanted & said) / len(wanted)
+
+
+# ---------------------------------------------------------------------------- where media come from
+def deliverables(trajectory: dict) -> list[dict]:
+    """Artifacts that the answer hands over, each once, in the answer's order.
+
+    Only what was made in this episode counts: neither what the user attached nor what was found.
+    """
     answer = trajectory["answer"] or {}
-    by_id = {
+    made = {
         a["id"]: a
         for a in trajectory["artifacts"]
         if a["tool"] != "user" and makes(a["tool"]) == a["kind"]
     }
-    return [by_id[i] for i in dict.fromkeys(answer.get("deliverables", [])) if i in by_id]
+    handed = dict.fromkeys(answer.get("deliverables", []))
+    return [made[i] for i in handed if i in made]
 
 
-def read_media(trajectory):
-    """An episode's artifacts in the order of their making: `by_id`; `above`, {id: ids of it and of all that it was made from};
-    `footage`, {id: ids of the films that it consists of, which were made of no other film; a picture's is itself}; and `looks`.
+@dataclass
+class Media:
+    """An episode's artifacts and their lineage; every dict goes by id, in the order of making.
 
-    looks, {id: key}: the same key for what looks alike (a convention of ours, since records hold no pixels): what one seed and prompt
-    made, clips of one picture told the same, and, where no consistency is asked, a picture and its edits. Without a seed every call
-    gives something new, and the n of one call differ. A film looks like its footage.
+    `looks` gives what looks alike the same key (ours), see `look_of`.
     """
-    by_id, above, footage, looks, calls = {}, {}, {}, {}, Counter()
-    for a in trajectory["artifacts"]:
-        i, written, parents = (
-            a["id"],
-            a["arguments"],
-            [p["id"] for p in a["parents"] if p["id"] in above],
-        )
-        by_id[i], above[i] = a, {i}.union(*(above[p] for p in parents))
-        films = [p for p in parents if by_id[p]["kind"] == a["kind"] == "video"]
-        footage[i] = list(dict.fromkeys(f for p in films for f in footage[p])) or [i]
-        pictures = [
-            p
-            for p in parents
-            if by_id[p]["kind"] == a["kind"] == "image" and by_id[p]["tool"] != "user"
-        ]
-        if films:
-            seen = {looks[f] for f in footage[i]}
-            looks[i] = seen.pop() if len(seen) == 1 else tuple(sorted(map(str, seen)))
-        elif pictures and not trajectory["task"]["constraints"]["consistency"]:
-            looks[i] = looks[pictures[0]]
-        elif "seed" in written or category(a["tool"]) == "Image-to-Video":
-            call = (a["tool"], written.get("prompt"), written.get("seed"), *parents)
-            looks[i] = (*call, calls[call] % written.get("n", 1))
-            calls[call] += 1
-        else:
-            looks[i] = i
-    return SimpleNamespace(by_id=by_id, above=above, footage=footage, looks=looks)
+
+    by_id: dict[str, dict] = field(default_factory=dict)
+    # Ids of it and of all that it was made from.
+    above: dict[str, set] = field(default_factory=dict)
+    # Ids of the films it consists of, themselves made of no other film; a picture's is its own.
+    footage: dict[str, list] = field(default_factory=dict)
+    looks: dict = field(default_factory=dict)
 
 
-def heard(film, media, config):
-    """{id: seconds} of the films and sounds that can still be heard in a film; what is muted or replaced on the way is not."""
-    found, todo = {}, [(film, film["duration_s"])]
+def read_media(trajectory: dict) -> Media:
+    """The artifacts of an episode, with what each was made from and what looks alike."""
+    media = Media()
+    edits_look_new = bool(trajectory["task"]["constraints"]["consistency"])
+    times = Counter()
+    for artifact in trajectory["artifacts"]:
+        own = artifact["id"]
+        parents = [p["id"] for p in artifact["parents"] if p["id"] in media.above]
+        media.by_id[own] = artifact
+        media.above[own] = {own}.union(*(media.above[p] for p in parents))
+        media.footage[own] = footage_of(artifact, parents, media)
+        media.looks[own] = look_of(artifact, parents, media, edits_look_new, times)
+    return media
+
+
+def same_kind(artifact: dict, parents: list[str], kind: str, media: Media) -> list[str]:
+    """Ids of the parents that are of `kind`, if the artifact is too; none if it is not."""
+    if artifact["kind"] != kind:
+        return []
+    return [p for p in parents if media.by_id[p]["kind"] == kind]
+
+
+def footage_of(artifact: dict, parents: list[str], media: Media) -> list[str]:
+    """Ids of the films that an artifact consists of, each once; its own where it is of no other."""
+    films = same_kind(artifact, parents, "video", media)
+    clips = dict.fromkeys(clip for film in films for clip in media.footage[film])
+    return list(clips) or [artifact["id"]]
+
+
+def look_of(
+    artifact: dict, parents: list[str], media: Media, edits_look_new: bool, times: Counter
+) -> object:
+    """A key that two artifacts share if they look alike (ours, since records hold no pixels).
+
+    A film looks like its footage. A picture's edits look like it, unless the request asks for
+    consistency: there, an edit of the reference is how another picture is made. What one seed and
+    prompt made looks alike, and so do clips of one picture that were told the same. Without a seed,
+    every call gives something new. The n results of one call differ; `times` counts the results of
+    each call so far.
+    """
+    written = artifact["arguments"]
+    if same_kind(artifact, parents, "video", media):
+        seen = {media.looks[clip] for clip in media.footage[artifact["id"]]}
+        return seen.pop() if len(seen) == 1 else tuple(sorted(map(str, seen)))
+    pictures = [
+        p for p in same_kind(artifact, parents, "image", media) if media.by_id[p]["tool"] != "user"
+    ]
+    if pictures and not edits_look_new:
+        return media.looks[pictures[0]]
+    if "seed" in written or category(artifact["tool"]) == "Image-to-Video":
+        call = (artifact["tool"], written.get("prompt"), written.get("seed"), *parents)
+        number = times[call] % written.get("n", 1)
+        times[call] += 1
+        return (*call, number)
+    return artifact["id"]
+
+
+# ---------------------------------------------------------------------------- what is left of them
+def carries_sound(source: dict, made: dict, quiet: float) -> bool:
+    """Whether the sound of `source` goes on in what was made from it.
+
+    It does not where it was turned below the volume `quiet`, switched off, or replaced by another.
+    """
+    if source["kind"] not in ("video", "audio"):
+        return False
+    written = made["arguments"]
+    laid_under = source["id"] == written.get("audio")
+    if written.get("keep_original_audio") is False:
+        return False
+    if written.get("audio") and written.get("audio_mode") == "replace" and not laid_under:
+        return False
+    own_volume = "audio_volume" if laid_under else "original_volume"
+    return written.get("volume", 1) * written.get(own_volume, 1) >= quiet
+
+
+def heard(film: dict, media: Media, config: RewardConfig) -> dict[str, float]:
+    """{id: seconds} of the films and sounds that can be heard in a film, itself included.
+
+    What was muted or replaced on the way is not in it, nor what lies behind a film without sound.
+    """
+    found = {}
+    todo = [(film, film["duration_s"])]
     while todo:
-        a, seconds = todo.pop()
-        if a["id"] in found or a["kind"] == "video" and not a["has_audio"]:
+        made, seconds = todo.pop()
+        silent = made["kind"] == "video" and not made["has_audio"]
+        if made["id"] in found or silent:
             continue
-        found[a["id"]], written = seconds, a["arguments"]
-        for p in (media.by_id[p["id"]] for p in a["parents"]):
-            laid = p["id"] == written.get("audio")
-            volume = written.get("volume", 1) * (
-                written.get("audio_volume", 1) if laid else written.get("original_volume", 1)
-            )
-            dropped = written.get("keep_original_audio") is False or (
-                written.get("audio") and not laid and written.get("audio_mode") == "replace"
-            )
-            if volume >= config.quiet and not dropped and p["kind"] in ("video", "audio"):
-                todo.append((p, seconds if a["kind"] == "audio" else min(seconds, p["duration_s"])))
+        found[made["id"]] = seconds
+        for parent in made["parents"]:
+            source = media.by_id[parent["id"]]
+            if not carries_sound(source, made, config.quiet):
+                continue
+            # A film plays no more of a source than there is of it.
+            lasts = seconds if made["kind"] == "audio" else min(seconds, source["duration_s"])
+            todo.append((source, lasts))
     return found
 
 
-@lru_cache(maxsize=4096)
-def told(text, wanted, long):
-    """Share of the wanted words in one prompt; 0 for one of more than `long` words, or that says most of its words again and again (ours).
+def best_prompt(part: str, media: Media, wanted: frozenset[str], config: RewardConfig) -> float:
+    """Share of the wanted words in the best one prompt behind a picture or clip; 0 without any."""
+    shares = [
+        told(str(media.by_id[i]["arguments"].get(name, "")), wanted, config.long_prompt)
+        for i in media.above[part]
+        if makes(media.by_id[i]["tool"]) in ("image", "video")
+        for name in ("prompt", "topic")
+    ]
+    return max(shares, default=0.0)
 
-    >>> told("a red fox at dusk", words("a red fox"), 200), told("a wall, " + "red fox, " * 9, words("a red fox"), 200)
-    (1.0, 0.0)
+
+def on_topic(item: str, media: Media, wanted: frozenset[str], config: RewardConfig) -> float:
+    """Share of the wanted words in the best prompt behind a picture (ours).
+
+    In a film, that of its worst clip, since one prompt must not stand for all.
     """
-    said = content_words(text)
-    return (
-        len(wanted & said) / len(wanted)
-        if wanted and len(text.split()) <= min(long, 2 * len(said) + 4)
-        else 0.0
-    )
-
-
-def on_topic(item, media, wanted, config):
-    """Share of the wanted words in the best prompt behind a picture; in a film, of its worst clip, since one prompt must not stand for all."""
-    return min(
-        max(
-            (
-                told(str(media.by_id[i]["arguments"].get(name, "")), wanted, config.long_prompt)
-                for i in media.above[part]
-                for name in ("prompt", "topic")
-                if makes(media.by_id[i]["tool"]) in ("image", "video")
-            ),
-            default=0.0,
-        )
-        for part in media.footage[item]
-    )
+    return min(best_prompt(part, media, wanted, config) for part in media.footage[item])

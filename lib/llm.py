@@ -1,13 +1,20 @@
-"""The client of any OpenAI-compatible endpoint, for the LLM judge (rewards.py) and VisionAgent (make_data.py): many jobs at once, one deadline a
-request, all retries here and none inside the client, caps on tokens and failures, and a cache: what was answered once is never sent again."""
+"""The client of any OpenAI-compatible endpoint: many jobs at once, each a chat of requests.
+
+Its users are the LLM judge (lib/judge.py), VisionAgent (lib/llm_agent.py) and the VLM-Grader
+(lib/grader.py). It keeps one deadline a request, makes all retries itself, has caps on tokens and
+failures, and a cache: what was answered once is never sent again. The limits are ours, and stand in
+section `llm` of a config (lib/experiment.py).
+"""
 
 import asyncio
 import json
 import os
 import re
 from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -17,14 +24,17 @@ from lib.runs import ROOT, digest, write_atomic
 from lib.text import PAGES, clean, fill_template, read_json, to_json
 from lib.toolbox import ToolError, check_schema
 
-# What others wrote is shown as JSON: on one line, so that it closes no delimiter, and without the angle brackets of our tags and of chat templates.
-PAGES.filters["untrusted"] = lambda value: to_json(value).translate(
-    {ord("<"): "\uff1c", ord(">"): "\uff1e"}
-)
+# HTTP answers below 500 that another try may mend: timeout, conflict, too many requests.
+PASSING = (408, 409, 429)
+# Characters that a picture of 768 x 768 counts as; it is up to about 1,500 tokens, however long
+# its data URI is.
+PICTURE_CHARS = 6000
+# The cap on failures holds from this many verdicts or tasks on.
+MIN_ASKED = 20
 
 
 class Stop(Exception):
-    """The run must end; it becomes a SystemExit outside the event loop, which that would tear down."""
+    """The run must end. Outside the event loop, which a SystemExit would tear down, it is one."""
 
 
 class Failed(Exception):
@@ -33,38 +43,58 @@ class Failed(Exception):
 
 @dataclass
 class Endpoint:
-    """An LLM as one user of it sees it. `asked` counts requests, tokens, tokens_out, what was asked for (as `unit` names it) and failed."""
+    """An LLM as one user of it sees it."""
 
     llm: LlmConfig
+    # Who asks, in messages, and what is asked for: verdicts, tasks, replies.
     who: str
     unit: str
+    # Counts: requests, tokens (in and out), tokens_out, failed, and what was asked for, by `unit`.
     asked: Counter
     client: Any = None
 
 
-def make_request(llm, template, properties, values, attempt, pictures=()):
-    """Arguments of a chat completion that asks for a JSON object, with a fixed seed. `properties`: {name: its JSON Schema}, all required.
+# ---------------------------------------------------------------------------- a request
+def show_untrusted(value: Any) -> str:
+    """What others wrote, for a prompt: JSON, without the angle brackets of tags and templates.
+
+    It stands on one line, so that it cannot close a delimiter.
+    """
+    return to_json(value).translate({ord("<"): "\uff1c", ord(">"): "\uff1e"})
+
+
+PAGES.filters["untrusted"] = show_untrusted
+
+
+def make_request(
+    llm: LlmConfig,
+    template: str,
+    properties: dict[str, dict],
+    values: dict,
+    attempt: int,
+    pictures: list[tuple[str, str]] | tuple = (),
+) -> dict:
+    """Arguments of a chat completion that asks for a JSON object, with a fixed seed.
+
+    `properties`: {name: its JSON Schema}, all required. `values`: what fills the template.
     `pictures`: (label, data URI), shown after the prompt in their order, each behind its label.
 
-    The nonce of the prompt's delimiters follows from the content, so that the same question is the same request and no content can hold its own
-    nonce; another attempt gets another one, since a greedy model repeats itself.
+    The nonce of the prompt's delimiters follows from the content, so that the same question is the
+    same request and no content can hold its own nonce; another attempt gets another one, since a
+    greedy model repeats itself.
     """
+    content = fill_template(template, nonce=digest(values, attempt), **values)
+    if pictures:
+        content = [{"type": "text", "text": content}]
+        for label, uri in pictures:
+            content.append({"type": "text", "text": f"{label}:"})
+            content.append({"type": "image_url", "image_url": {"url": uri}})
     schema = {
         "type": "object",
         "properties": properties,
         "required": list(properties),
         "additionalProperties": False,
     }
-    content = fill_template(template, nonce=digest(values, attempt), **values)
-    if pictures:
-        content = [{"type": "text", "text": content}] + [
-            part
-            for label, uri in pictures
-            for part in (
-                {"type": "text", "text": f"{label}:"},
-                {"type": "image_url", "image_url": {"url": uri}},
-            )
-        ]
     return {
         "model": llm.model,
         "messages": [{"role": "user", "content": content}],
@@ -78,176 +108,242 @@ def make_request(llm, template, properties, values, attempt, pictures=()):
     }
 
 
-def read_text(reply):
-    """(text, whether it was cut off at max_tokens) of a chat completion. ValueError if it has none."""
-    choices = getattr(
-        reply, "choices", None
-    )  # what a gateway in trouble sends may have none, or anything there
+# ---------------------------------------------------------------------------- a reply
+def read_text(reply: Any) -> tuple[str, bool]:
+    """(text, whether it was cut off at max_tokens) of a completion. ValueError without text."""
+    # What a gateway in trouble sends may have no choices, or anything in their place.
+    choices = getattr(reply, "choices", None)
     choice = choices[0] if isinstance(choices, list) and choices else None
-    text, cut = (
-        getattr(getattr(choice, "message", None), "content", None),
-        getattr(choice, "finish_reason", None) == "length",
-    )
+    text = getattr(getattr(choice, "message", None), "content", None)
+    is_cut = getattr(choice, "finish_reason", None) == "length"
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(
-            f"the reply has no text{', cut off at max_tokens' if cut else ''}: {str(text or reply):.200}"
-        )
-    return clean(text), cut
+        cut = ", cut off at max_tokens" if is_cut else ""
+        raise ValueError(f"the reply has no text{cut}: {str(text or reply):.200}")
+    return clean(text), is_cut
 
 
-def read_object(reply, request):
-    """The JSON object that a request of make_request got. ValueError, or env.check's ToolError, says what is wrong with it."""
-    text, cut = read_text(reply)
-    if cut:
+def read_object(reply: Any, request: dict) -> dict:
+    """The JSON object that a request of make_request got.
+
+    ValueError, or check_schema's ToolError, says what is wrong with it.
+    """
+    text, is_cut = read_text(reply)
+    if is_cut:
         raise ValueError(f"the reply is cut off at max_tokens: {text:.200}")
     value = read_json(text)
     check_schema(value, request["response_format"]["json_schema"]["schema"], "reply")
     return value
 
 
-def tokens_of(reply, request):
-    """(read, written) tokens; a guess from above where the server does not say, as after a timeout."""
+def tokens_of(reply: Any, request: dict) -> tuple[int, int]:
+    """(read, written) tokens of a request; a guess from above where the server does not say.
+
+    It does not after a timeout (`reply` is None), and some never do.
+    """
     usage = getattr(reply, "usage", None)
-    said = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
-    # A picture of 768 x 768 is up to about 1,500 tokens, however long its data URI is.
-    return (
-        said
-        if all(type(n) is int for n in said)
-        else (len(re.sub(r"data:image[^']*", "x" * 6000, str(request))) // 3, request["max_tokens"])
-    )
+    read = getattr(usage, "prompt_tokens", None)
+    written = getattr(usage, "completion_tokens", None)
+    if type(read) is int and type(written) is int:
+        return read, written
+    text = re.sub(r"data:image[^']*", "x" * PICTURE_CHARS, str(request))
+    return len(text) // 3, request["max_tokens"]
 
 
-def cost(endpoint):
+# ---------------------------------------------------------------------------- the bill and the caps
+def cost(endpoint: Endpoint) -> float | None:
     """US$ for the tokens so far; None where the config names no price."""
     llm, asked = endpoint.llm, endpoint.asked
-    usd = (
-        (asked["tokens"] - asked["tokens_out"]) * llm.price_in + asked["tokens_out"] * llm.price_out
-    ) / 1e6
-    return usd if llm.price_in or llm.price_out else None
+    if not (llm.price_in or llm.price_out):
+        return None
+    tokens_in = asked["tokens"] - asked["tokens_out"]
+    return (tokens_in * llm.price_in + asked["tokens_out"] * llm.price_out) / 1e6
 
 
-def bill(endpoint):
+def bill(endpoint: Endpoint) -> str:
     """What was used so far, in words."""
-    asked, usd = endpoint.asked, cost(endpoint)
-    price = (
-        f"US$ {usd:.2f}"
-        if usd is not None
-        else f"US$ not known: `llm.price_in` and `price_out` are 0"
+    asked = endpoint.asked
+    usd = cost(endpoint)
+    price = "US$ not known: `llm.price_in` and `price_out` are 0"
+    if usd is not None:
+        price = f"US$ {usd:.2f}"
+    return (
+        f"{asked['requests']} requests, {asked['tokens'] - asked['tokens_out']} tokens in, "
+        f"{asked['tokens_out']} out, {price}"
     )
-    return f"{asked['requests']} requests, {asked['tokens'] - asked['tokens_out']} tokens in, {asked['tokens_out']} out, {price}"
 
 
-async def chat(endpoint, make, read):
-    """read(reply, request) of a reply to the request make(attempt), from the cache or within `tries` requests. What it returns is JSON.
+def check_budget(endpoint: Endpoint) -> None:
+    """Stop, with the counts, if `max_run_tokens` are used up."""
+    llm, asked = endpoint.llm, endpoint.asked
+    if asked["tokens"] >= llm.max_run_tokens:
+        raise Stop(
+            f"error: {endpoint.who} has used {asked['tokens']} tokens for "
+            f"{asked[endpoint.unit]} {endpoint.unit} ({bill(endpoint)}); config key "
+            f"`llm.max_run_tokens` allows {llm.max_run_tokens}. What was answered so far stands in "
+            f"{llm.cache}"
+        )
 
-    Failed if none could be read: `read` says so by ValueError or ToolError. Stop above the cap on tokens, with the counts.
+
+def check_failures(endpoint: Endpoint, failed: int, of: int, unit: str, error: Exception) -> None:
+    """Stop, with the counts, if more than `max_failures` of `of` have failed, once those are 20."""
+    llm = endpoint.llm
+    if of >= MIN_ASKED and failed > llm.max_failures * of:
+        raise Stop(
+            f"error: {endpoint.who} at {llm.url} failed on {failed} of {of} {unit}; config key "
+            f"`llm.max_failures` allows {llm.max_failures:.0%}. The last error: {error}"
+        )
+
+
+# ---------------------------------------------------------------------------- asking
+async def send(
+    endpoint: Endpoint, request: dict, read: Callable[[Any, dict], Any]
+) -> tuple[Any, Exception | None]:
+    """Send one request: (what `read` made of the reply, None), or (None, what went wrong).
+
+    Counts the request and its tokens.
     """
-    import openai  # half a second, which the offline judge and agent do without
+    import openai  # late, see gather_jobs
 
-    llm, asked, wait, path = endpoint.llm, endpoint.asked, 0.0, None
+    endpoint.asked["requests"] += 1
+    reply = value = error = None
+    try:
+        # A deadline for the whole: the client's own begin anew with every byte that drips in.
+        reply = await asyncio.wait_for(
+            endpoint.client.chat.completions.create(**request), endpoint.llm.timeout_s
+        )
+        value = read(reply, request)
+    except (openai.APIError, TimeoutError, ValueError, ToolError) as e:
+        error = e
+    if not isinstance(error, openai.APIError):
+        n_read, n_written = tokens_of(reply, request)
+        endpoint.asked.update(tokens=n_read + n_written, tokens_out=n_written)
+    return value, error
+
+
+def pause_after(error: Exception, attempt: int, llm: LlmConfig) -> float | None:
+    """Seconds to wait after a failed attempt (from 0); None where another try mends nothing.
+
+    The wait doubles with each attempt. A longer Retry-After of the server's is kept to, but not
+    beyond the time that a request may take.
+    """
+    status = getattr(error, "status_code", 500)
+    if status < 500 and status not in PASSING:
+        return None
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    retry_after = headers.get("retry-after", "")
+    wished = min(float(retry_after), llm.timeout_s) if retry_after.isdecimal() else 0.0
+    return max(llm.backoff_s * 2**attempt, wished)
+
+
+def cache_file(llm: LlmConfig, request: dict) -> Path:
+    """Where the answer to a request is kept; another server's or model's is another one."""
+    return ROOT / llm.cache / f"{digest(llm.url, request)}.json"
+
+
+async def chat(
+    endpoint: Endpoint, make: Callable[[int], dict], read: Callable[[Any, dict], Any]
+) -> Any:
+    """read(reply, request) of a reply to the request make(attempt), from the cache if it is there.
+
+    `read` returns JSON, and says by ValueError or ToolError that it could not read a reply; then,
+    and after errors that pass, the next of `tries` attempts is made. Failed if none was read. Stop
+    above the cap on tokens.
+    """
+    llm, asked = endpoint.llm, endpoint.asked
+    path = None
+    pause = 0.0
     for attempt in range(llm.tries):
-        await asyncio.sleep(wait)
-        request, reply = make(attempt), None
-        path = path or ROOT / llm.cache / f"{digest(llm.url, request)}.json"
+        await asyncio.sleep(pause)
+        request = make(attempt)
+        # The first attempt's request stands for them all.
+        path = path or cache_file(llm, request)
+        # Looked for before each attempt: another job or run may have asked the same meanwhile.
         if path.is_file():
             return json.loads(path.read_text(encoding="utf-8"))
-        if asked["tokens"] >= llm.max_run_tokens:
-            raise Stop(
-                f"error: {endpoint.who} has used {asked['tokens']} tokens for {asked[endpoint.unit]} {endpoint.unit} ({bill(endpoint)}); "
-                f"config key `llm.max_run_tokens` allows {llm.max_run_tokens}. What was answered so far stands in {llm.cache}"
-            )
-        asked["requests"] += 1
-        try:
-            # A deadline for the whole: the client's own timeouts begin anew with every byte that drips in.
-            reply = await asyncio.wait_for(
-                endpoint.client.chat.completions.create(**request), llm.timeout_s
-            )
-            value, error = read(reply, request), None
-        except (openai.APIError, asyncio.TimeoutError, ValueError, ToolError) as e:
-            error = e
-        if not isinstance(error, openai.APIError):
-            given, written = tokens_of(reply, request)
-            asked.update(tokens=given + written, tokens_out=written)
+        check_budget(endpoint)
+        value, error = await send(endpoint, request, read)
         if error is None:
             asked[endpoint.unit] += 1
             write_atomic(path, to_json(value))
             return value
-        status, headers = (
-            getattr(error, "status_code", 500),
-            getattr(getattr(error, "response", None), "headers", {}),
-        )
-        if status < 500 and status not in (408, 409, 429):
+        pause = pause_after(error, attempt, llm)
+        if pause is None:
             break
-        asked_for = headers.get("retry-after", "")
-        wait = max(
-            llm.backoff_s * 2**attempt,
-            min(float(asked_for), llm.timeout_s) if asked_for.isdecimal() else 0.0,
-        )
     asked.update({endpoint.unit: 1, "failed": 1})
     raise Failed(f"{type(error).__name__} {' '.join(str(error).split()):.400}") from error
 
 
-def check_failures(endpoint, failed, of, unit, error):
-    """Stop if more than `max_failures` of `of` >= 20 have failed."""
-    if of >= 20 and failed > endpoint.llm.max_failures * of:
-        raise Stop(
-            f"error: {endpoint.who} at {endpoint.llm.url} failed on {failed} of {of} {unit}; config key `llm.max_failures` "
-            f"allows {endpoint.llm.max_failures:.0%}. The last error: {error}"
-        )
+async def ask(
+    endpoint: Endpoint,
+    template: str,
+    properties: dict[str, dict],
+    values: dict,
+    pictures: list[tuple[str, str]] | tuple = (),
+    again: int = 0,
+) -> dict | None:
+    """The JSON object {name: value} that a prompt asks for; None if none could be had.
 
+    Another `again` asks the same anew, with other nonces. Stop above the cap on failures.
+    """
+    llm, asked = endpoint.llm, endpoint.asked
+    first = again * llm.tries
 
-async def ask(endpoint, template, properties, values, pictures=(), again=0):
-    """The JSON object {name: value} that a prompt asks for; None if none could be had. Another `again` asks the same anew, with other nonces."""
-    first, llm = again * endpoint.llm.tries, endpoint.llm
+    def make(attempt):
+        return make_request(llm, template, properties, values, first + attempt, pictures)
+
     try:
-        return await chat(
-            endpoint,
-            lambda attempt: make_request(
-                llm, template, properties, values, first + attempt, pictures
-            ),
-            read_object,
-        )
+        return await chat(endpoint, make, read_object)
     except Failed as e:
-        check_failures(
-            endpoint, endpoint.asked["failed"], endpoint.asked[endpoint.unit], endpoint.unit, e
-        )
+        check_failures(endpoint, asked["failed"], asked[endpoint.unit], endpoint.unit, e)
         return None
 
 
-def run_jobs(endpoint, job, items, title=""):
-    """[await job(item) for item in items], `concurrency` at once; with a title, under a progress bar. SystemExit with the counts above a cap."""
+# ---------------------------------------------------------------------------- many at once
+async def gather_jobs(
+    endpoint: Endpoint, job: Callable[[Any], Awaitable], items: list, title: str
+) -> list:
+    """[await job(item) for item in items], `concurrency` at once; the client lives that long."""
+    # Half a second, which the offline judge and agent do without.
+    import openai
 
-    async def gather():
-        import openai
+    # First come, first served: in the items' order.
+    slots = asyncio.Semaphore(endpoint.llm.concurrency)
 
-        slots = asyncio.Semaphore(
-            endpoint.llm.concurrency
-        )  # first come, first served: in the items' order
+    async def one(item):
+        async with slots:
+            found = await job(item)
+        bar.update()
+        return found
 
-        async def one(item):
-            async with slots:
-                found = await job(item)
-            bar.update()
-            return found
+    bar = tqdm(total=len(items), desc=title, leave=False, mininterval=1, disable=not title)
+    client = openai.AsyncOpenAI(
+        base_url=endpoint.llm.url,
+        api_key=os.environ.get(endpoint.llm.key_env) or "none",
+        max_retries=0,
+        timeout=None,
+    )
+    with bar:
+        async with client as endpoint.client:
+            return await asyncio.gather(*map(one, items))
 
-        with tqdm(
-            total=len(items), desc=title, leave=False, mininterval=1, disable=not title
-        ) as bar:
-            async with openai.AsyncOpenAI(
-                base_url=endpoint.llm.url,
-                api_key=os.environ.get(endpoint.llm.key_env) or "none",
-                max_retries=0,
-                timeout=None,
-            ) as endpoint.client:
-                return await asyncio.gather(*map(one, items))
 
+def run_to_end(work: Coroutine) -> Any:
+    """The result of a coroutine, also from a notebook, whose thread runs an event loop already."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        run = asyncio.run
-    else:  # a notebook's thread runs a loop already
-        run = lambda work: ThreadPoolExecutor(1).submit(asyncio.run, work).result()  # noqa: E731
+        return asyncio.run(work)
+    return ThreadPoolExecutor(1).submit(asyncio.run, work).result()
+
+
+def run_jobs(
+    endpoint: Endpoint, job: Callable[[Any], Awaitable], items: list, title: str = ""
+) -> list:
+    """[await job(item) for item in items], `concurrency` at once; a title gets a progress bar.
+
+    SystemExit with the counts above a cap.
+    """
     try:
-        return run(gather())
+        return run_to_end(gather_jobs(endpoint, job, items, title))
     except Stop as e:
         raise SystemExit(str(e)) from e
