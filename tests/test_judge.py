@@ -1,4 +1,4 @@
-"""The LLM judge against a scripted server that misbehaves, and, where JUDGE_URL is set, against a real one."""
+"""The LLM judge against a scripted server that misbehaves; with JUDGE_URL set, a real one too."""
 
 import asyncio
 import copy
@@ -179,7 +179,7 @@ FAULTS = {
     "NaN": one(math.nan),
     "Infinity": one(math.inf),
     "a list for a number": one([0.9]),
-    "bare score": says(lambda r: json.dumps({n: 0.9 for n in json.loads(content_for(r))})),
+    "bare score": says(lambda r: json.dumps(dict.fromkeys(json.loads(content_for(r)), 0.9))),
     "missing": says(lambda r: "{}"),
     "surplus": says(
         lambda r: json.dumps({**json.loads(content_for(r)), "total": {"reason": "", "score": 1}})
@@ -593,7 +593,7 @@ def test_96_trajectories_are_judged_at_once(server, config, episodes):
         good(handler, request)
 
     server.script = together
-    found = score(episodes[:96], config(timeout_s=30.0))
+    found = score(episodes[:96], config(timeout_s=30.0, concurrency=96))
     assert (
         server.most == 96
         and len(found) == 96
@@ -951,7 +951,7 @@ def test_script_override_of_the_form(tmp_path, episodes):
     "--model DIR --served-model-name judge --port 8123`",
 )
 def test_a_real_server_judges(episodes, tmp_path, capsys, monkeypatch):
-    """Verdicts come in the schema's form; asked again in another cache they are the same, since decoding is greedy."""
+    """Verdicts come in the schema's form; asked again in another cache they are the same."""
     ASKED.clear()
     monkeypatch.setattr(judge, "NEIGHBOURS", 1)
     settings = [

@@ -1,4 +1,4 @@
-"""LtrReward: each part on records made by hand, the four forms, and the order of good and bad trajectories."""
+"""LtrReward: each part on records made by hand, the four forms, the order of good and bad ones."""
 
 import copy
 import doctest
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import rewards  # noqa: E402
 from env import VisGenEnv  # noqa: E402
-from lib import toolbox  # noqa: E402
+from lib import lineage, toolbox, workflows  # noqa: E402
 from lib.experiment import (  # noqa: E402
     FORMS,
     Config,
@@ -32,7 +32,13 @@ from lib.lineage import deliverables  # noqa: E402
 from lib.tasks import NO_CONSTRAINTS, make_tasks, read_request  # noqa: E402
 from lib.text import to_json  # noqa: E402
 from lib.toolbox import load_tools  # noqa: E402
-from lib.workflows import clip_seconds, expand_workflow, fitting_workflows, n_shots, needs  # noqa: E402
+from lib.workflows import (  # noqa: E402
+    clip_seconds,
+    expand_workflow,
+    fitting_workflows,
+    n_shots,
+    needs,
+)
 from make_data import vision_agent  # noqa: E402
 from rewards import (  # noqa: E402
     PARTS,
@@ -161,8 +167,9 @@ def expert():
 
 
 def test_doctests():
-    result = doctest.testmod(rewards)
-    assert result.attempted >= 5 and result.failed == 0
+    for module, least in ((rewards, 5), (lineage, 3), (workflows, 1)):
+        result = doctest.testmod(module)
+        assert result.attempted >= least and result.failed == 0
 
 
 # --- R_plan
@@ -482,7 +489,7 @@ def test_format_reward_needs_plan_and_answer():
 
 
 def films(**more):
-    """A film of two clips made from frames of one reference, with music on the beat, speech, captions; and its lineage."""
+    """A film of two clips from frames of one reference: music on the beat, speech, captions."""
     parts = [
         media("in_1", "user"),
         media("img_1", EDIT, ["in_1"]),
@@ -973,9 +980,8 @@ def test_every_component_is_between_0_and_1(task, turns, hand, form):
                 + "".join(f"<tool_call>{to_json(c)}</tool_call>" for c in calls)
             )
     if not env.ended and hand is not None:
-        env.step(
-            f"<think>done</think><answer>{to_json({'deliverables': hand, 'summary': 'all done'})}</answer>"
-        )
+        answer = to_json({"deliverables": hand, "summary": "all done"})
+        env.step(f"<think>done</think><answer>{answer}</answer>")
     reward = ltr_reward(env.trajectory(), RewardConfig(form=form))
     numbers = (
         [reward[k] for k in ("total", "plan", "fine", *PARTS)]
@@ -1005,9 +1011,8 @@ def replay(task, plan, calls, hand):
             + "".join(f"<tool_call>{to_json(c)}</tool_call>" for c in group)
         )
     if not env.ended:
-        env.step(
-            f"<think>done</think><answer>{to_json({'deliverables': hand, 'summary': 'done'})}</answer>"
-        )
+        answer = to_json({"deliverables": hand, "summary": "done"})
+        env.step(f"<think>done</think><answer>{answer}</answer>")
     return ltr_reward(env.trajectory(), CONFIG)["total"]
 
 
@@ -1021,14 +1026,15 @@ def by_turn(trajectory):
 
 
 def graded(t):
-    """Totals of five variants of an expert trajectory: perfect, one slip, wrong count, wrong modality, nothing."""
+    """Totals of an expert trajectory: perfect, one slip, wrong count, wrong modality, nothing."""
     task, plan, calls, hand = t["task"], t["plan"], by_turn(t), t["answer"]["deliverables"]
     c = task["constraints"]
     perfect = replay(task, plan, calls, hand)
     slip = replay(
         task, plan, calls + [[{"name": "tool_search_inspire", "arguments": {"query": "fox"}}]], hand
     )  # one needless call
-    # Wrong count: one picture too many in the plan; one is handed over. Films: the first clip beside the film.
+    # Wrong count: one picture too many in the plan; one is handed over. Films: the first clip
+    # beside the film.
     some = copy.deepcopy(plan)
     made = next(
         s for s in some if toolbox.makes(s["tool"]) == ("image" if c["images"] else "video")
@@ -1085,8 +1091,10 @@ def test_a_repaired_failure_costs_less_than_a_lost_step(expert):
 
 def test_import_is_light_and_fast():
     code = (
-        "import time; t = time.perf_counter(); import env, rewards; s = time.perf_counter() - t; import sys; "
-        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules), 'torch came along'; print(s)"
+        "import time; t = time.perf_counter(); import env, rewards; "
+        "s = time.perf_counter() - t; import sys; "
+        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules), 'torch came along'; "
+        "print(s)"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = [
