@@ -2,9 +2,9 @@
 
 An attack is a function of `h` (the honest expert's episode of the same task, taken apart) that
 returns the adversary's trajectories, and the best of them counts: most attacks try the expert's
-plan as well as the plan that tells truly what they do. For each attack and each form of the reward the
-honest total is at least 0.2 higher. Where a form cannot see an attack by construction, EXCEPTIONS
-says what holds there and why.
+plan as well as the plan that tells truly what they do. For each attack and each form of the reward
+the honest total is at least 0.2 higher. Where a form cannot see an attack by construction,
+EXCEPTIONS says what holds there and why.
 """
 
 import json
