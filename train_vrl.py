@@ -76,8 +76,9 @@ def group_advantages(
     """Advantage of each rollout inside its own group: (reward - mean) [/ std].
 
     Returns (advantages, counts of groups). Groups are found by id, in any order and of any size. A
-    NaN reward (failed judge) gets advantage 0 and is left out of mean and std; a group without
-    spread gets 0 throughout. `how`: mean_std (GRPO, 2402.03300) or mean (Dr. GRPO, 2503.20783).
+    NaN reward (failed judge) gets advantage 0 and is left out of mean and std (of a sample, n - 1);
+    a group without spread gets 0 throughout. `how`: mean_std (GRPO, 2402.03300) or mean (Dr. GRPO,
+    2503.20783).
 
     >>> group_advantages([0.0, 1.0, 0.5, 0.5], [7, 7, 3, 3], "mean")[0]
     [-0.5, 0.5, 0.0, 0.0]
@@ -188,13 +189,15 @@ def collate(rollouts: list[Rollout], device: torch.device | str) -> dict:
         rows = [x + [0] * (longest - len(x)) for x in lists]
         return torch.tensor(rows, dtype=dtype, device=device)  # (B, T)
 
+    sampler_logprobs = padded([r.logprobs for r in rollouts], torch.float32)[:, 1:]  # (B, T - 1)
     advantages = [r.advantage for r in rollouts]
     return {
         "input_ids": padded([r.ids for r in rollouts], torch.long),  # (B, T)
         "position_ids": torch.arange(longest, device=device).expand(len(rollouts), -1),  # (B, T)
         "loss_mask": padded([r.loss_mask for r in rollouts], torch.bool),  # (B, T)
-        "sampler_logprobs": padded([r.logprobs for r in rollouts], torch.float32)[:, 1:],  # T - 1
+        "sampler_logprobs": sampler_logprobs,
         "advantages": torch.tensor(advantages, dtype=torch.float32, device=device),  # (B,)
+        # (row, first token of the example, its pictures), as lib/vision.py takes them.
         "pictures": [(i, 0, r.pictures) for i, r in enumerate(rollouts) if r.pictures],
     }
 
@@ -226,10 +229,10 @@ def update(
     rollouts: list[Rollout],
     config: Config,
 ) -> dict:
-    """GRPO update on the rollouts that carry signal: one optimizer step a minibatch. Metrics.
+    """GRPO update on the rollouts that carry signal: one optimizer step a minibatch.
 
-    Every rank has all rollouts of the step, reads its share of each minibatch, and takes the same
-    optimizer steps. SystemExit: the gradient is not finite.
+    Returns the figures for metrics.jsonl. Every rank has all rollouts of the step, reads its share
+    of each minibatch, and takes the same optimizer steps. SystemExit: the gradient is not finite.
     """
     v = config.vrl
     trained = select_trained(rollouts, v)
@@ -336,28 +339,34 @@ def add_gradient(
         batch = collate(part, device)
         mask = batch["loss_mask"][:, 1:]  # (B, T - 1)
         logprobs, entropy = batch_logprobs(policy, batch, config, config.rollout.temperature)
-        # One update on fresh rollouts: pi_old is this very pi, so the ratio is 1, but its gradient
-        # is not 0.
-        old = logprobs.detach()
         if needs_old(v):
-            old = padded_logprobs([r.old_logprobs for r in part])
-        ref = None
-        if needs_ref(v):
-            ref = padded_logprobs([r.ref_logprobs for r in part])
-        # Our own sampler computes what the trainer does and needs no importance weight.
-        samplers = batch["sampler_logprobs"]  # (B, T - 1)
-        weighted = samplers if config.rollout.engine == "vllm" else None
-        loss, of_tokens = grpo_loss(
-            logprobs, old, batch["advantages"], mask, v, normalizer, ref, weighted
+            old = padded_logprobs([r.old_logprobs for r in part])  # (B, T - 1)
+        else:
+            # One update on fresh rollouts: pi_old is this very pi. The ratio is 1, its gradient is
+            # not 0.
+            old = logprobs.detach()
+        ref = padded_logprobs([r.ref_logprobs for r in part]) if needs_ref(v) else None
+        # Our own sampler computes what the trainer does, and needs no importance weight.
+        with_vllm = config.rollout.engine == "vllm"
+        loss, loss_sums = grpo_loss(
+            logprobs,
+            old,
+            batch["advantages"],
+            mask,
+            v,
+            normalizer,
+            ref_logprobs=ref,
+            sampler_logprobs=batch["sampler_logprobs"] if with_vllm else None,
         )
         loss.backward()
-        sums.update({name: float(x) for name, x in of_tokens.items()})
+        sums.update({name: float(x) for name, x in loss_sums.items()})
         sums.update(
             loss=float(loss.detach()),
             entropy=float((entropy * mask).sum()),
             read=batch["input_ids"].numel(),
         )
-        gaps.append((logprobs.detach() - samplers)[mask].abs().cpu())
+        gap = (logprobs.detach() - batch["sampler_logprobs"])[mask].abs()  # (agent's tokens,)
+        gaps.append(gap.cpu())
 
 
 def padded_logprobs(logprobs: list[torch.Tensor]) -> torch.Tensor:

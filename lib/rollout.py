@@ -34,6 +34,7 @@ class Rollout:
     # The user's pictures in the prompt (lib/vision.py).
     pictures: list[tuple] = field(default_factory=list)
     trajectory: dict | None = None
+    # R_vrt; NaN while it is not known.
     reward: float = math.nan
     advantage: float = 0.0
     # The trainer's, (T - 1,), set by train_vrl.py's update where the loss needs them: pi_old is the

@@ -204,10 +204,7 @@ class BatchSampler:
         return [self.lanes[number] for number in ready]
 
     def reply(self, sampled: list[Lane]) -> int:
-        """Let the environment answer the turns that ended; returns how many episodes did.
-
-        Once a tenth of more than 8 lanes is of ended episodes, these are dropped.
-        """
+        """Let the environment answer the turns that ended; returns how many episodes ended."""
         ended = 0
         for lane in sampled:
             reply = go_on(lane.rollout, lane.env, self.tokenizer, self.config)
@@ -217,12 +214,16 @@ class BatchSampler:
                 ended += 1
             else:
                 lane.unread += reply
+        self.drop_ended()
+        return ended
+
+    def drop_ended(self) -> None:
+        """Free the lanes of ended episodes, once these are a tenth of more than 8 lanes."""
         live = [n for n, lane in enumerate(self.lanes) if not lane.ended]
         if len(self.lanes) > 8 and len(live) <= 0.9 * len(self.lanes):
             self.cache.keep(live)
             self.logits = self.logits[live]
             self.lanes = [self.lanes[n] for n in live]
-        return ended
 
     def read(self) -> None:
         """Read the new token of every turn that goes on, and the tool messages once enough rest."""
