@@ -1,19 +1,25 @@
-"""Virtual Reinforcement Learning (Sec. 4.3): GRPO in VisGenEnv under LtrReward, from the PST policy.
+"""Virtual Reinforcement Learning (Sec. 4.3): GRPO in VisGenEnv under LtrReward, from PST's policy.
 
-One step: 24 tasks x 4 rollouts -> R_vrt of each -> advantages inside each group -> one update of the LoRA adapter (vrl.norm_lr: of the final norm too).
-This file holds the sampler (batched, a static KV cache kept over turns), the GRPO loss as one pure function of tensors,
-and the loop. On several GPUs (lib/ranks.py) each rank plays and trains its share of the tasks; all ranks take the same step.
-Left out: asynchronous rollouts, several nodes, value networks; see the README for where to find those.
+One step: 24 tasks x 4 rollouts (Sec. 4.3.1) -> R_vrt of each -> advantages inside each group -> one
+update of the LoRA adapter (and, with vrl.norm_lr, of the final norm).
 
-    python train_vrl.py --config configs/tiny.yaml                 # the whole paper at a small scale: data, PST, VRL
+This file holds the advantages, the loss as a pure function of tensors, the batches, the update and
+the loop, in that order. Read beside it `token_logprobs` in lib/policy.py, which scores tokens;
+lib/sampler.py plays the rollouts. On several GPUs (lib/ranks.py) each rank plays and trains its
+share; all ranks take the same step. Left out: asynchronous rollouts, several nodes, value networks;
+see the README for where to find those.
+
+    python train_vrl.py --config configs/tiny.yaml      # the whole paper, small: data, PST, VRL
     python train_vrl.py --config configs/tiny.yaml vrl.steps=3 name=short
-    accelerate launch --num_processes 8 train_vrl.py --config configs/qwen3vl-8b.yaml      # without GPUs: torchrun --nproc_per_node 2
+    accelerate launch --num_processes 8 train_vrl.py --config configs/qwen3vl-8b.yaml
+    torchrun --nproc_per_node 2 train_vrl.py --config configs/smoke.yaml device=cpu
 """
 
 import math
 import resource
 import time
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -32,12 +38,12 @@ from lib.evaluation import (
     cached_evaluation,
     evaluate,
     gather_rollouts,
-    mean,
+    part_variances,
     play_share,
     score_rollouts,
     summary,
 )
-from lib.experiment import command_line
+from lib.experiment import Config, VrlConfig, command_line
 from lib.figures import plot_curve, print_before_after, write_trajectory
 from lib.policy import (
     add_lora,
@@ -48,87 +54,101 @@ from lib.policy import (
     use_autocast,
 )
 from lib.quantize import adamw, wants_nf4
+from lib.rollout import Rollout
 from lib.runs import ROOT, StopSwitch, append_metrics, open_run, read_jsonl, seeded_rng, write_jsonl
 from lib.vllm_engine import VllmEngine
 from make_data import ensure_data
-from rewards import PARTS
 from train_pst import base_folder, base_policy, train_pst
 
+# Rewards of a group that lie closer together than FLAT teach nothing. A flat group above GOOD is
+# counted as solved. Both numbers are ours.
+FLAT = 1e-6
+GOOD = 0.95
+# Share of rollouts cut off by a limit above which a step is warned of. Ours.
+MANY_CUT = 0.2
 
-# ---------------------------------------------------------------------------------------------------------------------
-# GRPO: pure functions of tensors
-def group_advantages(rewards, group_ids, how, flat=1e-6):
-    """Advantage of each rollout inside its own group: (reward - mean) [/ std]. Returns (advantages, counts of groups).
 
-    Groups are found by id, in any order and of any size. A NaN reward (failed judge) gets advantage 0 and is left out of
-    mean and std; a group without spread gets 0 throughout. `how`: mean_std (GRPO, 2402.03300) or mean (Dr. GRPO, 2503.20783).
+# --------------------------------------------------------------------------------------------------
+# Advantages
+def group_advantages(
+    rewards: list[float], group_ids: list, how: str, flat: float = FLAT
+) -> tuple[list[float], Counter]:
+    """Advantage of each rollout inside its own group: (reward - mean) [/ std].
+
+    Returns (advantages, counts of groups). Groups are found by id, in any order and of any size. A
+    NaN reward (failed judge) gets advantage 0 and is left out of mean and std (of a sample, n - 1);
+    a group without spread gets 0 throughout. `how`: mean_std (GRPO, 2402.03300) or mean (Dr. GRPO,
+    2503.20783).
 
     >>> group_advantages([0.0, 1.0, 0.5, 0.5], [7, 7, 3, 3], "mean")[0]
     [-0.5, 0.5, 0.0, 0.0]
     """
-    members = defaultdict(list)
+    members = defaultdict(list)  # group id -> places in `rewards`
     for i, (reward, group) in enumerate(zip(rewards, group_ids)):
         if not math.isnan(reward):
             members[group].append(i)
-    advantages, counts = (
-        [0.0] * len(rewards),
-        Counter(groups=len(set(group_ids)), unscored=sum(map(math.isnan, rewards))),
-    )
-    for rows in members.values():
-        values = [rewards[i] for i in rows]
+    counts = Counter(groups=len(set(group_ids)), unscored=sum(map(math.isnan, rewards)))
+    advantages = [0.0] * len(rewards)
+    for places in members.values():
+        values = [rewards[i] for i in places]
         if max(values) - min(values) <= flat:
             counts["flat"] += 1
-            counts["flat_good"] += values[0] > 0.95
+            counts["flat_good"] += values[0] > GOOD
             continue
         mean = sum(values) / len(values)
-        std = (
-            (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
-            if how == "mean_std"
-            else 1.0
-        )
-        for i in rows:
+        std = 1.0
+        if how == "mean_std":
+            std = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
+        for i in places:
             advantages[i] = (rewards[i] - mean) / std
     return advantages, counts
 
 
+# --------------------------------------------------------------------------------------------------
+# The loss
 def grpo_loss(
-    logprobs,
-    old_logprobs,
-    advantages,
-    loss_mask,
-    config,
-    normalizer,
-    ref_logprobs=None,
-    sampler_logprobs=None,
-):
-    """The clipped policy-gradient loss of one micro-batch, and sums for the metrics.
+    logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    loss_mask: torch.Tensor,
+    config: VrlConfig,
+    normalizer: int,
+    ref_logprobs: torch.Tensor | None = None,
+    sampler_logprobs: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The clipped policy-gradient loss of one micro-batch, and sums over tokens for the metrics.
 
-    logprobs, old_logprobs, ref_logprobs, sampler_logprobs, loss_mask: (B, T); advantages: (B,); normalizer: loss tokens
-    (loss_mean token) or sequences (sequence) of the WHOLE optimizer step over all ranks, so that micro-batch losses add up.
+    logprobs, old_logprobs, ref_logprobs, sampler_logprobs, loss_mask: (B, T); advantages: (B,);
+    normalizer: loss tokens (loss_mean token) or sequences (sequence) of the WHOLE optimizer step
+    over all ranks, so that micro-batch losses add up.
 
-        L = - sum_t w_t min(r_t A, clip(r_t, 1 - low, 1 + high) A) / normalizer + kl_coef KL,   r_t = pi / pi_old
+        r_t = pi / pi_old
+        L = - sum_t w_t min(r_t A, clip(r_t, 1 - low, 1 + high) A) / normalizer + kl_coef KL
+
+    over the agent's tokens t; w_t is 1 (token), or 1 / length of its sequence (sequence), and KL is
+    summed with the same weights.
     """
-    mask = loss_mask.to(logprobs.dtype)
-    log_ratio = (logprobs - old_logprobs) * mask
-    length = mask.sum(-1, keepdim=True).clamp(min=1)
-    if (
-        config.ratio == "sequence"
-    ):  # GSPO 2507.18071: one length-normalised ratio a sequence, its gradient spread over the tokens
-        whole = log_ratio.sum(-1, keepdim=True) / length
-        log_ratio = (whole.detach() + logprobs - logprobs.detach()) * mask
-    ratio = log_ratio.exp()
-    clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+    mask = loss_mask.to(logprobs.dtype)  # (B, T)
+    length = mask.sum(-1, keepdim=True).clamp(min=1)  # (B, 1)
+    log_ratio = (logprobs - old_logprobs) * mask  # (B, T)
+    if config.ratio == "sequence":
+        # GSPO 2507.18071: one length-normalised ratio a sequence, its gradient over all tokens.
+        whole = log_ratio.sum(-1, keepdim=True) / length  # (B, 1)
+        log_ratio = (whole.detach() + logprobs - logprobs.detach()) * mask  # (B, T)
+    ratio = log_ratio.exp()  # (B, T)
+    clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)  # (B, T)
     gain = torch.minimum(ratio * advantages[:, None], clipped * advantages[:, None])  # (B, T)
-    if (
-        config.tis_cap and sampler_logprobs is not None
-    ):  # the sampler's kernels differ from the trainer's: truncated importance weight
-        gain = gain * (old_logprobs - sampler_logprobs).exp().clamp(max=config.tis_cap).detach()
-    per_token = -gain
-    if ref_logprobs is not None:  # Theorem 4.1's action bias: KL(pi || pi_pst), the k3 estimate
+    if config.tis_cap and sampler_logprobs is not None:
+        # Truncated importance weight: the sampler's kernels differ from the trainer's.
+        importance = (old_logprobs - sampler_logprobs).exp()  # (B, T)
+        gain = gain * importance.clamp(max=config.tis_cap).detach()
+    per_token = -gain  # (B, T)
+    if ref_logprobs is not None:
+        # Theorem 4.1's action bias: KL(pi || pi_pst), the k3 estimate.
         gap = (ref_logprobs - logprobs) * mask
-        kl = gap.exp() - gap - 1
+        kl = gap.exp() - gap - 1  # (B, T)
         per_token = per_token + config.kl_coef * kl
-    weight = mask / length if config.loss_mean == "sequence" else mask
+    weight = mask / length if config.loss_mean == "sequence" else mask  # (B, T)
     loss = (per_token * weight).sum() / normalizer
     with torch.no_grad():
         sums = {
@@ -141,42 +161,54 @@ def grpo_loss(
     return loss, sums
 
 
-def micro_batches(rollouts, micro_tokens):
-    """Rollouts sorted by length and cut so that rows x longest row stays within micro_tokens: little padding, bounded memory."""
-    batches, rows = [], []
+# --------------------------------------------------------------------------------------------------
+# Batches
+def micro_batches(rollouts: list[Rollout], micro_tokens: int) -> list[list[Rollout]]:
+    """Rollouts sorted by length and cut into batches: little padding, bounded memory.
+
+    A batch of more than one rollout has at most micro_tokens tokens, padding included.
+    """
+    batches = []
+    batch = []
     for r in sorted(rollouts, key=lambda r: len(r.ids), reverse=True):
-        if rows and (len(rows) + 1) * len(rows[0].ids) > micro_tokens:
-            batches.append(rows)
-            rows = []
-        rows.append(r)
-    return batches + [rows] if rows else batches
+        longest = len(batch[0].ids) if batch else 0
+        if batch and (len(batch) + 1) * longest > micro_tokens:
+            batches.append(batch)
+            batch = []
+        batch.append(r)
+    if batch:
+        batches.append(batch)
+    return batches
 
 
-def collate(rollouts, device):
+def collate(rollouts: list[Rollout], device: torch.device | str) -> dict:
     """Right-padded tensors of some rollouts; masks follow lengths, never token ids."""
     longest = max(len(r.ids) for r in rollouts)
 
-    def stack(name, dtype):
-        return torch.tensor(
-            [getattr(r, name) + [0] * (longest - len(r.ids)) for r in rollouts],
-            dtype=dtype,
-            device=device,
-        )
+    def padded(lists: list[list], dtype: torch.dtype) -> torch.Tensor:
+        rows = [x + [0] * (longest - len(x)) for x in lists]
+        return torch.tensor(rows, dtype=dtype, device=device)  # (B, T)
 
+    sampler_logprobs = padded([r.logprobs for r in rollouts], torch.float32)[:, 1:]  # (B, T - 1)
+    advantages = [r.advantage for r in rollouts]
     return {
-        "input_ids": stack("ids", torch.long),
-        "loss_mask": stack("loss_mask", torch.bool),  # (B, T)
-        "sampler_logprobs": stack("logprobs", torch.float32)[:, 1:],  # (B, T - 1)
-        "position_ids": torch.arange(longest, device=device).expand(len(rollouts), -1),
-        "advantages": torch.tensor(
-            [r.advantage for r in rollouts], dtype=torch.float32, device=device
-        ),  # (B,)
+        "input_ids": padded([r.ids for r in rollouts], torch.long),  # (B, T)
+        "position_ids": torch.arange(longest, device=device).expand(len(rollouts), -1),  # (B, T)
+        "loss_mask": padded([r.loss_mask for r in rollouts], torch.bool),  # (B, T)
+        "sampler_logprobs": sampler_logprobs,
+        "advantages": torch.tensor(advantages, dtype=torch.float32, device=device),  # (B,)
+        # (row, first token of the example, its pictures), as lib/vision.py takes them.
         "pictures": [(i, 0, r.pictures) for i, r in enumerate(rollouts) if r.pictures],
     }
 
 
-def batch_logprobs(model, batch, config, temperature=1.0):
-    """Trainer log-probabilities of the agent's tokens, (B, T - 1), and their mean entropy."""
+def batch_logprobs(
+    model: torch.nn.Module, batch: dict, config: Config, temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The trainer's (log-probabilities, entropies) of the agent's tokens, (B, T - 1) each.
+
+    0 at all other tokens. Entropies come without gradient.
+    """
     return token_logprobs(
         model,
         batch["input_ids"],
@@ -189,200 +221,210 @@ def batch_logprobs(model, batch, config, temperature=1.0):
     )
 
 
-def update(policy, optimizer, rollouts, config):
-    """GRPO update on the rollouts that carry signal. Returns metrics; every normaliser is counted over the whole step first.
+# --------------------------------------------------------------------------------------------------
+# The update
+def update(
+    policy: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rollouts: list[Rollout],
+    config: Config,
+) -> dict:
+    """GRPO update on the rollouts that carry signal: one optimizer step a minibatch.
 
-    Every rank has all rollouts of the step, reads its share of each minibatch, and takes the same optimizer steps.
+    Returns the figures for metrics.jsonl. Every rank has all rollouts of the step, reads its share
+    of each minibatch, and takes the same optimizer steps. SystemExit: the gradient is not finite.
     """
-    v, device = config.vrl, next(policy.parameters()).device
-    trained = [
-        r
-        for r in rollouts
-        if r.advantage
-        and not (v.mask_truncated and r.trajectory["ended"] in ("max_tokens", "max_turns"))
-    ]
-    sums, grad_norm, gaps = Counter(), 0.0, []
-    with_ref, with_old = v.kl_coef > 0, v.minibatches > 1
-    order = seeded_rng(config.seed, "minibatches", len(trained)).sample(trained, len(trained))
-    size = math.ceil(len(order) / v.minibatches) or 1
-    minis = [
-        sorted(order[i : i + size], key=lambda r: len(r.ids), reverse=True)
-        for i in range(0, len(order), size)
-    ]
-    mine = {
-        id(r) for mini in minis for r in ranks.share(mini)
-    }  # by length, so that ranks have about as much to read
-    known = {}
-    if (
-        with_ref or with_old
-    ):  # pi_pst and pi_old once, before the first optimizer step changes the policy
-        with torch.no_grad():
-            for rows in micro_batches([r for r in trained if id(r) in mine], v.micro_tokens):
-                batch = collate(rows, device)
-                old = (
-                    batch_logprobs(policy, batch, config, config.rollout.temperature)[0]
-                    if with_old
-                    else None
-                )
-                ref = None
-                if with_ref:
-                    with policy.disable_adapter():
-                        ref = batch_logprobs(policy, batch, config, config.rollout.temperature)[0]
-                for i, r in enumerate(rows):
-                    known[id(r)] = [
-                        x[i, : len(r.ids) - 1] if x is not None else None for x in (old, ref)
-                    ]
-    for mini in minis:
-        normalizer = sum(sum(r.loss_mask) for r in mini) if v.loss_mean == "token" else len(mini)
-        for rows in micro_batches(ranks.share(mini), v.micro_tokens):
-            batch = collate(rows, device)
-            logprobs, entropy = batch_logprobs(policy, batch, config, config.rollout.temperature)
-            fill = [
-                torch.nn.utils.rnn.pad_sequence([known[id(r)][k] for r in rows], batch_first=True)
-                if wanted
-                else None
-                for k, wanted in ((0, with_old), (1, with_ref))
-            ]
-            # One update on fresh rollouts: pi_old is this very pi, the ratio is 1 and its gradient is not 0.
-            old = fill[0] if with_old else logprobs.detach()
-            mask = batch["loss_mask"][:, 1:]
-            loss, some = grpo_loss(
-                logprobs,
-                old,
-                batch["advantages"],
-                mask,
-                v,
-                normalizer,
-                fill[1],
-                batch["sampler_logprobs"] if config.rollout.engine == "vllm" else None,
-            )
-            loss.backward()
-            sums.update({k: float(x) for k, x in some.items()})
-            gaps.append((logprobs.detach() - batch["sampler_logprobs"])[mask].abs().cpu())
-            sums.update(
-                loss=float(loss.detach()),
-                entropy=float((entropy * mask).sum()),
-                read=batch["input_ids"].numel(),
-            )
-        ranks.sum_gradients(trained_parameters(policy).values())
-        grad_norm = float(
-            torch.nn.utils.clip_grad_norm_(trained_parameters(policy).values(), v.max_grad_norm)
-        )
+    v = config.vrl
+    trained = select_trained(rollouts, v)
+    minibatches = split_minibatches(trained, config)
+    fill_in_logprobs(policy, own_share(trained, minibatches), config)
+    sums = Counter()  # over this rank's tokens, of all minibatches
+    gaps = []  # sampler against trainer, of each of these tokens, in nats
+    grad_norm = 0.0
+    for minibatch in minibatches:
+        add_gradient(policy, minibatch, config, sums, gaps)
+        parameters = trained_parameters(policy).values()
+        ranks.sum_gradients(parameters)
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, v.max_grad_norm))
         if not math.isfinite(grad_norm):
             raise SystemExit(
-                f"error: the gradient norm of the GRPO update is {grad_norm} (loss {ranks.total(sums['loss'])}); "
-                "the last checkpoint is whole; lower `vrl.lr`, or set model.autocast=false"
+                f"error: the gradient norm of the GRPO update is {grad_norm} (loss "
+                f"{ranks.total(sums['loss'])}); the last checkpoint is whole; lower `vrl.lr`, or "
+                "set model.autocast=false"
             )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    every = ranks.gather([sums])
-    sums = {
-        k: sum(s[k] for s in every)
-        for k in ("loss", "ratio", "clipped", "entropy", "kl", "tokens", "read")
-    }
-    tokens, gap = (
-        sums["tokens"] or 1,
-        torch.cat(ranks.gather(gaps) or [torch.zeros(1)]),
-    )  # gap: sampler against trainer, nats, every token
+    return update_metrics(sums, gaps, grad_norm, len(trained), v)
+
+
+def needs_old(v: VrlConfig) -> bool:
+    """Whether pi_old has to be kept: with one optimizer step a batch it is the policy itself."""
+    return v.minibatches > 1
+
+
+def needs_ref(v: VrlConfig) -> bool:
+    """Whether the loss has the KL to pi_pst."""
+    return v.kl_coef > 0
+
+
+def select_trained(rollouts: list[Rollout], v: VrlConfig) -> list[Rollout]:
+    """The rollouts that carry signal; with mask_truncated without those that a limit cut off."""
+    trained = [r for r in rollouts if r.advantage]
+    if v.mask_truncated:
+        trained = [r for r in trained if r.trajectory["ended"] not in ("max_tokens", "max_turns")]
+    return trained
+
+
+def split_minibatches(trained: list[Rollout], config: Config) -> list[list[Rollout]]:
+    """The rollouts in a seeded order, cut into `vrl.minibatches` parts.
+
+    Each part is sorted by length, so that the ranks' shares of it have about as much to read.
+    """
+    order = seeded_rng(config.seed, "minibatches", len(trained)).sample(trained, len(trained))
+    size = math.ceil(len(order) / config.vrl.minibatches) or 1
+    parts = [order[at : at + size] for at in range(0, len(order), size)]
+    return [sorted(part, key=lambda r: len(r.ids), reverse=True) for part in parts]
+
+
+def own_share(trained: list[Rollout], minibatches: list[list[Rollout]]) -> list[Rollout]:
+    """This rank's share of all minibatches, in the order of `trained`."""
+    own = {id(r) for minibatch in minibatches for r in ranks.share(minibatch)}
+    return [r for r in trained if id(r) in own]
+
+
+@torch.no_grad()
+def fill_in_logprobs(policy: torch.nn.Module, rollouts: list[Rollout], config: Config) -> None:
+    """Set old_logprobs and ref_logprobs of rollouts, (T - 1,) each, where the loss needs them.
+
+    Before the first optimizer step changes the policy: pi_old is what it is now, pi_pst is it with
+    the adapter off.
+    """
+    v = config.vrl
+    if not (needs_old(v) or needs_ref(v)):
+        return
+    device = next(policy.parameters()).device
+    temperature = config.rollout.temperature
+    for part in micro_batches(rollouts, v.micro_tokens):
+        batch = collate(part, device)
+        if needs_old(v):
+            old, _ = batch_logprobs(policy, batch, config, temperature)  # (B, T - 1)
+            for r, logprobs in zip(part, old):
+                r.old_logprobs = logprobs[: len(r.ids) - 1]
+        if needs_ref(v):
+            with policy.disable_adapter():
+                ref, _ = batch_logprobs(policy, batch, config, temperature)  # (B, T - 1)
+            for r, logprobs in zip(part, ref):
+                r.ref_logprobs = logprobs[: len(r.ids) - 1]
+
+
+def add_gradient(
+    policy: torch.nn.Module,
+    minibatch: list[Rollout],
+    config: Config,
+    sums: Counter,
+    gaps: list[torch.Tensor],
+) -> None:
+    """The backward pass of this rank's share of one minibatch, in micro-batches.
+
+    Adds up gradients in the policy, figures in `sums`, and in `gaps` how far sampler and trainer
+    are apart at each of the agent's tokens.
+    """
+    v = config.vrl
+    device = next(policy.parameters()).device
+    # Of the whole minibatch, over all ranks: any split into micro-batches gives the same gradient.
+    normalizer = len(minibatch)
+    if v.loss_mean == "token":
+        normalizer = sum(sum(r.loss_mask) for r in minibatch)
+    for part in micro_batches(ranks.share(minibatch), v.micro_tokens):
+        batch = collate(part, device)
+        mask = batch["loss_mask"][:, 1:]  # (B, T - 1)
+        logprobs, entropy = batch_logprobs(policy, batch, config, config.rollout.temperature)
+        if needs_old(v):
+            old = padded_logprobs([r.old_logprobs for r in part])  # (B, T - 1)
+        else:
+            # One update on fresh rollouts: pi_old is this very pi. The ratio is 1, its gradient is
+            # not 0.
+            old = logprobs.detach()
+        ref = padded_logprobs([r.ref_logprobs for r in part]) if needs_ref(v) else None
+        # Our own sampler computes what the trainer does, and needs no importance weight.
+        with_vllm = config.rollout.engine == "vllm"
+        loss, loss_sums = grpo_loss(
+            logprobs,
+            old,
+            batch["advantages"],
+            mask,
+            v,
+            normalizer,
+            ref_logprobs=ref,
+            sampler_logprobs=batch["sampler_logprobs"] if with_vllm else None,
+        )
+        loss.backward()
+        sums.update({name: float(x) for name, x in loss_sums.items()})
+        sums.update(
+            loss=float(loss.detach()),
+            entropy=float((entropy * mask).sum()),
+            read=batch["input_ids"].numel(),
+        )
+        gap = (logprobs.detach() - batch["sampler_logprobs"])[mask].abs()  # (agent's tokens,)
+        gaps.append(gap.cpu())
+
+
+def padded_logprobs(logprobs: list[torch.Tensor]) -> torch.Tensor:
+    """Log-probabilities of some rollouts, (T_i - 1,) each, as (B, T - 1)."""
+    return torch.nn.utils.rnn.pad_sequence(logprobs, batch_first=True)
+
+
+def update_metrics(
+    sums: Counter, gaps: list[torch.Tensor], grad_norm: float, trained: int, v: VrlConfig
+) -> dict:
+    """The figures of an update, over all ranks: means a token, `gap` in nats. Collective."""
+    of_ranks = ranks.gather([sums])
+    names = ("loss", "ratio", "clipped", "entropy", "kl", "tokens", "read")
+    total = {name: sum(s[name] for s in of_ranks) for name in names}
+    tokens = total["tokens"] or 1
+    gap = torch.cat(ranks.gather(gaps) or [torch.zeros(1)])
     return {
-        "loss": sums["loss"],
+        "loss": total["loss"],
         "grad_norm": grad_norm,
-        "ratio": sums["ratio"] / tokens,
-        "clipped": sums["clipped"] / tokens,
-        "entropy": sums["entropy"] / tokens,
-        "kl": sums["kl"] / tokens if with_ref else None,
+        "ratio": total["ratio"] / tokens,
+        "clipped": total["clipped"] / tokens,
+        "entropy": total["entropy"] / tokens,
+        "kl": total["kl"] / tokens if needs_ref(v) else None,
         "gap_mean": float(gap.mean()),
         "gap_p99": float(gap.quantile(0.99)),
         "gap_max": float(gap.max()),
-        "trained": len(trained),
-        "loss_tokens": int(sums["tokens"]),
-        "read_tokens": int(sums["read"]),
+        "trained": trained,
+        "loss_tokens": int(total["tokens"]),
+        "read_tokens": int(total["read"]),
     }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The loop
-def step_tasks(tasks, config, step):
-    """The tasks of one step: the training tasks in a seeded order, a new order each time round."""
-    n, orders, picked = config.vrl.tasks_per_step, {}, []
-    for i in range(step * n, (step + 1) * n):
-        turn, at = divmod(i, len(tasks))
-        if turn not in orders:
-            orders[turn] = seeded_rng(config.seed, "vrl tasks", turn).sample(
-                range(len(tasks)), len(tasks)
-            )
-        picked.append(tasks[orders[turn][at]])
-    return picked
+def train(
+    config: Config,
+    run: Path,
+    policy: torch.nn.Module,
+    sampler: torch.nn.Module | VllmEngine,
+    tokenizer,
+    tasks: list[dict],
+    stop: StopSwitch | None = None,
+) -> None:
+    """The VRL loop (Sec. 4.3). Continues from the last complete checkpoint in run/vrl.
 
-
-def part_variances(rollouts):
-    """Mean over groups of each reward part's variance inside the group: a part that is equal over the group teaches nothing."""
-    groups = defaultdict(list)
-    for r in rollouts:
-        groups[r.group_id].append(r.trajectory["reward"])
-    spread = {}
-    for part in ("total", "plan", *PARTS):
-        values = [
-            [w[part] for w in g if w[part] is not None and not math.isnan(w[part])]
-            for g in groups.values()
-        ]
-        spread[f"var_{part}"] = mean(
-            sum((x - sum(v) / len(v)) ** 2 for x in v) / len(v) for v in values if v
-        )
-    return spread
-
-
-def lr_share(v, step):
-    """Share of the peak learning rate at step `step` (from 0): a linear rise over `warmup` steps, 1, a linear fall over the last `cooldown`.
-
-    >>> from configs.experiment import VrlConfig
-    >>> [lr_share(VrlConfig(steps=6, warmup=2, cooldown=4), step) for step in range(6)]
-    [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    stop: once it is on (Ctrl-C), the step is finished and saved, then the script exits with 130.
+    SystemExit: the judge failed too often.
     """
-    return min(1.0, (step + 1) / max(1, v.warmup), (v.steps - step) / max(1, v.cooldown))
-
-
-def make_optimizer(policy, v):
-    """AdamW (`vrl.optimizer`) on the adapter (or all weights) at `lr` and, where it is trained beside the adapter, on the final norm at `norm_lr`."""
-    named = trained_parameters(policy)
-    norm = {n for n in named if ".modules_to_save." in n}
-    groups = [
-        {"names": names, "params": [named[n] for n in names], "peak": peak}
-        for names, peak in (([n for n in named if n not in norm], v.lr), (sorted(norm), v.norm_lr))
-        if names
-    ]
-    return adamw(v.optimizer, groups, lr=v.lr, betas=(0.9, 0.95), weight_decay=v.weight_decay)
-
-
-def train(config, run, policy, sampler, tokenizer, tasks, stop=None):
-    """The VRL loop: ROLLOUT, SCORE, UPDATE, SYNC, LOG, SAVE. Continues from the last complete checkpoint.
-
-    stop: a StopSwitch; once it is on (Ctrl-C), the step is finished and saved, then the script exits with 130.
-    """
-    v, vllm = config.vrl, isinstance(sampler, VllmEngine)
+    v = config.vrl
+    with_vllm = config.rollout.engine == "vllm"
     optimizer = make_optimizer(policy, v)
-    saved, first = list_checkpoints(run / "vrl"), 0
-    if saved:
-        checkpoint = read_checkpoint(config, saved[-1])
-        restore(policy, [optimizer], *checkpoint)
-        first = checkpoint[-1]["step"]
-        print(f"continuing from {saved[-1]}")
+    first = resume(config, run, policy, optimizer)
     sync_sampler(sampler, policy)
-    print(
-        f"VRL: steps {first} to {v.steps}, {v.tasks_per_step} tasks x {v.group_size} rollouts = {v.tasks_per_step * v.group_size} a step",
-        flush=True,
-    )
-    bar = tqdm(
-        range(first, v.steps),
-        initial=first,
-        total=v.steps,
-        desc="VRL",
-        unit="step",
-        mininterval=1,
-        disable=ranks.rank() > 0,
-    )
+    bar = announce(v, first)
     for step in bar:
-        start = time.time()
+        times = {"began": time.time()}
+
+        # ROLLOUT
         rollouts = play_share(
             sampler,
             tokenizer,
@@ -393,184 +435,333 @@ def train(config, run, policy, sampler, tokenizer, tasks, stop=None):
             group_size=v.group_size,
         )
         ranks.barrier()
-        sampled = time.time()
-        if vllm:
+        times["sampled"] = time.time()
+
+        # SCORE
+        if with_vllm:
             sampler.sleep()
         score_rollouts(rollouts, config)
         rollouts = gather_rollouts(rollouts)
-        advantages, groups = group_advantages(
-            [r.reward for r in rollouts], [r.group_id for r in rollouts], v.advantage
-        )
-        for r, a in zip(rollouts, advantages):
-            r.advantage = a
-        scored = time.time()
-        for g in optimizer.param_groups:
-            g["lr"] = g["peak"] * lr_share(v, step)
+
+        # ADVANTAGES
+        rewards = [r.reward for r in rollouts]
+        advantages, groups = group_advantages(rewards, [r.group_id for r in rollouts], v.advantage)
+        for r, advantage in zip(rollouts, advantages):
+            r.advantage = advantage
+        times["scored"] = time.time()
+
+        # UPDATE
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * lr_share(v, step)
         figures = update(policy, optimizer, rollouts, config)
-        if vllm:
-            sampler.wake()
-        if (
-            figures["trained"] or not vllm
-        ):  # without signal nothing changed; vLLM's engine holds a sync without a change for a fault
+
+        # SYNC
+        if with_vllm:
+            figures |= sync_vllm(sampler, policy, tokenizer, tasks[0], config, figures["trained"])
+        else:
             sync_sampler(sampler, policy)
-        if vllm:
-            figures |= {
-                "sync_gap": check_engine(sampler, policy, tokenizer, tasks[0], config, turns=1),
-                "prompt_cached": sampler.cached_share(),
-            }
-        updated = time.time()
-        new = sum(sum(r.loss_mask) for r in rollouts)
-        now = summary(rollouts)
-        record = {
-            "phase": "vrl",
-            "step": step + 1,
-            **now,
-            **figures,
-            "groups": dict(groups),
-            **part_variances(rollouts),
-            "lr": optimizer.param_groups[0]["lr"],
-            "sampled_tokens": new,
-            "sample_tok_s": round(new / (sampled - start)),
-            "update_tok_s": round(figures["read_tokens"] / (updated - scored)),
-            "sample_s": round(sampled - start, 2),
-            "update_s": round(updated - scored, 2),
-            "step_s": round(time.time() - start, 2),
-        }
-        cut = sum(now["ended"].get(k, 0) for k in ("max_tokens", "max_turns")) / len(rollouts)
-        if cut > 0.2 and ranks.rank() == 0:
-            tqdm.write(
-                f"warning: step {step + 1}: {cut:.0%} of the rollouts hit a limit; raise rollout.max_turn_tokens, rollout.max_turns or model.max_len"
-            )
-        if ranks.rank() == 0:
-            append_metrics(run, record)
-            write_jsonl(
-                run / "vrl" / "rollouts" / f"step-{step + 1}.jsonl",
-                [{**r.trajectory, "advantage": r.advantage} for r in rollouts],
-            )
-        ranks.barrier()  # what rank 0 writes is there before any rank ends the run
-        if groups["unscored"] > config.llm.max_failures * max(20, len(rollouts)):
-            raise SystemExit(
-                f"error: the judge failed on {groups['unscored']} of {len(rollouts)} rollouts of step {step + 1}, config key "
-                f"`llm.max_failures` allows {config.llm.max_failures:.0%}; "
-                f"they stand in {run / 'vrl' / 'rollouts' / f'step-{step + 1}.jsonl'} with reward NaN"
-            )
-        bar.set_postfix_str(
-            f"R_vrt {now['reward']:.3f} plan {now['plan']:.2f} fine {now['fine']:.2f} flat {groups['flat']}/{groups['groups']} "
-            f"{record['sample_tok_s']} tok/s"
-        )
-        stopped = bool(
-            ranks.total(stop is not None and stop.on)
-        )  # Ctrl-C may reach one rank a step later than another
+        times["updated"] = time.time()
+
+        lr = optimizer.param_groups[0]["lr"]
+        record = step_record(step + 1, rollouts, figures, groups, lr, times)
+        log_step(run, record, rollouts)
+        check_judge(config, run, step + 1, len(rollouts), groups["unscored"])
+        bar.set_postfix_str(step_line(record))
+
+        # SAVE. Ctrl-C may reach one rank a step later than another.
+        stopped = bool(ranks.total(stop is not None and stop.on))
         if (step + 1) % v.save_every == 0 or step + 1 == v.steps or stopped:
-            save_checkpoint(
-                run / "vrl" / f"step-{step + 1}",
-                policy,
-                [optimizer],
-                {"step": step + 1, "config": config_digest(config)},
-            )
+            state = {"step": step + 1, "config": config_digest(config)}
+            save_checkpoint(run / "vrl" / f"step-{step + 1}", policy, [optimizer], state)
         if stopped:
             bar.close()
             print(
-                f"stopped: VRL is saved at step {step + 1} of {v.steps}; the same command goes on from there"
+                f"stopped: VRL is saved at step {step + 1} of {v.steps}; "
+                "the same command goes on from there"
             )
             raise SystemExit(130)
 
 
-def main():
+def make_optimizer(policy: torch.nn.Module, v: VrlConfig) -> torch.optim.Optimizer:
+    """AdamW (`vrl.optimizer`) on the adapter (or all weights) at the peak rate `lr`.
+
+    The final norm, where it is trained beside the adapter, has the peak rate `norm_lr`. Every
+    parameter group keeps its peak rate as `peak`.
+    """
+    trained = trained_parameters(policy)
+    norm = sorted(name for name in trained if ".modules_to_save." in name)
+    rest = [name for name in trained if name not in norm]
+    groups = []
+    for names, peak in ((rest, v.lr), (norm, v.norm_lr)):
+        if names:
+            params = [trained[name] for name in names]
+            groups.append({"names": names, "params": params, "peak": peak})
+    return adamw(v.optimizer, groups, lr=v.lr, betas=(0.9, 0.95), weight_decay=v.weight_decay)
+
+
+def resume(
+    config: Config, run: Path, policy: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> int:
+    """Restore the last checkpoint, if there is one; returns how many steps are done."""
+    saved = list_checkpoints(run / "vrl")
+    if not saved:
+        return 0
+    weights, moments, state = read_checkpoint(config, saved[-1])
+    restore(policy, [optimizer], weights, moments, state)
+    print(f"continuing from {saved[-1]}")
+    return state["step"]
+
+
+def step_tasks(tasks: list[dict], config: Config, step: int) -> list[dict]:
+    """The tasks of one step: the training tasks in a seeded order, a new order each time round."""
+    size = config.vrl.tasks_per_step
+    orders = {}  # round -> the order of its tasks
+    picked = []
+    for i in range(step * size, (step + 1) * size):
+        turn, at = divmod(i, len(tasks))
+        if turn not in orders:
+            rng = seeded_rng(config.seed, "vrl tasks", turn)
+            orders[turn] = rng.sample(range(len(tasks)), len(tasks))
+        picked.append(tasks[orders[turn][at]])
+    return picked
+
+
+def lr_share(v: VrlConfig, step: int) -> float:
+    """Share of the peak learning rate at step `step` (from 0).
+
+    A linear rise over `warmup` steps, 1, a linear fall over the last `cooldown` steps.
+
+    >>> from lib.experiment import VrlConfig
+    >>> [lr_share(VrlConfig(steps=6, warmup=2, cooldown=4), step) for step in range(6)]
+    [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    """
+    return min(1.0, (step + 1) / max(1, v.warmup), (v.steps - step) / max(1, v.cooldown))
+
+
+def sync_vllm(
+    engine: VllmEngine,
+    policy: torch.nn.Module,
+    tokenizer,
+    task: dict,
+    config: Config,
+    trained: int,
+) -> dict:
+    """Wake vLLM and hand over the adapter; what goes into the metrics.
+
+    Without a trained rollout nothing changed, and the engine holds a sync without a change for a
+    fault. SystemExit: the engine does not hold the policy's weights.
+    """
+    engine.wake()
+    if trained:
+        sync_sampler(engine, policy)
+    return {
+        "sync_gap": check_engine(engine, policy, tokenizer, task, config, turns=1),
+        "prompt_cached": engine.cached_share(),
+    }
+
+
+# --------------------------------------------------------------------------------------------------
+# What is told and kept of a step
+def announce(v: VrlConfig, first: int) -> tqdm:
+    """Say what the loop will do; its progress bar, which counts steps from `first`."""
+    print(
+        f"VRL: steps {first} to {v.steps}, {v.tasks_per_step} tasks x {v.group_size} rollouts = "
+        f"{v.tasks_per_step * v.group_size} a step",
+        flush=True,
+    )
+    return tqdm(
+        range(first, v.steps),
+        initial=first,
+        total=v.steps,
+        desc="VRL",
+        unit="step",
+        mininterval=1,
+        disable=ranks.rank() > 0,
+    )
+
+
+def step_record(
+    step: int, rollouts: list[Rollout], figures: dict, groups: Counter, lr: float, times: dict
+) -> dict:
+    """The line of metrics.jsonl of one step (from 1). times: when what was done, in seconds."""
+    sampled_tokens = sum(sum(r.loss_mask) for r in rollouts)
+    sample_s = times["sampled"] - times["began"]
+    update_s = times["updated"] - times["scored"]
+    return {
+        "phase": "vrl",
+        "step": step,
+        **summary(rollouts),
+        **figures,
+        "groups": dict(groups),
+        **part_variances(rollouts),
+        "lr": lr,
+        "sampled_tokens": sampled_tokens,
+        "sample_tok_s": round(sampled_tokens / sample_s),
+        "update_tok_s": round(figures["read_tokens"] / update_s),
+        "sample_s": round(sample_s, 2),
+        "update_s": round(update_s, 2),
+        "step_s": round(time.time() - times["began"], 2),
+    }
+
+
+def log_step(run: Path, record: dict, rollouts: list[Rollout]) -> None:
+    """Write a step's record and rollouts; warn of many cut off. Rank 0 writes, all call it."""
+    if ranks.rank() == 0:
+        cut = sum(record["ended"].get(how, 0) for how in ("max_tokens", "max_turns"))
+        if cut / len(rollouts) > MANY_CUT:
+            tqdm.write(
+                f"warning: step {record['step']}: {cut / len(rollouts):.0%} of the rollouts hit a "
+                "limit; raise rollout.max_turn_tokens, rollout.max_turns or model.max_len"
+            )
+        append_metrics(run, record)
+        played = [{**r.trajectory, "advantage": r.advantage} for r in rollouts]
+        write_jsonl(rollout_file(run, record["step"]), played)
+    ranks.barrier()  # what rank 0 writes is there before any rank ends the run
+
+
+def step_line(record: dict) -> str:
+    """What the progress bar says of a step."""
+    groups = record["groups"]
+    return (
+        f"R_vrt {record['reward']:.3f} plan {record['plan']:.2f} fine {record['fine']:.2f} "
+        f"flat {groups.get('flat', 0)}/{groups['groups']} {record['sample_tok_s']} tok/s"
+    )
+
+
+def rollout_file(run: Path, step: int) -> Path:
+    """Where the rollouts of a step (from 1) are kept."""
+    return run / "vrl" / "rollouts" / f"step-{step}.jsonl"
+
+
+def check_judge(config: Config, run: Path, step: int, rollouts: int, unscored: int) -> None:
+    """SystemExit if the judge failed on more rollouts of a step than `llm.max_failures` allows."""
+    if unscored > config.llm.max_failures * max(20, rollouts):
+        raise SystemExit(
+            f"error: the judge failed on {unscored} of {rollouts} rollouts of step {step}, config "
+            f"key `llm.max_failures` allows {config.llm.max_failures:.0%}; they stand in "
+            f"{rollout_file(run, step)} with reward NaN"
+        )
+
+
+# --------------------------------------------------------------------------------------------------
+# The command
+def main() -> None:
     """Data, PST, VRL, evaluation: whatever is not there yet, in order."""
     config, _ = command_line(__doc__)
-    if config.vrl.tune == "full" and config.vrl.kl_coef:
-        raise SystemExit(
-            "error: vrl.kl_coef needs the adapter (pi_pst is the policy with the adapter off); set vrl.tune=lora or vrl.kl_coef=0"
-        )
-    if config.vrl.tune == "full" and config.vrl.norm_lr:
-        raise SystemExit(
-            "error: vrl.norm_lr is of the norm beside an adapter; with vrl.tune=full it is trained at vrl.lr: set vrl.norm_lr=0"
-        )
-    if config.rollout.engine == "vllm" and (config.vrl.tune == "full" or config.vrl.norm_lr):
-        raise SystemExit(
-            "error: vLLM is given the LoRA adapter alone: with rollout.engine=vllm set vrl.tune=lora and vrl.norm_lr=0"
-        )
-    if config.rollout.temperature <= 0:
-        raise SystemExit(
-            f"error: rollout.temperature is {config.rollout.temperature}; training samples, so it must be above 0"
-        )
-    began, run, quantize = (
-        time.time(),
-        ranks.first(lambda: open_run(config)),
-        wants_nf4(config, "vrl"),
-    )
+    began = time.time()
+    run = ranks.first(lambda: open_run(config))
+    quantize = wants_nf4(config, "vrl")
     device = set_up(config)
     ranks.first(lambda: ensure_data(config, run))
-    final = train_pst(config, run) if config.vrl.start == "pst" else None
+    pst_folder = train_pst(config, run) if config.vrl.start == "pst" else None
     tokenizer = load_tokenizer(config, run)
-    load = lambda *nf4: (
-        load_policy(final, config, tokenizer, device, *nf4)
-        if config.vrl.start == "pst"  # noqa: E731
-        else base_policy(config, run, tokenizer, device, *nf4)
-    )
-    if (
-        config.rollout.engine == "vllm"
-    ):  # first, since it takes its share of the card's memory as it finds it
-        folder = final or config.model.path or base_folder(config, run, tokenizer, device)
-        sampler = VllmEngine(folder, config, device, bf16=use_autocast(config, device))
-    else:
-        sampler = load().float().eval().requires_grad_(False)
-    policy = (
-        add_lora(config, load(quantize), norm=config.vrl.norm_lr > 0)
-        if config.vrl.tune == "lora"
-        else load()
-    )
-    policy.train()  # without it model.gradient_checkpointing does nothing; there is no dropout to switch on
+
+    # The sampler first: vLLM takes its share of the card's memory as it finds it.
+    sampler = make_sampler(config, run, pst_folder, tokenizer, device)
+    policy = make_policy(config, run, pst_folder, tokenizer, device, quantize)
     heldout = read_jsonl(run / "data" / "heldout.jsonl")[: config.bench.tasks]
     gap = check_engine(sampler, policy, tokenizer, heldout[0], config)
     if config.vrl.tune == "lora":
         check_reference(policy, tokenizer, heldout[0], config, sampler)
-    every, trained = (
-        sum(p.numel() for p in policy.parameters()),
-        sum(p.numel() for p in trained_parameters(policy).values()),
-    )
+    every = sum(p.numel() for p in policy.parameters())
+    trained = sum(p.numel() for p in trained_parameters(policy).values())
     print(
-        f"policy: {every:,} parameters, {trained:,} of them trained; sampler against trainer {gap:.1e} nats"
+        f"policy: {every:,} parameters, {trained:,} of them trained; "
+        f"sampler against trainer {gap:.1e} nats"
     )
 
-    def measure(step):
-        figures, rollouts = evaluate(
-            sampler,
-            tokenizer,
-            heldout,
-            config,
-            run,
-            "held-out after VRL" if step else "held-out before VRL",
-        )
-        if ranks.rank() == 0:
-            append_metrics(run, {"phase": "eval", "step": step, **figures})
-        return {
-            **figures,
-            "example": max(
-                rollouts, key=lambda r: (r.reward, len(r.trajectory["calls"]))
-            ).trajectory,
-        }
-
-    before = cached_evaluation(run / "vrl" / "before.json", lambda: measure(0))
+    before = cached_evaluation(
+        run / "vrl" / "before.json",
+        lambda: measure(config, run, sampler, tokenizer, heldout, 0),
+    )
+    train_tasks = read_jsonl(run / "data" / "train.jsonl")
     with StopSwitch() as stop:
-        train(
-            config, run, policy, sampler, tokenizer, read_jsonl(run / "data" / "train.jsonl"), stop
-        )
-    after_gap = check_engine(sampler, policy, tokenizer, heldout[0], config)
-    after = cached_evaluation(run / "vrl" / "after.json", lambda: measure(config.vrl.steps))
-    if ranks.rank():
-        return
+        train(config, run, policy, sampler, tokenizer, train_tasks, stop)
+    gap = check_engine(sampler, policy, tokenizer, heldout[0], config)
+    after = cached_evaluation(
+        run / "vrl" / "after.json",
+        lambda: measure(config, run, sampler, tokenizer, heldout, config.vrl.steps),
+    )
+    if ranks.rank() == 0:
+        report(run, before, after, gap, began)
+
+
+def start_policy(
+    config: Config,
+    run: Path,
+    pst_folder: Path | None,
+    tokenizer,
+    device: torch.device,
+    quantize: bool = False,
+) -> torch.nn.Module:
+    """The policy that VRL starts from: PST's, or without PST (RL3 of Table 4) the base's."""
+    if pst_folder:
+        return load_policy(pst_folder, config, tokenizer, device, quantize)
+    return base_policy(config, run, tokenizer, device, quantize)
+
+
+def make_sampler(
+    config: Config, run: Path, pst_folder: Path | None, tokenizer, device: torch.device
+) -> torch.nn.Module | VllmEngine:
+    """Who samples: vLLM, or a frozen fp32 copy of the policy for lib/sampler.py."""
+    if config.rollout.engine == "vllm":
+        folder = pst_folder or config.model.path or base_folder(config, run, tokenizer, device)
+        return VllmEngine(folder, config, device, bf16=use_autocast(config, device))
+    model = start_policy(config, run, pst_folder, tokenizer, device)
+    return model.float().eval().requires_grad_(False)
+
+
+def make_policy(
+    config: Config,
+    run: Path,
+    pst_folder: Path | None,
+    tokenizer,
+    device: torch.device,
+    quantize: bool,
+) -> torch.nn.Module:
+    """What is trained: an adapter on the frozen start (`vrl.tune: lora`), or all weights.
+
+    PST's result is merged by now, so that "adapter off" is pi_pst.
+    """
+    if config.vrl.tune == "lora":
+        base = start_policy(config, run, pst_folder, tokenizer, device, quantize)
+        policy = add_lora(config, base, norm=config.vrl.norm_lr > 0)
+    else:
+        policy = start_policy(config, run, pst_folder, tokenizer, device)
+    # Without it model.gradient_checkpointing does nothing; there is no dropout to switch on.
+    return policy.train()
+
+
+def measure(
+    config: Config,
+    run: Path,
+    sampler: torch.nn.Module | VllmEngine,
+    tokenizer,
+    heldout: list[dict],
+    step: int,
+) -> dict:
+    """Evaluate the policy after `step` steps; the figures, and the best greedy trajectory."""
+    progress = "held-out after VRL" if step else "held-out before VRL"
+    figures, rollouts = evaluate(sampler, tokenizer, heldout, config, run, progress)
+    if ranks.rank() == 0:
+        append_metrics(run, {"phase": "eval", "step": step, **figures})
+    best = max(rollouts, key=lambda r: (r.reward, len(r.trajectory["calls"])))
+    return {**figures, "example": best.trajectory}
+
+
+def report(run: Path, before: dict, after: dict, gap: float, began: float) -> None:
+    """Draw the curve, write a trajectory out, print what VRL changed."""
     plot_curve(run)
-    write_trajectory(after["example"], run / "trajectory.txt")
+    trajectory = run / "trajectory.txt"
+    write_trajectory(after["example"], trajectory)
     print_before_after(before, after)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
-        f"\nsampler against trainer after the last sync {after_gap:.1e} nats; {time.time() - began:.0f} s, peak memory {peak:.1f} GiB"
+        f"\nsampler against trainer after the last sync {gap:.1e} nats; "
+        f"{time.time() - began:.0f} s, peak memory {peak:.1f} GiB"
     )
-    print(
-        f"curve:      {(run / 'curve.png').relative_to(ROOT)}\ntrajectory: {(run / 'trajectory.txt').relative_to(ROOT)}"
-    )
+    print(f"curve:      {(run / 'curve.png').relative_to(ROOT)}")
+    print(f"trajectory: {trajectory.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

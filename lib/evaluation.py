@@ -1,15 +1,21 @@
-"""lib.evaluation."""
+"""What a policy is worth: playing tasks over all ranks, LtrReward of what was played, and exact
+match on general items (what PST must not forget). Used by train_vrl.py, train_pst.py and bench.py.
+"""
 
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from env import parse_utpc
 from lib import ranks
+from lib.experiment import Config
 from lib.policy import END_OF_TURN, encode_prompt
+from lib.rollout import Rollout
 from lib.runs import read_jsonl, write_atomic
 from lib.sampler import sample_rollouts
 from lib.text import to_json
@@ -17,7 +23,38 @@ from lib.vllm_engine import VllmEngine
 from rewards import PARTS, ltr_rewards
 
 
-def score_rollouts(rollouts, config):
+# --------------------------------------------------------------------------------------------------
+# Rollouts and their rewards
+def play_share(
+    model: torch.nn.Module | VllmEngine,
+    tokenizer,
+    tasks: list[dict],
+    config: Config,
+    temperature: float,
+    seed: int,
+    group_size: int = 1,
+    progress: str | None = None,
+) -> list[Rollout]:
+    """sample_rollouts of this rank's share of `tasks`; group_id is a task's place in `tasks`."""
+    mine = ranks.share(range(len(tasks)))
+    if not mine:
+        return []
+    rollouts = sample_rollouts(
+        model,
+        tokenizer,
+        [tasks[i] for i in mine],
+        config,
+        temperature,
+        seed=seed,
+        group_size=group_size,
+        progress=None if ranks.rank() else progress,
+    )
+    for r in rollouts:
+        r.group_id = mine[r.group_id]
+    return rollouts
+
+
+def score_rollouts(rollouts: list[Rollout], config: Config) -> None:
     """Fill in LtrReward (Sec. 4.3.2) of finished rollouts."""
     rewards = ltr_rewards(
         [r.trajectory for r in rollouts],
@@ -26,85 +63,99 @@ def score_rollouts(rollouts, config):
         config.llm,
     )
     for r, reward in zip(rollouts, rewards):
-        r.trajectory["reward"], r.reward = reward, reward["total"]
+        r.trajectory["reward"] = reward
+        r.reward = reward["total"]
 
 
-def play_share(model, tokenizer, tasks, config, temperature, seed, group_size=1, progress=None):
-    """sample_rollouts of this rank's share of `tasks`; group_id is a task's place in `tasks`."""
-    mine = ranks.share(range(len(tasks)))
-    rollouts = (
-        sample_rollouts(
-            model,
-            tokenizer,
-            [tasks[i] for i in mine],
-            config,
-            temperature,
-            seed=seed,
-            group_size=group_size,
-            progress=None if ranks.rank() else progress,
-        )
-        if mine
-        else []
-    )
-    for r in rollouts:
-        r.group_id = mine[r.group_id]
-    return rollouts
-
-
-def gather_rollouts(rollouts):
+def gather_rollouts(rollouts: list[Rollout]) -> list[Rollout]:
     """The rollouts of all ranks, in the order of tasks, on every rank."""
     return sorted(ranks.gather(rollouts), key=lambda r: r.group_id)
 
 
-def mean(values):
+def mean(values) -> float | None:
     """Mean of what is there: None and NaN are left out; None for nothing."""
     values = [v for v in values if v is not None and not math.isnan(v)]
     return sum(values) / len(values) if values else None
 
 
-def summary(rollouts):
-    """Mean R_vrt, its parts, and how episodes ended."""
+def summary(rollouts: list[Rollout]) -> dict:
+    """Mean R_vrt, its parts, and how episodes ended. `strict`: the share with R_vrt above 0.99."""
     rewards = [r.trajectory["reward"] for r in rollouts]
+    totals = [reward["total"] for reward in rewards]
+    parts = {part: mean(reward[part] for reward in rewards) for part in ("plan", "fine", *PARTS)}
     return {
-        "reward": mean(w["total"] for w in rewards),
-        **{k: mean(w[k] for w in rewards) for k in ("plan", "fine", *PARTS)},
-        "strict": mean(float(w["total"] > 0.99) for w in rewards if not math.isnan(w["total"])),
+        "reward": mean(totals),
+        **parts,
+        "strict": mean(float(total > 0.99) for total in totals if not math.isnan(total)),
         "ended": dict(Counter(r.trajectory["ended"] for r in rollouts)),
         "tokens": mean(len(r.ids) for r in rollouts),
         "turns": mean(len(r.trajectory["turns"]) for r in rollouts),
     }
 
 
-def evaluate(model, tokenizer, tasks, config, run, progress="held-out"):
-    """Held-out R_vrt with its parts, greedy and sampled, and general exact match. Returns (figures, greedy rollouts)."""
-    out, kept = {}, None
-    for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
-        if name == "greedy" or config.bench.sampled:
-            rollouts = play_share(
-                model,
-                tokenizer,
-                tasks,
-                config,
-                temperature,
-                seed=config.seed,
-                progress=f"{progress}, {name}",
-            )
-            score_rollouts(rollouts, config)
-            rollouts = gather_rollouts(rollouts)
-            out[name], kept = summary(rollouts), kept or rollouts
-    greedy = (
-        model.answers
-        if isinstance(model, VllmEngine)
-        else partial(greedy_answers, model, device=model.device)
-    )
-    out["general"] = general_exact_match(
-        partial(greedy, tokenizer), tokenizer, read_jsonl(run / "data" / "general_heldout.jsonl")
-    )
-    return out, kept
+def part_variances(rollouts: list[Rollout]) -> dict:
+    """Mean over groups of each reward part's variance inside the group, as `var_<part>`.
+
+    A part that is equal over the group teaches nothing. None: no group has the part.
+    """
+    groups = defaultdict(list)
+    for r in rollouts:
+        groups[r.group_id].append(r.trajectory["reward"])
+    found = {}
+    for part in ("total", "plan", *PARTS):
+        variances = []
+        for rewards in groups.values():
+            values = [w[part] for w in rewards if w[part] is not None and not math.isnan(w[part])]
+            if values:
+                center = sum(values) / len(values)
+                variances.append(sum((x - center) ** 2 for x in values) / len(values))
+        found[f"var_{part}"] = mean(variances)
+    return found
 
 
-def cached_evaluation(path, compute):
-    """Read an evaluation that is already there, or compute it and write it (figures, one trajectory). All ranks call it."""
+# --------------------------------------------------------------------------------------------------
+# Evaluation
+def evaluate(
+    model: torch.nn.Module | VllmEngine,
+    tokenizer,
+    tasks: list[dict],
+    config: Config,
+    run: Path,
+    progress: str = "held-out",
+) -> tuple[dict, list[Rollout]]:
+    """Held-out R_vrt with its parts, greedy and sampled, and general exact match.
+
+    Returns (figures, greedy rollouts). All ranks call it.
+    """
+    modes = {"greedy": 0.0}
+    if config.bench.sampled:
+        modes["sampled"] = 1.0
+    figures = {}
+    played = {}
+    for mode, temperature in modes.items():
+        rollouts = play_share(
+            model,
+            tokenizer,
+            tasks,
+            config,
+            temperature,
+            seed=config.seed,
+            progress=f"{progress}, {mode}",
+        )
+        score_rollouts(rollouts, config)
+        played[mode] = gather_rollouts(rollouts)
+        figures[mode] = summary(played[mode])
+    if isinstance(model, VllmEngine):
+        answers = partial(model.answers, tokenizer)
+    else:
+        answers = partial(greedy_answers, model, tokenizer, device=model.device)
+    items = read_jsonl(run / "data" / "general_heldout.jsonl")
+    figures["general"] = general_exact_match(answers, tokenizer, items)
+    return figures, played["greedy"]
+
+
+def cached_evaluation(path: Path, compute: Callable[[], dict]) -> dict:
+    """Read an evaluation that is already there, or compute and write it. All ranks call it."""
     if ranks.agreed(path.is_file()):
         return json.loads(path.read_text(encoding="utf-8"))
     result = compute()
@@ -113,68 +164,80 @@ def cached_evaluation(path, compute):
     return result
 
 
-def greedy_answers(model, tokenizer, prompts, device, batch=64, max_new_tokens=96):
+# --------------------------------------------------------------------------------------------------
+# General exact match
+def greedy_answers(
+    model: torch.nn.Module,
+    tokenizer,
+    prompts: list[list[int]],
+    device: torch.device,
+    batch: int = 64,
+    max_new_tokens: int = 96,
+) -> list[list[int]]:
     """Greedy answers to prompts (lists of ids), as lists of ids without the end of turn."""
     from transformers import GenerationConfig
 
-    stop, pad = tokenizer.convert_tokens_to_ids(END_OF_TURN), tokenizer.pad_token_id
+    stop = tokenizer.convert_tokens_to_ids(END_OF_TURN)
+    pad = tokenizer.pad_token_id
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stop, pad_token_id=pad
     )
-    answers = {}
     model.eval()
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for at in range(0, len(order), batch):
-        part = order[at : at + batch]
+    answers = {}
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for at in range(0, len(by_length), batch):
+        part = by_length[at : at + batch]
         width = max(len(prompts[i]) for i in part)
+        padding = [width - len(prompts[i]) for i in part]
         ids = torch.tensor(
-            [[pad] * (width - len(prompts[i])) + prompts[i] for i in part], device=device
+            [[pad] * n + prompts[i] for i, n in zip(part, padding)], device=device
         )  # (b, width)
         mask = torch.tensor(
-            [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in part], device=device
-        )
+            [[0] * n + [1] * (width - n) for n in padding], device=device
+        )  # (b, width)
         with torch.no_grad():
-            out = model.generate(ids, attention_mask=mask, generation_config=settings)[
-                :, width:
-            ].tolist()
-        answers.update(
-            {i: new[: new.index(stop)] if stop in new else new for i, new in zip(part, out)}
-        )
+            out = model.generate(ids, attention_mask=mask, generation_config=settings)
+        for i, new in zip(part, out[:, width:].tolist()):
+            answers[i] = new[: new.index(stop)] if stop in new else new
     return [answers[i] for i in range(len(prompts))]
 
 
-def general_exact_match(answers, tokenizer, items):
-    """Share of held-out general items answered exactly, by kind; "general" is the mean of the kinds. answers: a function of prompts, greedy_answers' kind.
+def general_exact_match(
+    answers: Callable[[list[list[int]]], list[list[int]]], tokenizer, items: list[dict]
+) -> dict:
+    """Share of held-out general items answered exactly, by kind; "general": mean of the kinds.
 
-    The last message of an item is the expected answer. Text is compared after strip; a function call by name and arguments.
+    answers: what answers a list of prompts, such as greedy_answers with its model and tokenizer.
+    The last message of an item is the expected answer. Text is compared after strip; a function
+    call by name and arguments. All ranks call it.
     """
     mine = ranks.share(items)
-    said = answers([encode_prompt(tokenizer, x["messages"][:-1], x.get("tools")) for x in mine])
-    hits = ranks.gather(
-        [
-            (
-                x["kind"],
-                same_answer(tokenizer.decode(new).strip(), x["messages"][-1]["content"], x["kind"]),
-            )
-            for x, new in zip(mine, said)
-        ]
-    )
-    shares = {
-        kind: sum(hit for k, hit in hits if k == kind) / sum(k == kind for k, _ in hits)
-        for kind in sorted({k for k, _ in hits})
-    }
-    return (
-        dict(shares, general=sum(shares.values()) / len(shares))
-        if shares
-        else {"general": math.nan}
-    )
+    prompts = [encode_prompt(tokenizer, x["messages"][:-1], x.get("tools")) for x in mine]
+    hits = []
+    for item, new in zip(mine, answers(prompts)):
+        said = tokenizer.decode(new).strip()
+        expected = item["messages"][-1]["content"]
+        hits.append((item["kind"], same_answer(said, expected, item["kind"])))
+    by_kind = defaultdict(list)
+    for kind, hit in ranks.gather(hits):
+        by_kind[kind].append(hit)
+    if not by_kind:
+        return {"general": math.nan}
+    shares = {kind: sum(by_kind[kind]) / len(by_kind[kind]) for kind in sorted(by_kind)}
+    return {**shares, "general": sum(shares.values()) / len(shares)}
 
 
-def same_answer(said, expected, kind):
-    """Whether an answer is the expected one: the same calls for kind "function", else the same text."""
+def same_answer(said: str, expected: str, kind: str) -> bool:
+    """Whether an answer is the expected one: the same calls for "function", else the same text."""
     if kind == "function":
-        calls = [parse_utpc(text)["calls"] for text in (said, expected)]
-        if calls[1]:
-            ours, theirs = ([(c["name"], c["arguments"]) for c in x] for x in calls)
-            return ours == theirs and not any(c["error"] for c in calls[0])
+        ours = parse_utpc(said)["calls"]
+        theirs = parse_utpc(expected)["calls"]
+        if theirs:
+            well_formed = not any(call["error"] for call in ours)
+            return well_formed and names_and_arguments(ours) == names_and_arguments(theirs)
     return said.strip() == expected.strip()
+
+
+def names_and_arguments(calls: list[dict]) -> list[tuple]:
+    """What calls ask for, in order."""
+    return [(call["name"], call["arguments"]) for call in calls]

@@ -1,152 +1,45 @@
-"""lib.sampler."""
+"""Our own sampler: multi-turn rollouts of VisGenEnv, played side by side with the policy in torch.
+
+All rollouts decode together, one token a pass, and keep their keys and values over all turns. vLLM
+(lib/vllm_engine.py) is the faster way on a GPU; `sample_rollouts` calls whichever it is given.
+"""
 
 import math
+from dataclasses import dataclass, field
 
 import torch
 from tqdm import tqdm
 
+from env import VisGenEnv
 from lib import ranks
+from lib.experiment import Config
 from lib.policy import text_model
-from lib.rollout import extend, go_on, open_rollouts
+from lib.rollout import Rollout, extend, go_on, open_rollouts
 from lib.vision import model_inputs
 from lib.vllm_engine import VllmEngine, play_in_vllm
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Rollouts
-
-
-READ_ROWS = 32  # prompts or tool messages that the model reads at once
-
-
-class SlotCache:
-    """A static KV cache with a write position per row, in the form in which transformers' attention layers use a cache.
-
-    Row r's token at position p lies in slot p + 1, whatever the other rows do: rows may be at different turns. Slot 0 takes
-    the writes of padding and is never seen. Room is added 256 slots at a time.
-    """
-
-    def __init__(self, model, rows):
-        c = model.config.get_text_config()
-        shape = (
-            rows,
-            c.num_key_value_heads,
-            256,
-            getattr(c, "head_dim", c.hidden_size // c.num_attention_heads),
-        )
-        self.keys = [
-            torch.zeros(shape, dtype=model.dtype, device=model.device)
-            for _ in range(c.num_hidden_layers)
-        ]
-        self.values = [torch.zeros_like(k) for k in self.keys]
-        self.rows = self.slots = self.visible = None
-        # Of a Qwen3-VL: rotary position minus position, of what comes after a row's pictures.
-        self.shift = (
-            torch.zeros(rows, 1, dtype=torch.long, device=model.device)
-            if hasattr(model.base_model, "visual")
-            else None
-        )
-
-    def aim(self, rows, positions, real):
-        """Set what the next forward pass is about: its rows (b,) (None: all) and where they write; padding is not `real` (b, t).
-
-        Returns the number of positions that attention sees.
-        """
-        self.rows, self.slots, self.visible = (
-            rows,
-            torch.where(real, positions + 1, 0),
-            int(positions.max()) + 1,
-        )
-        if self.visible + 1 > self.keys[0].shape[2]:
-            room = 256 * math.ceil((self.visible + 1 - self.keys[0].shape[2]) / 256)
-            self.keys, self.values = (
-                [torch.nn.functional.pad(x, (0, 0, 0, room)) for x in xs]
-                for xs in (self.keys, self.values)
-            )
-        return self.visible
-
-    def update(self, keys, values, layer, *args, **kwargs):
-        """Write keys and values (b, heads, t, head_dim) of one layer; return all visible slots of the rows."""
-        out = []
-        for store, new in ((self.keys[layer], keys), (self.values[layer], values)):
-            rows = (
-                torch.arange(store.shape[0], device=store.device)
-                if self.rows is None
-                else self.rows
-            )
-            store[rows[:, None], :, self.slots] = new.transpose(1, 2)
-            out.append((store if self.rows is None else store[rows])[:, :, 1 : self.visible + 1])
-        return tuple(out)
-
-    def get_seq_length(self, layer=0):
-        """transformers asks for it to place tokens; positions are always given, so it does not matter."""
-        return 0
-
-    def keep(self, rows):
-        """Drop all rows but these."""
-        self.keys, self.values = [k[rows] for k in self.keys], [v[rows] for v in self.values]
-        self.shift = self.shift if self.shift is None else self.shift[rows]
-
-    def copy_row(self, source, target, length):
-        """Copy the first `length` positions of one row to another: a group's shared prompt is read once."""
-        for store in self.keys + self.values:
-            store[target, :, 1 : length + 1] = store[source, :, 1 : length + 1]
-        if self.shift is not None:
-            self.shift[target] = self.shift[source]
-
-
-def read_tokens(model, cache, rows, chunks, starts, pictures=()):
-    """Feed new tokens of some rows and return the logits after the last one of each, (b, vocabulary).
-
-    rows: cache rows (b,), or None for all of them; chunks: a token list a row, padded here, empty for a row that rests;
-    starts: position of each chunk's first token; pictures: (place in `rows`, 0, pictures) of prompts with pictures.
-    """
-    device, longest = model.device, max(map(len, chunks))
-    length = torch.tensor([len(c) for c in chunks], device=device)
-    ids = torch.tensor([c + [0] * (longest - len(c)) for c in chunks], device=device)  # (b, t)
-    steps = torch.arange(longest, device=device)
-    real = steps < length[:, None]  # (b, t)
-    positions = (torch.tensor(starts, device=device)[:, None] + steps) * real  # (b, t)
-    visible = cache.aim(
-        None if rows is None else torch.tensor(rows, device=device), positions, real
-    )
-    mask = torch.arange(visible, device=device) <= positions[:, :, None]  # (b, t, slots)
-    read = {"input_ids": ids, "position_ids": positions}
-    if cache.shift is not None:
-        read = model_inputs(
-            model, ids, positions, pictures, cache.shift if rows is None else cache.shift[rows]
-        )
-        if pictures:
-            cache.shift[rows] = (read["position_ids"][1] - positions).gather(
-                1, length[:, None] - 1
-            )  # of the last token, which is text
-    hidden = text_model(model)(
-        **read, attention_mask=mask[:, None], past_key_values=cache, use_cache=True
-    ).last_hidden_state  # (b, t, hidden)
-    return model.lm_head(
-        hidden[torch.arange(len(chunks), device=device), (length - 1).clamp(min=0)]
-    ).float()
-
-
-def sample_tokens(scores, generator):
-    """One token a row from softmax(scores), (b, vocabulary) -> (b,): the full distribution, by inverting its running sum."""
-    running = scores.double().softmax(-1).cumsum(-1)
-    return torch.searchsorted(
-        running,
-        torch.rand(len(scores), 1, dtype=torch.double, generator=generator, device=scores.device)
-        * running[:, -1:],
-        right=True,
-    )[:, 0].clamp(max=scores.shape[-1] - 1)
+# Prompts, or tool messages, that the model reads at once.
+READ_LANES = 32
+# Positions by which the KV cache grows.
+ROOM = 256
 
 
 @torch.inference_mode()
 def sample_rollouts(
-    model, tokenizer, tasks, config, temperature, seed, group_size=1, progress=None
-):
-    """Play group_size episodes of each task in VisGenEnv with the policy `model`; returns Rollouts with their trajectories.
+    model: torch.nn.Module | VllmEngine,
+    tokenizer,
+    tasks: list[dict],
+    config: Config,
+    temperature: float,
+    seed: int,
+    group_size: int = 1,
+    progress: str | None = None,
+) -> list[Rollout]:
+    """Play group_size episodes of each task in VisGenEnv; Rollouts with their trajectories.
 
-    Token in, token out: sampled ids are kept as they are and only new tool messages are encoded. All rows decode together;
-    a row whose turn has ended rests until an eighth of the rows do, then their tool messages are read in one pass.
-    temperature 0 is greedy. Sampling is from the full softmax: no top-p, top-k or min-p. vLLM: play_in_vllm.
+    Token in, token out: sampled ids are kept as they are and only new tool messages are encoded.
+    temperature 0 is greedy. Sampling is from the full softmax: no top-p, top-k or min-p. `progress`
+    is the label of a progress bar; None shows none.
     """
     rollouts, envs = open_rollouts(tokenizer, tasks, config, seed, group_size)
     bar = tqdm(
@@ -159,70 +52,288 @@ def sample_rollouts(
     )
     if isinstance(model, VllmEngine):
         return play_in_vllm(model, rollouts, envs, tokenizer, config, temperature, seed, bar)
-    settings, device = config.rollout, model.device
-    generator = torch.Generator(device=device).manual_seed(
-        seed + ranks.rank()
-    )  # environments depend on `seed` alone
-    unread = {
-        r: out.ids[:] for r, out in enumerate(rollouts)
-    }  # rollout -> its last tokens, which the model has not read yet
-    cache = SlotCache(model, len(rollouts))
-    live = list(range(len(rollouts)))  # the rollout in each cache row; None once it has ended
-    logits = torch.zeros(
-        len(rollouts), model.config.get_text_config().vocab_size, device=device
-    )  # of each cache row, after its last token
-
-    # The prompts; a group's shared prompt is read once.
-    group = [r for r in live if rollouts[r].group_id != rollouts[r - 1].group_id or r == 0]
-    for part in (group[i : i + READ_ROWS] for i in range(0, len(group), READ_ROWS)):
-        shown = [(i, 0, rollouts[r].pictures) for i, r in enumerate(part) if rollouts[r].pictures]
-        logits[part] = read_tokens(
-            model, cache, part, [unread[r] for r in part], [0] * len(part), shown
-        )
-    for r in live:
-        if r % group_size:
-            first = r - r % group_size
-            cache.copy_row(first, r, len(unread[first]))
-            logits[r] = logits[first]
-    unread.clear()
-
-    while any(r is not None for r in live):
-        # Sample one token of every row that is not resting.
-        rows = [i for i, r in enumerate(live) if r is not None and r not in unread]
-        scores = logits[rows] / temperature if temperature else logits[rows]  # (b, vocabulary)
-        tokens = sample_tokens(scores, generator) if temperature else scores.argmax(-1)
-        logprobs = scores.log_softmax(-1).gather(-1, tokens[:, None])[:, 0].tolist()
-        for i, token, logprob in zip(rows, tokens.tolist(), logprobs):
-            r = live[i]
-            extend(rollouts[r], [token], trained=True, logprobs=[logprob])
-            reply = go_on(rollouts[r], envs[r], tokenizer, config)
-            if reply is None:
-                live[i] = None
-                bar.update()
-            else:
-                unread[r] = [token, *reply]
-        # Read the sampled token of every row whose turn goes on; ended turns rest, with their tool messages, until enough do.
-        if len(live) > 8 and sum(r is not None for r in live) <= 0.9 * len(live):
-            kept = [i for i, r in enumerate(live) if r is not None]
-            cache.keep(kept)
-            logits, live = logits[kept], [live[i] for i in kept]
-        resting = [i for i, r in enumerate(live) if r is not None and len(unread[r]) > 1]
-        going = {i for i, r in enumerate(live) if r is not None and len(unread[r]) == 1}
-        if going:
-            # All rows go in, the resting ones empty: a row of padding costs less than gathering the others' cache.
-            chunks = [unread.pop(r) if i in going else [] for i, r in enumerate(live)]
-            starts = [len(rollouts[r].ids) - 1 if r is not None else 0 for r in live]
-            logits = read_tokens(
-                model, cache, None, chunks, starts
-            )  # a resting row's are read before it samples
-        if resting and (8 * len(resting) >= len(going) + len(resting)):
-            for part in (resting[i : i + READ_ROWS] for i in range(0, len(resting), READ_ROWS)):
-                chunks = [unread.pop(live[i]) for i in part]
-                starts = [len(rollouts[live[i]].ids) - len(c) for i, c in zip(part, chunks)]
-                logits[part] = read_tokens(model, cache, part, chunks, starts)
+    sampler = BatchSampler(model, tokenizer, rollouts, envs, config, temperature, seed)
+    sampler.read_prompts()
+    while sampler.playing():
+        sampled = sampler.sample()
+        bar.update(sampler.reply(sampled))
+        sampler.read()
     bar.close()
     return rollouts
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Engine: the sampler's weights, its checks, evaluation
+def sample_tokens(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """One token a lane from softmax(logits), (b, V) -> (b,).
+
+    From the full distribution, by inverting its running sum.
+    """
+    running = logits.double().softmax(-1).cumsum(-1)  # (b, V)
+    uniform = torch.rand(
+        len(logits), 1, dtype=torch.double, generator=generator, device=logits.device
+    )  # (b, 1)
+    tokens = torch.searchsorted(running, uniform * running[:, -1:], right=True)[:, 0]  # (b,)
+    return tokens.clamp(max=logits.shape[-1] - 1)
+
+
+def read_tokens(
+    model: torch.nn.Module,
+    cache: "SlotCache",
+    lanes: list[int] | None,
+    chunks: list[list[int]],
+    starts: list[int],
+    pictures: list[tuple] | tuple = (),
+) -> torch.Tensor:
+    """Feed new tokens of some lanes; the logits after the last one of each, (b, V) in fp32.
+
+    lanes: their numbers (b), or None for all of them. chunks: a token list a lane, padded here,
+    empty for a lane that reads nothing. starts: the position of each chunk's first token. pictures:
+    (place in `lanes`, 0, pictures) of prompts with pictures.
+    """
+    device = model.device
+    longest = max(map(len, chunks))
+    length = torch.tensor([len(c) for c in chunks], device=device)  # (b,)
+    ids = torch.tensor([c + [0] * (longest - len(c)) for c in chunks], device=device)  # (b, t)
+    steps = torch.arange(longest, device=device)  # (t,)
+    real = steps < length[:, None]  # (b, t)
+    positions = (torch.tensor(starts, device=device)[:, None] + steps) * real  # (b, t)
+    numbers = None if lanes is None else torch.tensor(lanes, device=device)
+    visible = cache.aim(numbers, positions, real)
+    mask = torch.arange(visible, device=device) <= positions[:, :, None]  # (b, t, visible)
+    inputs = {"input_ids": ids, "position_ids": positions}
+    if cache.shift is not None:
+        shift = cache.shift if lanes is None else cache.shift[lanes]  # (b, 1)
+        inputs = model_inputs(model, ids, positions, pictures, shift)
+        if pictures:
+            # Of the last token, which is text.
+            moved = inputs["position_ids"][1] - positions  # (b, t)
+            cache.shift[lanes] = moved.gather(1, length[:, None] - 1)
+    hidden = text_model(model)(
+        **inputs, attention_mask=mask[:, None], past_key_values=cache, use_cache=True
+    ).last_hidden_state  # (b, t, D)
+    last = hidden[torch.arange(len(chunks), device=device), (length - 1).clamp(min=0)]  # (b, D)
+    return model.lm_head(last).float()
+
+
+@dataclass
+class Lane:
+    """A rollout while it is played: its number in BatchSampler.lanes is its place in the cache."""
+
+    rollout: Rollout
+    env: VisGenEnv
+    # The rollout's last tokens, which the model has not read.
+    unread: list[int] = field(default_factory=list)
+    ended: bool = False
+
+    @property
+    def ready(self) -> bool:
+        """All is read: the next token can be sampled."""
+        return not self.ended and not self.unread
+
+    @property
+    def going(self) -> bool:
+        """A token was sampled and its turn goes on."""
+        return len(self.unread) == 1
+
+    @property
+    def resting(self) -> bool:
+        """Its turn has ended; the end of turn and the environment's reply wait to be read."""
+        return len(self.unread) > 1
+
+
+class BatchSampler:
+    """Rollouts played side by side by one model, a lane of the KV cache each.
+
+    `sample` a token of every lane that has read all it holds; `reply` where that token ended a
+    turn; `read` what is new. A lane whose turn has ended rests until an eighth of the lanes do;
+    then their tool messages are read in one pass.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        tokenizer,
+        rollouts: list[Rollout],
+        envs: list[VisGenEnv],
+        config: Config,
+        temperature: float,
+        seed: int,
+    ):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.config = config
+        self.temperature = temperature
+        # Each rank samples its own stream. The environments' seeds depend on `seed` alone.
+        self.generator = torch.Generator(device=model.device).manual_seed(seed + ranks.rank())
+        self.lanes = [Lane(r, env, unread=r.ids[:]) for r, env in zip(rollouts, envs)]
+        self.cache = SlotCache(model, len(rollouts))
+        vocabulary = model.config.get_text_config().vocab_size
+        # After the last token that each lane has read.
+        self.logits = torch.zeros(len(rollouts), vocabulary, device=model.device)  # (lanes, V)
+
+    def playing(self) -> bool:
+        """Whether some episode has not ended."""
+        return any(not lane.ended for lane in self.lanes)
+
+    def read_prompts(self) -> None:
+        """Read each group's shared prompt once, and copy it to the group's other lanes."""
+        first_of = {}  # group id -> its first lane
+        for number, lane in enumerate(self.lanes):
+            first_of.setdefault(lane.rollout.group_id, number)
+        self.read_lanes(list(first_of.values()))
+        for number, lane in enumerate(self.lanes):
+            first = first_of[lane.rollout.group_id]
+            if number != first:
+                self.cache.copy_lane(first, number, len(lane.unread))
+                self.logits[number] = self.logits[first]
+                lane.unread = []
+
+    def sample(self) -> list[Lane]:
+        """Append one token to the rollout of every lane that is ready; returns these lanes."""
+        ready = [n for n, lane in enumerate(self.lanes) if lane.ready]
+        logits = self.logits[ready]  # (b, V)
+        if self.temperature:
+            logits = logits / self.temperature
+            tokens = sample_tokens(logits, self.generator)  # (b,)
+        else:
+            tokens = logits.argmax(-1)
+        logprobs = logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]  # (b,)
+        for number, token, logprob in zip(ready, tokens.tolist(), logprobs.tolist()):
+            lane = self.lanes[number]
+            extend(lane.rollout, [token], trained=True, logprobs=[logprob])
+            lane.unread = [token]
+        return [self.lanes[number] for number in ready]
+
+    def reply(self, sampled: list[Lane]) -> int:
+        """Let the environment answer the turns that ended; returns how many episodes ended."""
+        ended = 0
+        for lane in sampled:
+            reply = go_on(lane.rollout, lane.env, self.tokenizer, self.config)
+            if reply is None:
+                lane.ended = True
+                lane.unread = []
+                ended += 1
+            else:
+                lane.unread += reply
+        self.drop_ended()
+        return ended
+
+    def drop_ended(self) -> None:
+        """Free the lanes of ended episodes, once these are a tenth of more than 8 lanes."""
+        live = [n for n, lane in enumerate(self.lanes) if not lane.ended]
+        if len(self.lanes) > 8 and len(live) <= 0.9 * len(self.lanes):
+            self.cache.keep(live)
+            self.logits = self.logits[live]
+            self.lanes = [self.lanes[n] for n in live]
+
+    def read(self) -> None:
+        """Read the new token of every turn that goes on, and the tool messages once enough rest."""
+        going = [lane for lane in self.lanes if lane.going]
+        resting = [n for n, lane in enumerate(self.lanes) if lane.resting]
+        if going:
+            # All lanes go in, the resting ones empty: padding costs less than gathering the others'
+            # cache. What this leaves as a resting lane's logits is replaced before it samples.
+            chunks = [lane.unread if lane.going else [] for lane in self.lanes]
+            starts = [len(lane.rollout.ids) - 1 for lane in self.lanes]
+            self.logits = read_tokens(self.model, self.cache, None, chunks, starts)
+            for lane in going:
+                lane.unread = []
+        if 8 * len(resting) >= len(going) + len(resting):
+            self.read_lanes(resting)
+
+    def read_lanes(self, numbers: list[int]) -> None:
+        """Read all that is unread of these lanes, READ_LANES of them at a time."""
+        for at in range(0, len(numbers), READ_LANES):
+            part = numbers[at : at + READ_LANES]
+            lanes = [self.lanes[n] for n in part]
+            chunks = [lane.unread for lane in lanes]
+            starts = [len(lane.rollout.ids) - len(lane.unread) for lane in lanes]
+            # Pictures stand in prompts, which start at 0.
+            pictures = [
+                (i, 0, lane.rollout.pictures)
+                for i, lane in enumerate(lanes)
+                if lane.rollout.pictures and starts[i] == 0
+            ]
+            self.logits[part] = read_tokens(self.model, self.cache, part, chunks, starts, pictures)
+            for lane in lanes:
+                lane.unread = []
+
+
+class SlotCache:
+    """A static KV cache with a write position a lane, as transformers' attention layers use one.
+
+    A lane's token at position p lies in slot p + 1, whatever the other lanes do: they may be at
+    different turns. Slot 0 takes the writes of padding and is never seen. Keys and values are
+    (lanes, heads, slots, head_dim) a layer; room is added ROOM slots at a time.
+    """
+
+    def __init__(self, model: torch.nn.Module, lanes: int):
+        c = model.config.get_text_config()
+        head_dim = getattr(c, "head_dim", c.hidden_size // c.num_attention_heads)
+        shape = (lanes, c.num_key_value_heads, ROOM, head_dim)
+        self.keys = [
+            torch.zeros(shape, dtype=model.dtype, device=model.device)
+            for _ in range(c.num_hidden_layers)
+        ]
+        self.values = [torch.zeros_like(k) for k in self.keys]
+        # What the next forward pass is about, set by `aim`.
+        self.lanes = None
+        self.slots = None
+        self.visible = None
+        # Of a Qwen3-VL: rotary position minus position, of what comes after a lane's pictures.
+        self.shift = None
+        if hasattr(model.base_model, "visual"):
+            self.shift = torch.zeros(lanes, 1, dtype=torch.long, device=model.device)
+
+    def aim(self, lanes: torch.Tensor | None, positions: torch.Tensor, real: torch.Tensor) -> int:
+        """Say which lanes (b,) (None: all) the next forward pass is about, and where they write.
+
+        positions (b, t); padding is not `real` (b, t). Returns how many positions attention sees.
+        """
+        self.lanes = lanes
+        self.slots = torch.where(real, positions + 1, 0)  # (b, t)
+        self.visible = int(positions.max()) + 1
+        missing = self.visible + 1 - self.keys[0].shape[2]
+        if missing > 0:
+            room = ROOM * math.ceil(missing / ROOM)
+            self.keys = [torch.nn.functional.pad(k, (0, 0, 0, room)) for k in self.keys]
+            self.values = [torch.nn.functional.pad(v, (0, 0, 0, room)) for v in self.values]
+        return self.visible
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, *args, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write keys and values (b, heads, t, head_dim) of one layer; all visible ones of `lanes`.
+
+        transformers calls it, in every attention layer.
+        """
+        return (
+            self.write(self.keys[layer], keys),
+            self.write(self.values[layer], values),
+        )
+
+    def write(self, store: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        """Put `new` (b, heads, t, head_dim) into `store`; returns (b, heads, visible, head_dim)."""
+        lanes = self.lanes
+        if lanes is None:
+            lanes = torch.arange(store.shape[0], device=store.device)
+        store[lanes[:, None], :, self.slots] = new.transpose(1, 2)
+        seen = store if self.lanes is None else store[lanes]
+        return seen[:, :, 1 : self.visible + 1]
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        """transformers asks for it to place tokens; positions are always given, so 0 will do."""
+        return 0
+
+    def keep(self, lanes: list[int]) -> None:
+        """Drop all lanes but these."""
+        self.keys = [k[lanes] for k in self.keys]
+        self.values = [v[lanes] for v in self.values]
+        if self.shift is not None:
+            self.shift = self.shift[lanes]
+
+    def copy_lane(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions of one lane to another."""
+        for store in self.keys + self.values:
+            store[target, :, 1 : length + 1] = store[source, :, 1 : length + 1]
+        if self.shift is not None:
+            self.shift[target] = self.shift[source]

@@ -26,75 +26,84 @@ from lib.sampler import sample_rollouts  # noqa: E402
 
 
 def generate_rollouts(model, tokenizer, tasks, config):
-    """The same greedy episodes with transformers' `generate`, which reads every history again at every turn. For --speed only."""
-    envs, histories, prompts = [], [], []
+    """The same greedy episodes with transformers' `generate`, which reads all again at every turn.
+
+    Returns the ids of each episode, and how many tokens were sampled.
+    """
+    stop = tokenizer.eos_token_id
+    envs, histories = [], []
     for task in tasks:
-        envs.append(VisGenEnv(config.rollout))
-        messages, info = envs[-1].reset(task, seeded_rng(0, "env", task["id"]).getrandbits(31))
+        env = VisGenEnv(config.rollout)
+        messages, info = env.reset(task, seeded_rng(0, "env", task["id"]).getrandbits(31))
+        envs.append(env)
         histories.append(encode_prompt(tokenizer, messages, info["tools"]))
-        prompts.append(len(histories[-1]))
-    sampled, live = 0, list(range(len(tasks)))
+    sampled = 0
+    live = list(range(len(tasks)))
     while live:
-        width, device = max(len(histories[r]) for r in live), model.device
-        ids = torch.tensor(
-            [[tokenizer.pad_token_id] * (width - len(histories[r])) + histories[r] for r in live],
-            device=device,
-        )  # (b, width)
-        mask = torch.tensor(
-            [[0] * (width - len(histories[r])) + [1] * len(histories[r]) for r in live],
-            device=device,
-        )
-        new = model.generate(
-            ids,
-            attention_mask=mask,
-            do_sample=False,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            max_new_tokens=config.rollout.max_turn_tokens,
-        )[:, width:].tolist()
+        turns = greedy_turns(model, tokenizer, [histories[i] for i in live], config)
         going = []
-        for r, tokens in zip(live, new):
-            turn = (
-                tokens[: tokens.index(tokenizer.eos_token_id) + 1]
-                if tokenizer.eos_token_id in tokens
-                else tokens
-            )
-            turn = turn[: config.model.max_len - len(histories[r])]
-            histories[r] += turn
+        for i, turn in zip(live, turns):
+            turn = turn[: config.model.max_len - len(histories[i])]
+            histories[i] += turn
             sampled += len(turn)
-            if turn[-1] == tokenizer.eos_token_id:
-                messages, _, terminated, truncated, _ = envs[r].step(tokenizer.decode(turn[:-1]))
-                if not (terminated or truncated):
-                    histories[r] += encode_tool_messages(tokenizer, messages)
-                    going += [r] if len(histories[r]) < config.model.max_len else []
+            if turn[-1] != stop:
+                continue
+            messages, _, terminated, truncated, _ = envs[i].step(tokenizer.decode(turn[:-1]))
+            if terminated or truncated:
+                continue
+            histories[i] += encode_tool_messages(tokenizer, messages)
+            if len(histories[i]) < config.model.max_len:
+                going.append(i)
         live = going
     return histories, sampled
 
 
+def greedy_turns(model, tokenizer, histories, config):
+    """One turn after each history, up to its end of turn, as lists of ids."""
+    stop, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    width = max(map(len, histories))
+    padding = [width - len(h) for h in histories]
+    ids = [[pad] * n + h for n, h in zip(padding, histories)]
+    mask = [[0] * n + [1] * len(h) for n, h in zip(padding, histories)]
+    new = model.generate(
+        torch.tensor(ids, device=model.device),  # (b, width)
+        attention_mask=torch.tensor(mask, device=model.device),
+        do_sample=False,
+        eos_token_id=stop,
+        pad_token_id=pad,
+        max_new_tokens=config.rollout.max_turn_tokens,
+    )[:, width:].tolist()
+    return [tokens[: tokens.index(stop) + 1] if stop in tokens else tokens for tokens in new]
+
+
 def compare_speed(model, tokenizer, tasks, config, n=64):
-    """Print the tokens/s of our sampler and of transformers' generate on the same multi-turn greedy episodes."""
+    """Print the tokens a second of our sampler and of `generate` on the same greedy episodes."""
     tasks = [t for t in tasks if t["modality"] == "video"][:n]
     sample_rollouts(model, tokenizer, tasks[:4], config, 0.0, seed=0)  # first calls are slow
     start = time.time()
-    ours = sample_rollouts(model, tokenizer, tasks, config, 0.0, seed=0)
-    middle = time.time()
+    rollouts = sample_rollouts(model, tokenizer, tasks, config, 0.0, seed=0)
+    ours_s = time.time() - start
     attention = model.config._attn_implementation
     model.set_attn_implementation("sdpa")  # generate as it comes, with transformers' own attention
+    start = time.time()
     histories, theirs = generate_rollouts(model, tokenizer, tasks, config)
-    end = time.time()
+    theirs_s = time.time() - start
     model.set_attn_implementation(attention)
-    sampled, turns = (
-        sum(sum(r.loss_mask) for r in ours),
-        mean(len(r.trajectory["turns"]) for r in ours),
-    )
-    same = sum(r.ids == h for r, h in zip(ours, histories))
+    ours = sum(sum(r.loss_mask) for r in rollouts)
+    turns = mean(len(r.trajectory["turns"]) for r in rollouts)
+    tokens = mean(len(r.ids) for r in rollouts)
+    same = sum(r.ids == history for r, history in zip(rollouts, histories))
     print(
-        f"{len(tasks)} trajectories, {turns:.1f} turns and {mean(len(r.ids) for r in ours):.0f} tokens each, greedy, "
-        f"{torch.get_num_threads()} threads; {same} of {len(tasks)} token for token the same\n"
-        f"ours                   {sampled:7} tokens  {middle - start:6.1f} s  {sampled / (middle - start):7.0f} tokens/s\n"
-        f"transformers generate  {theirs:7} tokens  {end - middle:6.1f} s  {theirs / (end - middle):7.0f} tokens/s\n"
-        f"ratio {sampled / (middle - start) * (end - middle) / theirs:.1f}"
+        f"{len(tasks)} trajectories, {turns:.1f} turns and {tokens:.0f} tokens each, greedy, "
+        f"{torch.get_num_threads()} threads; {same} of {len(tasks)} token for token the same"
     )
+    for who, sampled, seconds in (
+        ("ours", ours, ours_s),
+        ("transformers generate", theirs, theirs_s),
+    ):
+        rate = sampled / seconds
+        print(f"{who:22} {sampled:7} tokens  {seconds:6.1f} s  {rate:7.0f} tokens/s")
+    print(f"ratio {ours / ours_s * theirs_s / theirs:.1f}")
 
 
 def main():

@@ -1,7 +1,8 @@
 """Virtual Reinforcement Learning: the GRPO loss, advantages, the sampler, adapter sync, resuming.
 
-The policy is random (2 layers, 32 wide), with weights large enough that every token's log-probability depends on its history, and
-a head that favours the end of turn. ChattyEnv takes any text as a turn, so that such a policy plays several.
+The policy is random (2 layers, 32 wide), with weights large enough that every token's
+log-probability depends on its history, and a head that favours the end of turn. ChattyEnv takes any
+text as a turn, so that such a policy plays several.
 """
 
 import copy
@@ -17,11 +18,14 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+import measure_speed  # noqa: E402
+
 import train_vrl  # noqa: E402
 from env import VisGenEnv  # noqa: E402
-from lib import checkpoints, sampler  # noqa: E402
+from lib import checkpoints, engine_check, evaluation, rollout, sampler  # noqa: E402
 from lib.checkpoints import trained_parameters  # noqa: E402
-from lib.evaluation import score_rollouts  # noqa: E402
+from lib.engine_check import sync_sampler  # noqa: E402
+from lib.evaluation import part_variances, score_rollouts  # noqa: E402
 from lib.experiment import Config, build  # noqa: E402
 from lib.policy import (  # noqa: E402
     add_lora,
@@ -33,9 +37,8 @@ from lib.policy import (  # noqa: E402
     load_tokenizer,
     token_logprobs,
 )
-from lib.runs import read_jsonl, seeded_rng  # noqa: E402
-from lib.engine_check import sync_sampler  # noqa: E402
 from lib.rollout import Rollout  # noqa: E402
+from lib.runs import read_jsonl, seeded_rng  # noqa: E402
 from lib.sampler import sample_rollouts  # noqa: E402
 from lib.tasks import make_tasks  # noqa: E402
 from lib.text import tag  # noqa: E402
@@ -47,7 +50,6 @@ from train_vrl import (  # noqa: E402
     group_advantages,
     grpo_loss,
     micro_batches,
-    part_variances,
     step_tasks,
     update,
 )
@@ -76,7 +78,7 @@ SMALL = {
         "max_grad_norm": 1e9,
         "lr": 1e-2,
     },
-    "rollout": {"max_turn_tokens": 24, "read_rows": 3, "failure_scale": 0.0},
+    "rollout": {"max_turn_tokens": 24, "failure_scale": 0.0},
 }
 
 
@@ -91,7 +93,10 @@ def settings(**sections):
 
 
 class ChattyEnv(VisGenEnv):
-    """VisGenEnv that takes any text as a turn, answers with one or two tool messages, and ends after 2 to 4 turns (by task)."""
+    """VisGenEnv that takes any text as a turn and ends after 2 to 4 turns (by task).
+
+    It answers with one or two tool messages.
+    """
 
     def step(self, text):
         self.messages.append({"role": "assistant", "content": text})
@@ -141,7 +146,9 @@ def model(tokenizer):
 
 @pytest.fixture
 def chatty(monkeypatch):
-    monkeypatch.setattr(train_vrl, "VisGenEnv", ChattyEnv)
+    """Every rollout in ChattyEnv, and prompts read three at a time: several readings a batch."""
+    monkeypatch.setattr(rollout, "VisGenEnv", ChattyEnv)
+    monkeypatch.setattr(sampler, "READ_LANES", 3)
 
 
 def with_adapter(model, moved=0.0):
@@ -166,7 +173,10 @@ def weights(model):
 
 
 def made_rollouts(policy, n=8, seed=0, vocabulary=200):
-    """Rollouts of different lengths and several turns, scored by the policy with a small disagreement; advantages of both signs."""
+    """Rollouts of different lengths and several turns, advantages of both signs.
+
+    Their log-probabilities are the policy's with a small disagreement.
+    """
     rng, out = random.Random(seed), []
     for i in range(n):
         r = Rollout(
@@ -212,7 +222,7 @@ class Recorder(torch.optim.SGD):
         super().step()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The loss
 
 
@@ -248,7 +258,10 @@ def test_clip_in_all_four_quadrants(advantage, ratio, loss, gradient):
 
 
 def slow_loss(new, old, advantages, mask, v, normalizer, ref, sampler, start):
-    """grpo_loss written as loops over tokens. GSPO's ratio of a token is that of its sequence at `start`, moved by this token alone."""
+    """grpo_loss written as loops over tokens.
+
+    GSPO's ratio of a token is that of its sequence at `start`, moved by this token alone.
+    """
     total = 0.0
     for b, row in enumerate(mask):
         own = [t for t, m in enumerate(row) if m]
@@ -360,7 +373,7 @@ def test_kl_is_counted_over_the_agents_tokens():
     assert float(sums["kl"]) == pytest.approx(math.exp(0.5) - 1.5)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Advantages
 
 
@@ -411,9 +424,9 @@ def test_score_of_a_failed_judge_leads_to_no_training(monkeypatch, model):
     for r in rollouts:
         r.trajectory.update(pool=[], task=r.task)
     monkeypatch.setattr(
-        train_vrl,
+        evaluation,
         "ltr_rewards",
-        lambda ts, config, pools: [{"total": given[t["task"]["id"]]} for t in ts],
+        lambda ts, config, pools, llm: [{"total": given[t["task"]["id"]]} for t in ts],
     )
     score_rollouts(rollouts, settings())
     advantages, counts = group_advantages(
@@ -428,7 +441,7 @@ def test_score_of_a_failed_judge_leads_to_no_training(monkeypatch, model):
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Batches
 
 
@@ -474,7 +487,7 @@ def test_collate_masks_by_length_not_by_id(tokenizer):
     ].tolist() == [0.5, -1.0]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The update
 
 
@@ -496,7 +509,7 @@ def run_update(model, vrl, moved=0.1, rollouts=None, lr=1e-2):
     ids=str,
 )
 def test_one_batch_of_eight_equals_eight_of_one(model, vrl):
-    """Loss, gradient of every optimizer step, and every metric; `read_tokens` counts padding, so it may differ."""
+    """Loss, gradient of every optimizer step, and every metric but `read_tokens`: with padding."""
     one, gradients, _ = run_update(model, {**vrl, "micro_tokens": 10**6}, lr=0.3)
     assert one["kl"] > 1e-3 and one["grad_norm"] > 1e-3 and len(gradients) == vrl["minibatches"]
     assert (
@@ -511,15 +524,15 @@ def test_one_batch_of_eight_equals_eight_of_one(model, vrl):
 
 
 def test_the_gradient_is_the_policy_gradient_though_the_ratio_is_one(model):
-    """One update on fresh rollouts: -mean over the agent's tokens of A log pi, from full logits, one rollout at a time."""
+    """One update on fresh rollouts: -mean over the agent's tokens of A log pi, from full logits."""
     figures, (gradient,), _ = run_update(model, {})
     policy = with_adapter(model, 0.1)
     rollouts = made_rollouts(policy)
     loss = 0.0
     for r in rollouts:
-        logps = policy(input_ids=torch.tensor([r.ids])).logits[0].log_softmax(-1)
+        logprobs = policy(input_ids=torch.tensor([r.ids])).logits[0].log_softmax(-1)
         loss = loss - sum(
-            r.advantage * logps[t - 1, r.ids[t]] for t in range(1, len(r.ids)) if r.loss_mask[t]
+            r.advantage * logprobs[t - 1, r.ids[t]] for t in range(1, len(r.ids)) if r.loss_mask[t]
         )
     (loss / sum(sum(r.loss_mask) for r in rollouts)).backward()
     wanted = torch.cat([p.grad.flatten() for p in trained_parameters(policy).values()])
@@ -605,7 +618,7 @@ def test_no_signal_moves_nothing(model, vrl):
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The sampler
 
 
@@ -639,7 +652,10 @@ def test_sampler_and_trainer_agree(model, tokenizer, tasks, chatty, temperature)
 
 
 def test_sampling_follows_the_softmax(model, tokenizer, tasks, chatty):
-    """First tokens of many rollouts of one prompt come in the shares of the full softmax (no top-k, no top-p), here at temperature 2."""
+    """First tokens of many rollouts of one prompt come in the shares of the full softmax.
+
+    No top-k, no top-p; here at temperature 2.
+    """
     rollouts = sample_rollouts(
         model,
         tokenizer,
@@ -660,15 +676,19 @@ def test_sampling_follows_the_softmax(model, tokenizer, tasks, chatty):
     assert 0.1 < p[p < 0.01].sum() < 0.9, "the tail is too thin to tell"
 
 
-def test_greedy_equals_transformers_generate(model, tokenizer, tasks, chatty):
+def test_greedy_equals_transformers_generate(model, tokenizer, tasks, chatty, monkeypatch):
+    monkeypatch.setattr(measure_speed, "VisGenEnv", ChattyEnv)
     ours = sample_rollouts(model, tokenizer, tasks, settings(), 0.0, seed=0)
-    theirs, sampled = train_vrl.generate_rollouts(model, tokenizer, tasks, settings())
+    theirs, sampled = measure_speed.generate_rollouts(model, tokenizer, tasks, settings())
     assert [r.ids for r in ours] == theirs and sum(sum(r.loss_mask) for r in ours) == sampled
     assert sum(len(r.trajectory["turns"]) >= 2 for r in ours) >= 3, "too few turns to tell"
 
 
 def test_token_in_token_out(model, tokenizer, tasks, chatty):
-    """What the agent reads is the environment's messages encoded once; what is trained is what it sampled, end of turn included."""
+    """The agent reads the environment's messages encoded once, and is trained on what it sampled.
+
+    The end of turn is among the sampled tokens.
+    """
     for r in sample_rollouts(model, tokenizer, tasks[:6], settings(), 1.0, seed=1, group_size=2):
         cuts = (
             [0]
@@ -737,7 +757,7 @@ def test_rows_that_end_early_change_nothing_for_the_others(
         assert r.trajectory["messages"] == alone.trajectory["messages"]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # How episodes end
 
 
@@ -750,7 +770,7 @@ def force(monkeypatch, tokens):
         logits[0, next(script)] = 99.0
         return logits
 
-    monkeypatch.setattr(train_vrl, "read_tokens", read)
+    monkeypatch.setattr(sampler, "read_tokens", read)
 
 
 def play(model, tokenizer, task, config, seed=0):
@@ -759,7 +779,10 @@ def play(model, tokenizer, task, config, seed=0):
 
 @pytest.mark.parametrize("tools", ["names", "schema"])
 def test_an_experts_turns_give_the_experts_trajectory(model, tokenizer, tasks, monkeypatch, tools):
-    """VisionAgent's own tokens through the sampler and the real environment: the ids and mask that SFT trains on, the same record."""
+    """VisionAgent's own tokens through the sampler and the real environment.
+
+    They give the ids and mask that SFT trains on, and the same record.
+    """
     config = settings(
         rollout={"max_turn_tokens": 10**6, "tools": tools}, model={"max_len": 3 * 10**4}
     )
@@ -859,7 +882,7 @@ def test_a_prompt_that_leaves_no_room_is_refused(model, tokenizer, tasks):
         play(model, tokenizer, tasks[0], settings(model={"max_len": 100}))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Sync, checks
 
 
@@ -901,7 +924,7 @@ def test_sync_of_a_policy_without_an_adapter(model):
     assert all(torch.equal(a, b) for a, b in zip(sampler.parameters(), policy.parameters()))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The loop
 
 
@@ -956,16 +979,18 @@ def reward_by_text(trajectory, config, pool):
 
 def each(reward):
     """A stand-in for ltr_rewards made of one for ltr_reward."""
-    return lambda trajectories, config, pools: [
+    return lambda trajectories, config, pools, llm: [
         reward(t, config, pool) for t, pool in zip(trajectories, pools)
     ]
 
 
 @pytest.fixture
 def loop(model, tokenizer, tasks, chatty, monkeypatch, tmp_path):
-    """train() in a folder under tmp_path, with the reward above and policies made afresh, as a new process would."""
-    monkeypatch.setattr(train_vrl, "ltr_rewards", each(reward_by_text))
-    monkeypatch.setattr(train_vrl, "ROOT", tmp_path)
+    """train() in a folder under tmp_path, with the reward above.
+
+    Policies are made afresh, as a new process would.
+    """
+    monkeypatch.setattr(evaluation, "ltr_rewards", each(reward_by_text))
 
     def run(name, **sections):
         folder = tmp_path / "runs" / name
@@ -999,8 +1024,8 @@ def figures(folder):
 
 
 def test_stopped_and_resumed_equals_never_stopped(loop, monkeypatch):
-    straight, policy, sampler = loop("straight")
-    real, done = sampler.sample_rollouts, []
+    straight, policy, merged = loop("straight")
+    real, done = evaluation.sample_rollouts, []
 
     def interrupted(*args, **kwargs):
         done.append(1)
@@ -1008,16 +1033,16 @@ def test_stopped_and_resumed_equals_never_stopped(loop, monkeypatch):
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(train_vrl, "sample_rollouts", interrupted)
+    monkeypatch.setattr(evaluation, "sample_rollouts", interrupted)
     with pytest.raises(KeyboardInterrupt):
         loop("stopped")
-    monkeypatch.setattr(train_vrl, "sample_rollouts", real)
+    monkeypatch.setattr(evaluation, "sample_rollouts", real)
     assert [p.name for p in checkpoints.list_checkpoints(straight.parent / "stopped" / "vrl")] == [
         "step-2"
     ]
     stopped, resumed, second = loop("stopped")
     assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), resumed.parameters()))
-    assert all(torch.equal(a, b) for a, b in zip(sampler.parameters(), second.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(merged.parameters(), second.parameters()))
     for file in ("model.safetensors", "optimizer.safetensors"):
         assert (straight / "vrl" / "step-4" / file).read_bytes() == (
             stopped / "vrl" / "step-4" / file
@@ -1071,7 +1096,7 @@ def test_a_cut_off_checkpoint_is_one_clear_line(loop, file):
 
 def test_steps_without_any_signal_can_be_resumed(loop, monkeypatch):
     monkeypatch.setattr(
-        train_vrl,
+        evaluation,
         "ltr_rewards",
         each(lambda *a: {"total": 1.0, "plan": 1.0, "fine": 1.0, **dict.fromkeys(PARTS, 1.0)}),
     )
@@ -1108,6 +1133,6 @@ def test_a_judge_that_fails_often_stops_the_run(loop, monkeypatch):
             **({"total": math.nan} if trajectory["task"]["id"].endswith("1") else {}),
         }
 
-    monkeypatch.setattr(train_vrl, "ltr_rewards", each(failing))
+    monkeypatch.setattr(evaluation, "ltr_rewards", each(failing))
     with pytest.raises(SystemExit, match="the judge failed on"):
         loop("judge", vrl={"tasks_per_step": 5})
