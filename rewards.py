@@ -27,6 +27,8 @@ from lib.toolbox import category, generates_clip, load_tools, makes, takes
 from lib.workflows import expand_workflow, fitting_workflows, load_workflows, n_shots
 
 PARTS = ("tool", "format", "result", "traj", "cons")
+# Ours: seconds that a caption or a shot must stand to be seen. No config key: a convention of sight.
+SHOWN_S = 0.5
 # ---------------------------------------------------------------------------------------------------------------------
 # R_plan: the vPlanJudger's five facets, by rule
 KIND_WORDS = {
@@ -334,7 +336,7 @@ def audio_check(part, film, media, subject, config):
             text = " ".join(
                 cue["text"]
                 for cue in written.get("subtitles", ())
-                if cue["end"] - cue["start"] >= config.shown_s
+                if cue["end"] - cue["start"] >= SHOWN_S
             )
         else:
             text = " ".join(
@@ -436,9 +438,7 @@ def result_reward(trajectory, config, media=None):
             )
         )
     if c["shots"]:
-        seen = {
-            a["id"]: sum(n >= config.shown_s * a["fps"] for n in a["shot_frames"]) for a in items
-        }
+        seen = {a["id"]: sum(n >= SHOWN_S * a["fps"] for n in a["shot_frames"]) for a in items}
         checks["shots"] = share(
             lambda a: min(
                 count_score(n, c["shots"])

@@ -7,6 +7,11 @@ from types import SimpleNamespace
 
 from lib.toolbox import category, makes
 
+# Ours: a sound below this volume (-20 dB) counts as muted. No config key: nothing is learnt from it.
+QUIET = 0.1
+# Ours: a prompt of more words than this names everything and shows nothing. It only stops a cheat.
+LONG_PROMPT = 200
+
 
 @lru_cache(maxsize=4096)
 def content_words(text):
@@ -93,7 +98,7 @@ def heard(film, media, config):
             dropped = written.get("keep_original_audio") is False or (
                 written.get("audio") and not laid and written.get("audio_mode") == "replace"
             )
-            if volume >= config.quiet and not dropped and p["kind"] in ("video", "audio"):
+            if volume >= QUIET and not dropped and p["kind"] in ("video", "audio"):
                 todo.append((p, seconds if a["kind"] == "audio" else min(seconds, p["duration_s"])))
     return found
 
@@ -118,7 +123,7 @@ def on_topic(item, media, wanted, config):
     return min(
         max(
             (
-                told(str(media.by_id[i]["arguments"].get(name, "")), wanted, config.long_prompt)
+                told(str(media.by_id[i]["arguments"].get(name, "")), wanted, LONG_PROMPT)
                 for i in media.above[part]
                 for name in ("prompt", "topic")
                 if makes(media.by_id[i]["tool"]) in ("image", "video")
