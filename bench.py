@@ -356,7 +356,7 @@ def structural_scores(trajectory, config):
         for part in media.footage[a["id"]]
     }
     parts = sum(len(media.footage[a["id"]]) for a in items)
-    said = lambda text: min(on_topic(a["id"], media, content_words(text), config) for a in items)  # noqa: E731
+    said = lambda text: min(on_topic(a["id"], media, content_words(text)) for a in items)  # noqa: E731
     return {
         "creative": None,
         "match": said(c["subject"]),

@@ -32,6 +32,9 @@ from lib.workflows import expand_workflow, fitting_workflows, load_workflows, n_
 
 PARTS = ("tool", "format", "result", "traj", "cons")
 
+# Seconds that a caption or a shot must stand to be seen. Ours.
+SHOWN_S = 0.5
+
 # What a part returns: its score, and the sub-scores that it was made from by name, all in [0, 1].
 PartScore = tuple[float, dict[str, float]]
 
@@ -343,7 +346,7 @@ def own_footage(
     """
     by_look = {}
     for i in media.footage[item["id"]]:
-        if on_topic(i, media, asked, config):
+        if on_topic(i, media, asked):
             by_look[media.looks[i]] = media.by_id[i]
     return list(by_look.values())
 
@@ -394,7 +397,7 @@ def shots_check(film: dict, own: list[dict], wanted: int, config: RewardConfig) 
     All its shots; and those that stand long enough to be seen, at most the shots of its `own`
     footage.
     """
-    seen = sum(n_frames >= config.shown_s * film["fps"] for n_frames in film["shot_frames"])
+    seen = sum(n_frames >= SHOWN_S * film["fps"] for n_frames in film["shot_frames"])
     different = min(seen, sum(clip["shots"] for clip in own))
     return min(count_score(film["shots"], wanted), count_score(different, wanted))
 
@@ -450,7 +453,7 @@ def audio_check(part: str, film: dict, media: Media, subject: str, config: Rewar
     Music and effects must be heard over half of it; a narration that is heard, or captions, must
     say a word of the subject.
     """
-    found = media.above[film["id"]] if part == "subtitles" else heard(film, media, config)
+    found = media.above[film["id"]] if part == "subtitles" else heard(film, media)
     for i in found:
         source = media.by_id[i]
         if source["tool"] not in AUDIO_MAKERS[part]:
@@ -460,7 +463,7 @@ def audio_check(part: str, film: dict, media: Media, subject: str, config: Rewar
         elif part == "narration":
             counts = content_words(spoken_text(source["arguments"])) & content_words(subject)
         else:
-            text = caption_text(source["arguments"], config.shown_s)
+            text = caption_text(source["arguments"], SHOWN_S)
             counts = content_words(text) & content_words(subject)
         if counts:
             return True
@@ -483,7 +486,7 @@ def beat_check(film: dict, media: Media, config: RewardConfig) -> bool:
             tools = {media.by_id[i]["tool"] for i in media.above[parent["id"]]}
             if tools & {"tool_music_suno", "user"}:
                 beats_found_at.setdefault(parent["id"], order[a["id"]])
-    for i in heard(film, media, config):
+    for i in heard(film, media):
         made = media.by_id[i]
         if made["kind"] == "video" and any(
             beats_found_at.get(parent["id"], math.inf) < order[i] for parent in made["parents"]
@@ -647,7 +650,7 @@ def traj_reward(trajectory: dict, config: RewardConfig, media: Media | None = No
     topic = 0.0
     if any(shows(step["goal"], c["subject"]) for step in last_plan):
         asked = content_words(c["subject"]) | content_words(c["style"] or "")
-        best = sorted((on_topic(i, media, asked, config) for i in different), reverse=True)
+        best = sorted((on_topic(i, media, asked) for i in different), reverse=True)
         topic = sum(best[:n_asked]) / max(len(handed), n_asked)
     return min(planned, executed, wired) * topic, {
         "planned": planned,

@@ -53,6 +53,7 @@ from make_data import ensure_data
 
 BASE_LR = 0.01  # peak learning rate of AdamW on the base's exercises
 MIN_LR = 0.05  # the rate's fall ends at this share of its peak
+MAX_GRAD_NORM = 1.0  # the gradient is clipped to this norm; ours, the usual one of SFT
 LOG_EVERY = 20  # optimizer steps between two lines of metrics.jsonl
 
 
@@ -349,9 +350,7 @@ def train_stage(
                 config, model, steps[step], examples, pad_id, device
             )
             norm = fsdp.full_tensor(
-                torch.nn.utils.clip_grad_norm_(
-                    trained_parameters(model).values(), config.pst.max_grad_norm
-                )
+                torch.nn.utils.clip_grad_norm_(trained_parameters(model).values(), MAX_GRAD_NORM)
             ).item()
             if not math.isfinite(norm):
                 raise SystemExit(

@@ -1,7 +1,11 @@
-"""An experiment: every config key with its default and meaning, how a YAML file of this folder becomes a Config, and the run's files and seeds.
+"""An experiment: every config key, its default and meaning, and how YAML becomes a Config.
 
-One YAML describes one experiment: sections of keys, `extends:` for what another file says already, and `section.key=value` on the command line
-above both. A key that is not here is an error that names the nearest one. `python make_data.py --keys` prints them all.
+One YAML file describes one experiment: sections of keys, `extends:` for what another file says
+already, and `section.key=value` on the command line above both. A key that is not here is an error
+that names the nearest one. `python make_data.py --keys` prints them all.
+
+A default that is the paper's says "paper" in its meaning. Every other default is ours, and each
+section says so again.
 """
 
 import argparse
@@ -9,45 +13,62 @@ import copy
 import difflib
 import json
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from lib.runs import ROOT
 
+# How R_plan and R_fine's parts make R_vrt (key reward.form).
 FORMS = ("plan*fine", "plan*(result+format)", "result+format", "plan+fine")
 
 
-def key(default, doc, allowed=None):
-    """A config key: its default (lists and dicts are copied for each instance), its meaning, and what it may be: one of a tuple's values,
-    between a list's two numbers, or at least a number."""
+def key(
+    default: Any,
+    meaning: str,
+    one_of: tuple[str, ...] | None = None,
+    at_least: float | None = None,
+    at_most: float = math.inf,
+) -> Any:
+    """A config key: its default, its meaning, and which values it may have.
+
+    A key has the type of its default. A default list or dict is copied for each instance.
+    `at_most` is looked at only beside an `at_least`.
+    """
+    limits = {"one_of": one_of, "at_least": at_least, "at_most": at_most}
     return field(
-        default_factory=lambda: copy.copy(default), metadata={"doc": doc, "allowed": allowed}
+        default_factory=lambda: copy.copy(default),
+        metadata={"doc": meaning, **limits},
     )
 
 
-def check_values(section):
+def check_values(section) -> None:
     """ValueError for a value that its key does not allow."""
     for f in fields(section):
-        value, allowed = getattr(section, f.name), f.metadata["allowed"]
-        if isinstance(allowed, tuple) and value not in allowed:
-            raise ValueError(f"{f.name} is {value!r}; allowed: {', '.join(allowed)}")
-        least, most = allowed if isinstance(allowed, list) else (allowed, math.inf)
-        if isinstance(least, (int, float)) and not least <= value <= most:
-            raise ValueError(
-                f"{f.name} is {value!r}; it must be at least {least}"
-                + (f" and at most {most}" if most < math.inf else "")
-            )
+        value, one_of = getattr(section, f.name), f.metadata["one_of"]
+        least, most = f.metadata["at_least"], f.metadata["at_most"]
+        if one_of is not None and value not in one_of:
+            raise ValueError(f"{f.name} is {value!r}; allowed: {', '.join(one_of)}")
+        if least is not None and not least <= value <= most:
+            upper = f" and at most {most}" if most < math.inf else ""
+            raise ValueError(f"{f.name} is {value!r}; it must be at least {least}{upper}")
 
 
+# --------------------------------------------------------------------------------------------------
+# The keys, section by section
 @dataclass(frozen=True)
 class ModelConfig:
-    """The policy: a Qwen3 from scratch (the tiny configs) or a pretrained model (`path`)."""
+    """The policy: a Qwen3 from scratch (the tiny configs) or a pretrained model (`path`).
+
+    The paper's are Qwen3-VL-8B-Thinking and Qwen3-VL-32B-Thinking; all defaults here are ours.
+    """
 
     path: str = key(
         "",
-        "folder or hub name of a pretrained model; empty: a Qwen3 from scratch with the sizes below",
+        "folder or hub name of a pretrained model; empty: a Qwen3 from scratch, with these sizes",
     )
     vocab_size: int = key(
         1536, "byte-level BPE tokens, tags and control tokens included (from scratch only)"
@@ -60,101 +81,49 @@ class ModelConfig:
     head_dim: int = key(32, "size of one head (from scratch only)")
     base_examples: int = key(
         0,
-        "copying exercises that a policy from scratch is trained on first: they stand for the pretrained model of the paper",
+        "copying exercises that a policy from scratch is trained on first: they stand for the "
+        "pretrained model of the paper",
     )
     max_len: int = key(1536, "longest trajectory, tokens")
     template: str = key(
         "chatml",
-        "chat template: chatml (SmolLM2 and policies from scratch) | qwen3 (Qwen3, Qwen3-VL: tools and replies as these know them); "
-        "neither rewrites an earlier turn",
-        ("chatml", "qwen3"),
+        "chat template: chatml (SmolLM2 and policies from scratch) | qwen3 (Qwen3, Qwen3-VL: tools "
+        "and replies as these know them); neither rewrites an earlier turn",
+        one_of=("chatml", "qwen3"),
     )
-    dtype: str = key("float32", "weights: float32 or bfloat16", ("float32", "bfloat16"))
+    dtype: str = key("float32", "of the weights", one_of=("float32", "bfloat16"))
     quantize: str = key(
         "none",
-        "the frozen base under an adapter: none | nf4 (bitsandbytes, QLoRA)",
-        ("none", "nf4"),
+        "the frozen base under an adapter: none | nf4 (4 bits by bitsandbytes, QLoRA)",
+        one_of=("none", "nf4"),
     )
     autocast: bool = key(
         True, "run matrix products in bfloat16 while training (weights keep `dtype`)"
     )
     attn: str = key(
         "auto",
-        "attention: auto | sdpa | flash_attention_2; auto is flash on CUDA where installed, else sdpa",
-        ("auto", "sdpa", "flash_attention_2"),
+        "attention: auto | sdpa | flash_attention_2; auto is flash on CUDA where installed, else "
+        "sdpa",
+        one_of=("auto", "sdpa", "flash_attention_2"),
     )
     gradient_checkpointing: bool = key(
-        False, "recompute activations in the backward pass (long trajectories)"
+        False, "recompute activations in the backward pass: less memory, for long trajectories"
     )
     lora_rank: int = key(32, "LoRA rank; the paper gives none")
-    lora_alpha: int = key(64, "LoRA scale is lora_alpha / lora_rank")
-
-    __post_init__ = check_values
-
-
-@dataclass(frozen=True)
-class LlmConfig:
-    """A model at an OpenAI-compatible endpoint: the LLM judge (`reward.judge: openai`), VisionAgent
-    (`data.agent: openai`) and the VLM-Grader (`bench.grader: vlm`) share it. The limits are ours.
-
-    A run may go on under another `llm` section: data by one model, judged by another.
-    """
-
-    url: str = key(
-        "http://127.0.0.1:8000/v1",
-        "any OpenAI-compatible endpoint; this is where vLLM serves by default",
-    )
-    model: str = key("model", "the model's name there")
-    key_env: str = key(
-        "LLM_API_KEY", "environment variable with the API key; a local server needs none"
-    )
-    timeout_s: float = key(120.0, "for a whole request, from its start to the last byte")
-    tries: int = key(
-        5,
-        "requests for one verdict or turn: the next one after a timeout, 408, 409, 429, 5xx "
-        "or an unreadable reply",
-        1,
-    )
-    backoff_s: float = key(
-        1.0,
-        "wait before the second try, doubled before each later one; a longer Retry-After of the "
-        "server's is kept to",
-    )
-    concurrency: int = key(32, "verdicts or tasks at once, a request each", 1)
-    temperature: float = key(
-        0.7, "of VisionAgent's turns; the judge and the grader are greedy", [0, 2]
-    )
-    max_tokens: int = key(
-        4096, "of one verdict or turn, the thoughts of a reasoning model included", 1
-    )
-    max_run_tokens: int = key(
-        100_000_000,
-        "cap on cost: tokens, in and out, of one process; above it no request is sent and the run "
-        "stops. Seen: 12,231 to judge four trajectories",
-    )
-    max_failures: float = key(
-        0.05,
-        "share of verdicts or tasks that may fail; above it the run stops, once 20 were asked for",
-        [0, 1],
-    )
-    price_in: float = key(
-        0.0, "US$ per million tokens read; with price_out also 0, the cost counts as not known", 0
-    )
-    price_out: float = key(0.0, "US$ per million tokens written", 0)
-    cache: str = key(
-        "runs/.llm",
-        "folder of replies, a file a request: what was asked before costs nothing (no run can have "
-        "this name)",
-    )
+    lora_alpha: int = key(64, "LoRA scale is lora_alpha / lora_rank; the paper gives none")
 
     __post_init__ = check_values
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """VisGenData (Sec. 3) and the general mix (Table 7) at this experiment's scale."""
+    """VisGenData (Sec. 3) and the general mix (Table 7) at this experiment's scale.
 
-    queries: int = key(1600, "task requests given to VisionAgent (paper: 20k)", 1)
+    All defaults are ours; configs/visgen.yaml has the paper's 20k queries, configs/qwen3vl-8b.yaml
+    its 1M general examples.
+    """
+
+    queries: int = key(1600, "task requests given to VisionAgent (paper: 20k)", at_least=1)
     min_reward: float = key(
         0.9, "LtrReward below which a trajectory is dropped (paper: filter, threshold not given)"
     )
@@ -164,7 +133,7 @@ class DataConfig:
     general_source: str = key(
         "offline",
         "offline: generated here; hub: read from Table 7's data sets by name",
-        ("offline", "hub"),
+        one_of=("offline", "hub"),
     )
     general_kinds: dict = key(
         {"arithmetic": 1, "copy": 2, "instruction": 2, "function": 2},
@@ -173,15 +142,17 @@ class DataConfig:
     general_heldout: int = key(192, "held-out general items, as many of each kind, exact match")
     train_tasks: int = key(
         2000,
-        "tasks that VRL draws from, in wordings that no expert trajectory shows, nor the held-out tasks",
+        "tasks that VRL takes from, in wordings that stand in no expert trajectory and in no "
+        "held-out task",
     )
     heldout_tasks: int = key(
         128, "held-out tasks: subjects, wordings and combinations that training never shows"
     )
     per_type: int = key(
         0,
-        "most trajectories of one task type; those with a plan that few have stay first; 0: all stay",
-        0,
+        "most trajectories of one task type; those with a plan that few have stay first; 0: all "
+        "stay",
+        at_least=0,
     )
     max_shots: int = key(3, "most shots of a video task")
     max_images: int = key(6, "most images of an image task")
@@ -190,16 +161,18 @@ class DataConfig:
     )
     long: bool = key(
         False,
-        "requests at the paper's scale (Fig. 5): most films have many shots and most sets one identity (the shares are ours)",
+        "requests at the paper's scale (Fig. 5): most films have many shots and most sets one "
+        "identity (the shares are ours)",
     )
     languages: list = key(
         ["en"],
-        "languages of the requests: en (42 task types) and zh (15 of them); with both, all 57 in turn",
+        "languages of the requests: en (42 task types) and zh (15 of them); with both, all 57 in "
+        "turn",
     )
     agent: str = key(
         "scripted",
         "VisionAgent: scripted (offline, deterministic, ours) | openai (an LLM, see section llm)",
-        ("scripted", "openai"),
+        one_of=("scripted", "openai"),
     )
 
     __post_init__ = check_values
@@ -210,19 +183,22 @@ class Stage:
     """One SFT stage of PST (Sec. 4.2): D = D_gen(share) U repeat x D_vis."""
 
     general: float = key(0.5, "share of `data.general`: the paper's 500K of 1M is 0.5, 200K is 0.2")
-    repeat: int = key(3, "lambda, repetitions of VisGenData (Table 4: 3x)")
-    lr: float = key(3e-3, "peak learning rate of AdamW")
+    repeat: int = key(3, "lambda, repetitions of VisGenData (paper, Table 4: 3)")
+    lr: float = key(3e-3, "peak learning rate of AdamW; ours")
     matrix_lr: float = key(
         0.02,
-        "peak learning rate of Muon (`pst.optimizer: muon`); torch's form, scaled up for tall matrices",
+        "peak learning rate of Muon (`pst.optimizer: muon`); torch's form, scaled up for tall "
+        "matrices; ours",
     )
     tokens: int = key(
-        0, "tokens to train on; 0: each example once; more: the stage's mix is cycled, less: cut"
+        0,
+        "tokens to train on; 0: each example once (paper); more: the stage's mix is cycled, less: "
+        "cut",
     )
     unit: str = key(
         "examples",
-        "what `general` is a share of: the general mix's examples, as the paper counts, or its tokens",
-        ("examples", "tokens"),
+        "what `general` is a share of: the general mix's examples (paper), or its tokens",
+        one_of=("examples", "tokens"),
     )
 
     __post_init__ = check_values
@@ -230,30 +206,36 @@ class Stage:
 
 @dataclass(frozen=True)
 class PstConfig:
-    """Progressive Specialization Training (Sec. 4.2). The paper gives the stages and lambda; the optimizer's values are ours."""
+    """Progressive Specialization Training (Sec. 4.2).
+
+    The paper gives the stages and lambda; the optimizer's values are ours.
+    """
 
     stages: list[Stage] = key(
-        [Stage(0.5, 3), Stage(0.2, 3)], "stages in order; one entry is one-stage SFT"
+        [Stage(0.5, 3), Stage(0.2, 3)],
+        "stages in order (paper: these two); one entry is one-stage SFT",
     )
     tune: str = key(
-        "full", "full: all weights; lora: an adapter, merged in fp32 at the end", ("full", "lora")
+        "full",
+        "full: all weights; lora: an adapter, merged in fp32 at the end",
+        one_of=("full", "lora"),
     )
     optimizer: str = key(
         "adamw",
-        "adamw | adamw8bit (bitsandbytes: moments in 8 bits) | muon: torch.optim.Muon on the matrices inside the blocks, "
-        "AdamW on the rest (see configs/tiny.yaml)",
-        ("adamw", "adamw8bit", "muon"),
+        "adamw | adamw8bit (bitsandbytes: moments in 8 bits) | muon: torch.optim.Muon on the "
+        "matrices inside the blocks, AdamW on the rest (see configs/tiny.yaml)",
+        one_of=("adamw", "adamw8bit", "muon"),
     )
     row_len: int = key(768, "tokens of a packed row; at least the longest example")
     rows_per_step: int = key(4, "packed rows of one optimizer step, all ranks together")
     micro_rows: int = key(4, "packed rows of one forward pass")
-    warmup: float = key(0.03, "share of the stage's steps with rising learning rate")
+    warmup: float = key(0.03, "share of the stage's steps with rising learning rate, at its start")
     cooldown: float = key(
         0.3,
-        "share of the stage's steps with falling learning rate, at its end; between the two it stays at its peak",
+        "share of the stage's steps with falling learning rate, at its end; between the two it "
+        "stays at its peak",
     )
-    weight_decay: float = key(0.01, "AdamW and Muon, on matrices only")
-    max_grad_norm: float = key(1.0, "gradient clipping")
+    weight_decay: float = key(0.01, "of AdamW and Muon, on matrices only")
     save_every: int = key(200, "steps between checkpoints")
     init_from: str = key(
         "", "a finished PST folder to take instead of training (ablations share one PST)"
@@ -264,42 +246,56 @@ class PstConfig:
 
 @dataclass(frozen=True)
 class VrlConfig:
-    """GRPO-based Virtual Reinforcement Learning (Sec. 4.3). The paper gives 24 x 4; every other value is ours or a cited paper's."""
+    """GRPO-based Virtual Reinforcement Learning (Sec. 4.3).
+
+    The paper gives 24 x 4. Every other default is ours, or that of the cited paper.
+    """
 
     start: str = key(
         "pst",
         "pst: from the PST policy (RL1, RL2, RL4); base: from the model without PST (RL3)",
-        ("pst", "base"),
+        one_of=("pst", "base"),
     )
     steps: int = key(60, "optimizer phases, each on fresh rollouts")
-    tasks_per_step: int = key(24, "paper: 24 tasks", 1)
-    group_size: int = key(4, "paper: 4 rollouts a task", 1)
-    lr: float = key(1e-3, "AdamW on the LoRA adapter")
+    tasks_per_step: int = key(24, "paper: 24 tasks", at_least=1)
+    group_size: int = key(4, "paper: 4 rollouts a task", at_least=1)
+    lr: float = key(1e-3, "peak learning rate of AdamW on the LoRA adapter, or on all weights")
     norm_lr: float = key(
         0.0,
-        "AdamW on the final norm beside the adapter; 0: it is not trained (vLLM takes no adapter with a norm)",
+        "peak learning rate of the final norm beside the adapter; 0: it is not trained (vLLM takes "
+        "no adapter with a norm)",
     )
     optimizer: str = key(
-        "adamw", "adamw | adamw8bit (bitsandbytes: moments in 8 bits)", ("adamw", "adamw8bit")
+        "adamw",
+        "adamw | adamw8bit (bitsandbytes: moments in 8 bits)",
+        one_of=("adamw", "adamw8bit"),
     )
     warmup: int = key(5, "steps of rising learning rate, at the start")
     cooldown: int = key(
         0, "steps of falling learning rate, at the end; between the two it stays at its peak"
     )
-    weight_decay: float = key(0.0, "AdamW")
-    max_grad_norm: float = key(1.0, "gradient clipping")
-    tune: str = key("lora", "lora: train the adapter; full: all weights", ("lora", "full"))
-    minibatches: int = key(1, "optimizer steps on one batch of rollouts; 1 is on-policy", 1)
-    micro_tokens: int = key(8192, "tokens of one forward pass of the update, padding included", 1)
+    weight_decay: float = key(0.0, "of AdamW")
+    max_grad_norm: float = key(1.0, "the gradient is clipped to this norm")
+    tune: str = key("lora", "lora: train the adapter; full: all weights", one_of=("lora", "full"))
+    minibatches: int = key(
+        1, "optimizer steps on one batch of rollouts; 1 is on-policy", at_least=1
+    )
+    micro_tokens: int = key(
+        8192, "tokens of one forward pass of the update, padding included", at_least=1
+    )
     advantage: str = key(
-        "mean_std", "mean_std: GRPO 2402.03300; mean: Dr. GRPO 2503.20783", ("mean_std", "mean")
+        "mean_std",
+        "mean_std: GRPO 2402.03300; mean: Dr. GRPO 2503.20783",
+        one_of=("mean_std", "mean"),
     )
     loss_mean: str = key(
         "token",
         "token: mean over all tokens of the step, DAPO 2503.14476; sequence: 2402.03300",
-        ("token", "sequence"),
+        one_of=("token", "sequence"),
     )
-    ratio: str = key("token", "token: 2402.03300; sequence: GSPO 2507.18071", ("token", "sequence"))
+    ratio: str = key(
+        "token", "token: 2402.03300; sequence: GSPO 2507.18071", one_of=("token", "sequence")
+    )
     clip_low: float = key(0.2, "the ratio is clipped below at 1 - clip_low")
     clip_high: float = key(
         0.2, "the ratio is clipped above at 1 + clip_high; 0.28 is DAPO's clip-higher"
@@ -309,58 +305,49 @@ class VrlConfig:
     )
     tis_cap: float = key(
         2.0,
-        "cap of the truncated importance weight of sampler against trainer; for rollout.engine vllm alone, since our own sampler "
-        "computes what the trainer does; 0 is off",
-        0,
+        "cap of the truncated importance weight of sampler against trainer; for rollout.engine "
+        "vllm alone, since our own sampler computes what the trainer does; 0 is off",
+        at_least=0,
     )
     mask_truncated: bool = key(
         False, "leave rollouts that hit a limit out of the loss (DAPO's overlong filter)"
     )
-    save_every: int = key(10, "steps between checkpoints", 1)
+    save_every: int = key(10, "steps between checkpoints", at_least=1)
 
     __post_init__ = check_values
 
 
 @dataclass(frozen=True)
-class BenchConfig:
-    """Evaluation on held-out tasks, and VisGenBench."""
-
-    tasks: int = key(128, "held-out tasks measured (at most data.heldout_tasks)")
-    sampled: bool = key(True, "also measure at temperature 1 beside greedy decoding")
-    grader: str = key(
-        "structural",
-        "of the six subjective columns: structural (from records, no model, ours) | vlm (the paper's, see section llm)",
-        ("structural", "vlm"),
-    )
-    calibration: str = key(
-        "",
-        "calibration.json of `bench.py calibrate`, put over the vlm grader's scores; empty: they stand as graded",
-    )
-
-
-@dataclass(frozen=True)
 class RolloutConfig:
-    """Section `rollout` of a config file: what the environment and the sampler are told."""
+    """What the environment (Sec. 4.3.1) and the sampler are told. All defaults are ours."""
 
     tools: str = key(
         "names",
         "how the system message lists the tools: schema, signature or names",
-        ("schema", "signature", "names"),
+        one_of=("schema", "signature", "names"),
     )
     tool_pool: str = key(
-        "task", "which tools the agent has: the task's pool (task) or all 36 (all)", ("task", "all")
+        "task",
+        "which tools the agent has: the task's pool (task) or all 36 (all)",
+        one_of=("task", "all"),
     )
     engine: str = key(
         "transformers",
-        "who samples: transformers (our batched sampler below it, any device) | vllm (one engine a rank, in the trainer's process)",
-        ("transformers", "vllm"),
+        "who samples: transformers (our batched sampler on it, any device) | vllm (one engine a "
+        "rank, in the trainer's process)",
+        one_of=("transformers", "vllm"),
     )
     gpu_memory: float = key(
-        0.4, "vllm: share of a GPU's memory for its weights and KV cache", [0.01, 1]
+        0.4,
+        "vllm: share of a GPU's memory for its weights and KV cache",
+        at_least=0.01,
+        at_most=1,
     )
-    max_turns: int = key(12, "turns after which an episode without an answer is cut off", 1)
+    max_turns: int = key(
+        12, "turns after which an episode without an answer is cut off", at_least=1
+    )
     failure_scale: float = key(
-        1.0, "multiplies every failure rate of tools.yaml; 0 switches failures off", 0
+        1.0, "multiplies every failure rate of tools.yaml; 0 switches failures off", at_least=0
     )
     temperature: float = key(
         1.0, "of training rollouts, which come from the full softmax: no top-p, top-k or min-p"
@@ -371,7 +358,8 @@ class RolloutConfig:
     fidelity: float = key(
         1.0,
         "C_tool of the simulator: 1 - fidelity of the calls deviate from the real service",
-        [0, 1],
+        at_least=0,
+        at_most=1,
     )
 
     __post_init__ = check_values
@@ -379,18 +367,19 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """LtrReward. The paper gives the parts and the product; every number below is ours."""
+    """LtrReward (Sec. 4.3.2). The paper gives the parts and the product; every number is ours."""
 
     form: str = key(
         "plan*fine",
         "plan*fine: RL4, the paper's | plan*(result+format): RL2, RL3 | result+format: RL1 | "
         "plan+fine: a mean over all, the sum of VisionCreator-R1",
-        FORMS,
+        one_of=FORMS,
     )
     judge: str = key(
         "rules",
-        "of R_plan and R_traj: rules (offline, deterministic, ours) | openai (the paper's LLM evaluators, see section llm)",
-        ("rules", "openai"),
+        "of R_plan and R_traj: rules (offline, deterministic, ours) | openai (the paper's LLM "
+        "evaluators, see section llm)",
+        one_of=("rules", "openai"),
     )
     weights: dict = key(
         {"tool": 1.0, "format": 1.0, "result": 1.0, "traj": 1.0, "cons": 1.0},
@@ -415,9 +404,6 @@ class RewardConfig:
     aspect_tolerance: float = key(
         0.05, "relative; 1344x768 passes as 16:9 (1.6 % off), 1344x704 does not (7.4 %)"
     )
-    quiet: float = key(0.1, "volume below which a sound counts as muted: -20 dB")
-    shown_s: float = key(0.5, "seconds that a caption or a shot must stand to be seen")
-    long_prompt: int = key(200, "words; a prompt beyond it names everything and shows nothing")
     long_plan: float = key(
         2.0,
         "times the steps of the shortest expert plan; a longer plan is scaled down by its length",
@@ -427,35 +413,184 @@ class RewardConfig:
 
 
 @dataclass(frozen=True)
+class LlmConfig:
+    """A model at an OpenAI-compatible endpoint. All defaults are ours; the paper names no limits.
+
+    The LLM judge (`reward.judge: openai`), VisionAgent (`data.agent: openai`) and the VLM-Grader
+    (`bench.grader: vlm`) share it. A run may go on under another `llm` section: data by one model,
+    judged by another.
+    """
+
+    url: str = key(
+        "http://127.0.0.1:8000/v1",
+        "any OpenAI-compatible endpoint; this is where vLLM serves by default",
+    )
+    model: str = key("model", "the model's name there")
+    key_env: str = key(
+        "LLM_API_KEY", "environment variable with the API key; a local server needs none"
+    )
+    timeout_s: float = key(120.0, "for a whole request, from its start to the last byte")
+    tries: int = key(
+        5,
+        "requests for one verdict or turn: the next one after a timeout, 408, 409, 429, 5xx or an "
+        "unreadable reply",
+        at_least=1,
+    )
+    backoff_s: float = key(
+        1.0,
+        "wait before the second try, doubled before each later one; a longer Retry-After of the "
+        "server's is kept to",
+    )
+    concurrency: int = key(32, "verdicts or tasks at once, a request each", at_least=1)
+    temperature: float = key(
+        0.7, "of VisionAgent's turns; the judge and the grader are greedy", at_least=0, at_most=2
+    )
+    max_tokens: int = key(
+        4096, "of one verdict or turn, the thoughts of a reasoning model included", at_least=1
+    )
+    max_run_tokens: int = key(
+        100_000_000,
+        "cap on cost: tokens, in and out, of one process; above it no request is sent and the run "
+        "stops. Seen: 12,231 to judge four trajectories",
+    )
+    max_failures: float = key(
+        0.05,
+        "share of verdicts or tasks that may fail; above it the run stops, once 20 were asked for",
+        at_least=0,
+        at_most=1,
+    )
+    price_in: float = key(
+        0.0,
+        "US$ per million tokens read; with price_out also 0, the cost counts as not known",
+        at_least=0,
+    )
+    price_out: float = key(0.0, "US$ per million tokens written", at_least=0)
+    cache: str = key(
+        "runs/.llm",
+        "folder of replies, a file a request: what was asked before costs nothing (no run can have "
+        "this name)",
+    )
+
+    __post_init__ = check_values
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Evaluation on held-out tasks, and VisGenBench (Sec. 5.1). All defaults are ours."""
+
+    tasks: int = key(128, "held-out tasks measured (at most data.heldout_tasks)")
+    sampled: bool = key(True, "also measure at temperature 1 beside greedy decoding")
+    grader: str = key(
+        "structural",
+        "of the six subjective columns: structural (from records, no model, ours) | vlm (the "
+        "paper's, see section llm)",
+        one_of=("structural", "vlm"),
+    )
+    calibration: str = key(
+        "",
+        "calibration.json of `bench.py calibrate`, put over the vlm grader's scores; empty: they "
+        "stand as graded",
+    )
+
+
+@dataclass(frozen=True)
 class Config:
-    """One experiment. Sections are the design's; every key is listed by `--keys`."""
+    """One experiment: the keys of the run, and the sections."""
 
     name: str = key("", "run folder under runs/; empty: the config file's name")
     seed: int = key(0, "everything random derives from it")
     threads: int = key(0, "torch CPU threads; 0: leave torch's choice")
     device: str = key("auto", "auto | cpu | cuda")
-    model: ModelConfig = key(ModelConfig(), "the policy")
-    data: DataConfig = key(DataConfig(), "VisGenData and the general mix")
-    pst: PstConfig = key(PstConfig(), "two-stage SFT")
-    vrl: VrlConfig = key(VrlConfig(), "GRPO")
-    rollout: RolloutConfig = key(RolloutConfig(), "VisGenEnv and sampling")
-    reward: RewardConfig = key(RewardConfig(), "LtrReward")
-    llm: LlmConfig = key(LlmConfig(), "the LLM of judge, VisionAgent and VLM-Grader")
-    bench: BenchConfig = key(BenchConfig(), "evaluation")
+    model: ModelConfig = key(ModelConfig(), "the policy; defaults are ours")
+    data: DataConfig = key(
+        DataConfig(), "VisGenData (Sec. 3) and the general mix (Table 7); defaults are ours"
+    )
+    pst: PstConfig = key(
+        PstConfig(), "two-stage SFT (Sec. 4.2); defaults are ours but for what says paper"
+    )
+    vrl: VrlConfig = key(
+        VrlConfig(),
+        "GRPO (Sec. 4.3); defaults are ours but for what says paper or names another one",
+    )
+    rollout: RolloutConfig = key(
+        RolloutConfig(), "VisGenEnv (Sec. 4.3.1) and sampling; defaults are ours"
+    )
+    reward: RewardConfig = key(
+        RewardConfig(), "LtrReward (Sec. 4.3.2); defaults are ours but for the form"
+    )
+    llm: LlmConfig = key(
+        LlmConfig(), "the LLM of judge, VisionAgent and VLM-Grader; defaults are ours"
+    )
+    bench: BenchConfig = key(
+        BenchConfig(), "held-out tasks and VisGenBench (Sec. 5.1); defaults are ours"
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+def check_experiment(config: Config) -> None:
+    """SystemExit for keys that each may have their value, but not together."""
+    vrl, rollout = config.vrl, config.rollout
+    if vrl.tune == "full" and vrl.kl_coef:
+        raise SystemExit(
+            "error: vrl.kl_coef needs the adapter (pi_pst is the policy with the adapter off); "
+            "set vrl.tune=lora or vrl.kl_coef=0"
+        )
+    if vrl.tune == "full" and vrl.norm_lr:
+        raise SystemExit(
+            "error: vrl.norm_lr is of the norm beside an adapter; with vrl.tune=full it is trained "
+            "at vrl.lr: set vrl.norm_lr=0"
+        )
+    if rollout.engine == "vllm" and (vrl.tune == "full" or vrl.norm_lr):
+        raise SystemExit(
+            "error: vLLM is given the LoRA adapter alone: with rollout.engine=vllm set "
+            "vrl.tune=lora and vrl.norm_lr=0"
+        )
+    if rollout.temperature <= 0:
+        raise SystemExit(
+            f"error: rollout.temperature is {rollout.temperature}; training samples, so it must be "
+            "above 0"
+        )
+
+
+# --------------------------------------------------------------------------------------------------
 # From files and the command line to a Config
-def read_config(config, path, overrides=()):
-    """`config` with a YAML file (None: none) on top, its `extends:` chain beneath, `section.key=value` strings above. SystemExit names what is wrong."""
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The Config of a YAML file, `section.key=value` strings on top.
+
+    SystemExit with one clear line on any fault.
+    """
+    config = read_config(Config(), path, overrides)
+    if not config.name:
+        config = replace(config, name=Path(path).stem)
+    check_experiment(config)
+    return config
+
+
+def read_config(config, path: str | Path | None, overrides: Sequence[str] = ()):
+    """`config` with the values of a YAML file (None: none) and of `section.key=value` strings.
+
+    The strings come above the file, and the files of its `extends:` chain beneath it. `config` is
+    a Config, or a dict of some of its sections. SystemExit names what is wrong.
+    """
+    path = path and Path(path)
+    values, given = read_values(path, overrides)
+    if not isinstance(values, dict):
+        raise SystemExit(
+            f"error: {path} must hold `section:` entries, got a {type(values).__name__}"
+        )
+    parent = values.pop("extends", None)
+    if parent:
+        config = read_config(config, path.parent / parent)
+    return build(build(config, values), given)
+
+
+def read_values(path: Path | None, overrides: Sequence[str]) -> tuple[Any, dict]:
+    """What stands in a YAML file (None: an empty dict), and in the overrides, as plain values."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    path = path and Path(path)
     if path and not path.is_file():
-        known = ", ".join(
-            sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml"))
-        )
+        configs = (ROOT / "configs").rglob("*.yaml")
+        known = ", ".join(sorted(str(p.relative_to(ROOT)) for p in configs))
         raise SystemExit(f"error: no config file {path}; configs here: {known}")
     for item in overrides:
         if "=" not in item:
@@ -463,95 +598,75 @@ def read_config(config, path, overrides=()):
                 f"error: {item!r} is no override; write section.key=value, such as vrl.steps=3"
             )
     try:
-        sources = (
-            OmegaConf.load(path) if path else OmegaConf.create(),
-            OmegaConf.from_dotlist(list(overrides)),
+        file = OmegaConf.load(path) if path else OmegaConf.create()
+        dotlist = OmegaConf.from_dotlist(list(overrides))
+        return (
+            OmegaConf.to_container(file, resolve=True),
+            OmegaConf.to_container(dotlist, resolve=True),
         )
-        values, over = (OmegaConf.to_container(c, resolve=True) for c in sources)
     except (yaml.YAMLError, OmegaConfBaseException) as e:
-        raise SystemExit(
-            f"error: {' or '.join(map(str, filter(None, (path, *overrides))))} is not valid YAML: {' '.join(str(e).split())}"
-        ) from e
-    if not isinstance(values, dict):
-        raise SystemExit(
-            f"error: {path} must hold `section:` entries, got a {type(values).__name__}"
-        )
-    parent = values.pop("extends", None)
-    return build(
-        build(read_config(config, path.parent / parent) if parent else config, values), over
-    )
+        sources = " or ".join(str(source) for source in (path, *overrides) if source)
+        reason = " ".join(str(e).split())
+        raise SystemExit(f"error: {sources} is not valid YAML: {reason}") from e
 
 
-def build(default, values, where=""):
-    """`default` with YAML values in place of its own, at any depth; each must have its default's type, a list is replaced whole.
+def build(default, values, name: str = ""):
+    """`default` with YAML values in place of its own, at any depth; a list is replaced whole.
 
-    SystemExit names the key of a wrong type, and for an unknown key the nearest known one.
+    `default` is a section (a dataclass or a dict), a list of sections or a plain value; `name` is
+    what messages call it, such as `pst.stages[0]`. Each value must have its default's type, but an
+    int may stand for a float. SystemExit names the key of a wrong type or value, and for an unknown
+    key the nearest known one.
     """
-    known = (
-        {f.name: getattr(default, f.name) for f in fields(default)}
-        if is_dataclass(default)
-        else default
-    )
-    if isinstance(known, dict) and isinstance(values, dict):
-        for name in values:
-            if name not in known:
-                near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
-                raise SystemExit(
-                    f"error: unknown config key `{where}{name}`; the nearest known key is `{where}{near}`"
-                )
-        try:
-            return type(default)(
-                **{
-                    **known,
-                    **{
-                        name: build(known[name], value, f"{where}{name}.")
-                        for name, value in values.items()
-                    },
-                }
-            )
-        except ValueError as e:
-            raise SystemExit(f"error: config key {where}{e}") from e
-    if isinstance(known, list) and isinstance(values, list) and known and is_dataclass(known[0]):
-        return [
-            build(type(known[0])(), value, f"{where[:-1]}[{i}].") for i, value in enumerate(values)
-        ]
-    if type(values) is not type(known) and (type(known), type(values)) != (float, int):
-        kind = "section of keys" if is_dataclass(default) else type(known).__name__
+    of_sections = isinstance(default, list) and default and is_dataclass(default[0])
+    if (is_dataclass(default) or isinstance(default, dict)) and isinstance(values, dict):
+        return build_section(default, values, name)
+    if of_sections and isinstance(values, list):
+        section = type(default[0])()
+        return [build(section, value, f"{name}[{i}]") for i, value in enumerate(values)]
+    int_for_float = type(default) is float and type(values) is int
+    if type(values) is not type(default) and not int_for_float:
+        kind = "section of keys" if is_dataclass(default) else type(default).__name__
         raise SystemExit(
-            f"error: config key `{where[:-1]}` must be of type {kind}, got {values!r} ({type(values).__name__})"
+            f"error: config key `{name}` must be of type {kind}, "
+            f"got {values!r} ({type(values).__name__})"
         )
-    return type(known)(values)
+    return type(default)(values)
 
 
-def load_config(path, overrides=()):
-    """The Config of a YAML file, `section.key=value` strings on top. Raises SystemExit with one clear line on any fault."""
-    config = read_config(Config(), path, overrides)
-    return config if config.name else replace(config, name=Path(path).stem)
-
-
-def print_keys(cls, values=None, where=""):
-    """Print every config key with its default and meaning."""
-    values = values or cls()
-    for f in fields(cls):
-        value = getattr(values, f.name)
-        if is_dataclass(value):
-            print(f"\n{where}{f.name}:  # {f.metadata['doc']}")
-            print_keys(type(value), value, f"{where}{f.name}.")
-        else:
-            shown = (
-                [asdict(v) for v in value]
-                if isinstance(value, list) and value and is_dataclass(value[0])
-                else value
+def build_section(default, values: dict, name: str):
+    """A section with YAML values in place of its own; the work of `build` on one level."""
+    known = default
+    if is_dataclass(default):
+        known = {f.name: getattr(default, f.name) for f in fields(default)}
+    prefix = f"{name}." if name else ""
+    for given in values:
+        if given not in known:
+            near = difflib.get_close_matches(str(given), known, n=1, cutoff=0.0)[0]
+            raise SystemExit(
+                f"error: unknown config key `{prefix}{given}`; "
+                f"the nearest known key is `{prefix}{near}`"
             )
-            print(
-                f"{where}{f.name} = {json.dumps(shown, ensure_ascii=False)}   # {f.metadata['doc']}"
-            )
+    built = {given: build(known[given], value, prefix + given) for given, value in values.items()}
+    try:
+        return type(default)(**{**known, **built})
+    except ValueError as e:
+        raise SystemExit(f"error: config key {prefix}{e}") from e
 
 
-def command_line(doc, switches=(), options=(), default="tiny.yaml"):
-    """Parse `--config FILE [switches] [options] [section.key=value ...]`: (Config, {switch or option given: its value}). `--keys` prints all keys.
+# --------------------------------------------------------------------------------------------------
+# The command line
+def command_line(
+    doc: str,
+    switches: Iterable[tuple[str, str]] = (),
+    options: Iterable[tuple[str, str | None, str]] = (),
+    default: str = "tiny.yaml",
+) -> tuple[Config, dict[str, Any]]:
+    """Parse `--config FILE [switches] [options] [section.key=value ...]`.
 
-    `switches`: (name, meaning); `options`: (name, the config key that it sets or None, meaning); `default`: the config of the command alone.
+    switches: (name, meaning); options: (name, the config key that it sets or None, meaning);
+    default: the config file of the command alone. Returns the Config and {switch or option that was
+    given: its value}. `--keys` prints all keys and ends the program.
     """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -564,27 +679,48 @@ def command_line(doc, switches=(), options=(), default="tiny.yaml"):
     parser.add_argument(
         "--keys", action="store_true", help="print every config key with its default and meaning"
     )
-    for switch, text in switches:
-        parser.add_argument(switch, action="store_true", help=text)
-    for option, _, text in options:
-        parser.add_argument(option, help=text)
+    for name, meaning in switches:
+        parser.add_argument(name, action="store_true", help=meaning)
+    for name, _, meaning in options:
+        parser.add_argument(name, help=meaning)
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="section.key=value",
         help="config values on top of the file's",
     )
-    args = parser.parse_intermixed_args()  # keys may stand before and after options
+    # Overrides may stand before and after options.
+    args = parser.parse_intermixed_args()
     if args.keys:
         print_keys(Config)
         raise SystemExit(0)
-    names = [switch for switch, _ in switches] + [option for option, _, _ in options]
-    given = {
-        name: value
-        for name in names
-        if (value := getattr(args, name.lstrip("-").replace("-", "_")))
-    }
-    overrides = args.overrides + [
-        f"{key}={given[option]}" for option, key, _ in options if key and option in given
-    ]
+
+    given = {}
+    for name in [name for name, *_ in switches] + [name for name, *_ in options]:
+        value = getattr(args, name.lstrip("-").replace("-", "_"))
+        if value:
+            given[name] = value
+    overrides = list(args.overrides)
+    for name, config_key, _ in options:
+        if config_key and name in given:
+            overrides.append(f"{config_key}={given[name]}")
     return load_config(args.config, overrides), given
+
+
+def print_keys(section: type, values=None, prefix: str = "") -> None:
+    """Print every config key with its default and meaning, a line a key.
+
+    section: a dataclass of keys; values: an instance in place of its defaults.
+    """
+    values = values or section()
+    for f in fields(section):
+        name, value, meaning = prefix + f.name, getattr(values, f.name), f.metadata["doc"]
+        if is_dataclass(value):
+            print(f"\n{name}:  # {meaning}")
+            print_keys(type(value), value, f"{name}.")
+            continue
+        of_sections = isinstance(value, list) and value and is_dataclass(value[0])
+        shown = [asdict(v) for v in value] if of_sections else value
+        print(f"{name} = {json.dumps(shown, ensure_ascii=False)}   # {meaning}")
+        if of_sections:
+            print_keys(type(value[0]), prefix=f"{name}[].")

@@ -10,9 +10,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from lib.experiment import RewardConfig
 from lib.toolbox import category, makes
 
+# Ours: a sound below this volume (-20 dB) counts as muted.
+QUIET = 0.1
+# Ours: a prompt of more words than this names everything and shows nothing. It only stops a cheat.
+LONG_PROMPT = 200
 ARTICLES = {"a", "an", "the"}
 
 
@@ -156,7 +159,7 @@ def carries_sound(source: dict, made: dict, quiet: float) -> bool:
     return written.get("volume", 1) * written.get(own_volume, 1) >= quiet
 
 
-def heard(film: dict, media: Media, config: RewardConfig) -> dict[str, float]:
+def heard(film: dict, media: Media) -> dict[str, float]:
     """{id: seconds} of the films and sounds that can be heard in a film, itself included.
 
     What was muted or replaced on the way is not in it, nor what lies behind a film without sound.
@@ -171,7 +174,7 @@ def heard(film: dict, media: Media, config: RewardConfig) -> dict[str, float]:
         found[made["id"]] = seconds
         for parent in made["parents"]:
             source = media.by_id[parent["id"]]
-            if not carries_sound(source, made, config.quiet):
+            if not carries_sound(source, made, QUIET):
                 continue
             # A film plays no more of a source than there is of it.
             lasts = seconds if made["kind"] == "audio" else min(seconds, source["duration_s"])
@@ -179,10 +182,10 @@ def heard(film: dict, media: Media, config: RewardConfig) -> dict[str, float]:
     return found
 
 
-def best_prompt(part: str, media: Media, wanted: frozenset[str], config: RewardConfig) -> float:
+def best_prompt(part: str, media: Media, wanted: frozenset[str]) -> float:
     """Share of the wanted words in the best one prompt behind a picture or clip; 0 without any."""
     shares = [
-        told(str(media.by_id[i]["arguments"].get(name, "")), wanted, config.long_prompt)
+        told(str(media.by_id[i]["arguments"].get(name, "")), wanted, LONG_PROMPT)
         for i in media.above[part]
         if makes(media.by_id[i]["tool"]) in ("image", "video")
         for name in ("prompt", "topic")
@@ -190,9 +193,9 @@ def best_prompt(part: str, media: Media, wanted: frozenset[str], config: RewardC
     return max(shares, default=0.0)
 
 
-def on_topic(item: str, media: Media, wanted: frozenset[str], config: RewardConfig) -> float:
+def on_topic(item: str, media: Media, wanted: frozenset[str]) -> float:
     """Share of the wanted words in the best prompt behind a picture (ours).
 
     In a film, that of its worst clip, since one prompt must not stand for all.
     """
-    return min(best_prompt(part, media, wanted, config) for part in media.footage[item])
+    return min(best_prompt(part, media, wanted) for part in media.footage[item])

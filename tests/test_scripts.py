@@ -1,9 +1,13 @@
-"""The scripts as a user runs them, by subprocess on configs/smoke.yaml: a whole run, starting again, kills, refusals, README."""
+"""The scripts as a user runs them, by subprocess on configs/smoke.yaml.
+
+A whole run, starting again, kills, refusals, and the commands of README and docs/.
+"""
 
 import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,6 +19,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from lib.experiment import load_config  # noqa: E402
+
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
 SCRIPTS = ("make_data.py", "train_pst.py", "train_vrl.py", "bench.py")
 QUICK = ("bench.tasks=2", "bench.sampled=false")  # changes what is measured, not what is trained
@@ -279,7 +287,8 @@ def test_bench_before_training_says_what_to_do(folders):
     refused(finish("bench.py", folders("empty")), "no data yet", "train_vrl.py")
 
 
-# Smoke's own policy earns no reward, so its VRL changes no weight. These tasks are short and this reward gives parts of the way.
+# Smoke's own policy earns no reward, so its VRL changes no weight. These tasks are short, and this
+# reward gives parts of the way.
 LEARNS = (
     "data.max_steps=2",
     "data.queries=252",
@@ -294,7 +303,10 @@ LEARNS = (
 
 @pytest.fixture(scope="module")
 def learner(folders):
-    """A finished PST and an undisturbed VRL on it whose steps change the weights: (overrides, the VRL's folder)."""
+    """A finished PST and an undisturbed VRL on it whose steps change the weights.
+
+    (overrides, the VRL's folder)
+    """
     base, name = folders("learn"), folders("learn-vrl")
     more = (*LEARNS, f"pst.init_from=runs/{base}/pst/final")
     for done in (finish("train_pst.py", base, *LEARNS), finish("train_vrl.py", name, *more)):
@@ -304,7 +316,7 @@ def learner(folders):
 
 @pytest.fixture(scope="module")
 def killed_in_pst(folders):
-    """A smoke run's PST, killed at a random moment after its first checkpoint and started again: its name."""
+    """The name of a smoke run whose PST was killed after a checkpoint and started again."""
     name = folders("kill-pst")
     run, rng = ROOT / "runs" / name, random.Random(20)
     process = start("train_pst.py", name, *QUICK)
@@ -333,7 +345,7 @@ def test_vrl_is_the_same_whether_pst_ran_in_its_process_or_before(smoke, killed_
 
 
 def test_vrl_killed_and_started_again_ends_with_the_same_weights(learner, folders):
-    """SIGKILL at a random moment after the first VRL checkpoint; the second start ends as if nothing had happened."""
+    """SIGKILL at a random moment after VRL's first checkpoint; the second start ends the same."""
     more, whole = learner
     assert all(m["grad_norm"] > 0 for m in metrics(whole, "vrl")), (
         "VRL changes nothing here, so the test shows nothing"
@@ -397,10 +409,12 @@ def test_help(script):
 
 @pytest.mark.parametrize("script", ["env.py", "rewards.py", "make_data.py", "bench.py"])
 def test_help_needs_no_torch(script):
+    heavy = ("torch", "transformers", "datasets", "vllm", "matplotlib")
     code = (
-        "import runpy, sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'datasets', 'vllm', 'matplotlib')))\n"
+        f"import runpy, sys; sys.modules.update(dict.fromkeys({heavy!r}))\n"
         f"sys.argv = [{script!r}, '--help']; sys.path.insert(0, '.')\n"
-        f"try: runpy.run_path({script!r}, run_name='__main__')\nexcept SystemExit as e: assert not e.code, e.code"
+        f"try: runpy.run_path({script!r}, run_name='__main__')\n"
+        "except SystemExit as e: assert not e.code, e.code"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=ENV, capture_output=True, text=True
@@ -420,6 +434,35 @@ def test_readme_commands_are_those_that_ci_runs():
     assert "vrl.steps=3" in ci
     for script, config in re.findall(r"python (\w+\.py) --config (\S+\.yaml)", readme + ci):
         assert (ROOT / script).is_file() and (ROOT / config).is_file(), (script, config)
+    assert re.search(r"ruff. check \.$", ci, re.M) and re.search(
+        r"ruff. format --check \.$", ci, re.M
+    )
+
+
+def shell_commands(path):
+    """The commands in a Markdown page's bash blocks, and of a shell script, each as its words."""
+    text = path.read_text().replace("\\\n", " ")
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.S) if path.suffix == ".md" else [text]
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if re.search(r"\w+\.py\b", line)]
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/data.md", "docs/node.md", "docs/judge.md", "docs/bench.md"]
+)
+def test_commands_of_the_pages_are_true(page):
+    """Scripts and config files are there, keys are keys, switches are the script's."""
+    commands = [words for words in shell_commands(ROOT / page) if "pip" not in words]
+    assert commands
+    for words in commands:
+        script = next(i for i, word in enumerate(words) if word.endswith(".py"))
+        given = words[script + 1 :]
+        source = (ROOT / words[script]).read_text()
+        for option in (word for word in given if word.startswith("--") and word != "--config"):
+            assert f'"{option}"' in source, (words, option)
+        if "--config" in given:
+            config = given[given.index("--config") + 1]
+            load_config(ROOT / config, [word for word in given if re.match(r"[\w.]+=", word)])
 
 
 def test_requirements_alone_need_no_cuda():
