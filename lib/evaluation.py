@@ -9,10 +9,10 @@ import torch
 
 from env import parse_utpc
 from lib import ranks
-from lib.policy import END_OF_TURN, encode_prompt
 from lib.runs import read_jsonl, write_atomic
 from lib.sampler import sample_rollouts
 from lib.text import to_json
+from lib.tokens import END_OF_TURN, encode_prompt
 from lib.vllm_engine import VllmEngine
 from rewards import PARTS, ltr_rewards
 

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass, field
 
 from env import VisGenEnv
-from lib.policy import encode_prompt, encode_tool_messages
 from lib.runs import seeded_rng
+from lib.tokens import encode_prompt, encode_tool_messages
 from lib.vision import pictures_of, show_pictures
 
 
