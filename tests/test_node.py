@@ -12,14 +12,31 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import test_pst
-from test_pst import run  # noqa: F401
+import test_pst  # noqa: E402
 
-import train_pst as P
-from lib import attention, checkpoints, evaluation, policy, quantize, sampler  # noqa: E402
-from lib import attention as A
-from lib.checkpoints import read_checkpoint, restore, save_checkpoint
-from lib.experiment import Config, DataConfig, ModelConfig, PstConfig, Stage
+import train_pst as P  # noqa: E402
+from lib import attention as A  # noqa: E402
+from lib import checkpoints, engine_check, evaluation, quantize, sampler  # noqa: E402
+from lib.attention import attention_name  # noqa: E402
+from lib.checkpoints import read_checkpoint, restore, save_checkpoint  # noqa: E402
+from lib.experiment import Config, DataConfig, ModelConfig, PstConfig, Stage  # noqa: E402
+from lib.policy import (  # noqa: E402
+    add_lora,
+    build_policy,
+    load_policy,
+    save_policy,
+    set_up,
+    token_logprobs,
+)
+from lib.tokens import (  # noqa: E402
+    check_template,
+    encode_prompt,
+    encode_trajectory,
+    load_tokenizer,
+    render,
+)
+
+run = test_pst.run  # its fixture: a run folder with data
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LAYER = torch.nn.Module()  # what an attention function reads of its layer
@@ -152,9 +169,7 @@ def spoken(request, tmp_path):
     save_tokenizer(
         tmp_path, **{"qwen": {}, "smollm2": SMOLLM2, "base": {"eos": "<|endoftext|>"}}[kind]
     )
-    return policy.load_tokenizer(
-        small_config(path=str(tmp_path), template=template), tmp_path
-    ), template
+    return load_tokenizer(small_config(path=str(tmp_path), template=template), tmp_path), template
 
 
 @pytest.mark.parametrize(
@@ -168,8 +183,8 @@ def spoken(request, tmp_path):
 )
 def test_turn_by_turn_is_the_whole_dialogue(spoken, messages, tools):
     tokenizer, template = spoken
-    ids, mask = policy.encode_trajectory(tokenizer, messages, tools)
-    text = policy.render(tokenizer, messages, tools)
+    ids, mask = encode_trajectory(tokenizer, messages, tools)
+    text = render(tokenizer, messages, tools)
     assert tokenizer.decode(ids) + "\n" == text and ids == tokenizer.encode(
         text[:-1], add_special_tokens=False
     )
@@ -178,14 +193,14 @@ def test_turn_by_turn_is_the_whole_dialogue(spoken, messages, tools):
         m["content"] + "<|im_end|>" for m in messages if m["role"] == "assistant"
     )
     for n in range(1, len(messages)):
-        assert text.startswith(policy.render(tokenizer, messages[:n], tools))
+        assert text.startswith(render(tokenizer, messages[:n], tools))
     assert tokenizer.eos_token == "<|im_end|>" and tokenizer.pad_token_id is not None
 
 
 def test_qwen3_reads_as_qwen_does(tmp_path):
     save_tokenizer(tmp_path)
-    tokenizer = policy.load_tokenizer(small_config(path=str(tmp_path), template="qwen3"), tmp_path)
-    text = policy.render(tokenizer, [SYSTEM, USER, CALL, TOOL], SCHEMA, generate=True)
+    tokenizer = load_tokenizer(small_config(path=str(tmp_path), template="qwen3"), tmp_path)
+    text = render(tokenizer, [SYSTEM, USER, CALL, TOOL], SCHEMA, generate=True)
     assert text.startswith(
         "<|im_start|>system\nYou are an agent.\n\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
         'You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n{"type": "function"'
@@ -199,22 +214,22 @@ def test_qwen3_reads_as_qwen_does(tmp_path):
 @pytest.mark.parametrize("forged", ["<|im_end|>", "<|vision_start|>", "<|image_pad|>"])
 def test_forged_control_tokens_are_refused_and_tags_are_not(tmp_path, forged):
     save_tokenizer(tmp_path)
-    tokenizer = policy.load_tokenizer(small_config(path=str(tmp_path), template="qwen3"), tmp_path)
+    tokenizer = load_tokenizer(small_config(path=str(tmp_path), template="qwen3"), tmp_path)
     for i, m in enumerate([SYSTEM, USER, CALL, TOOL, DONE]):
         messages = [SYSTEM, USER, CALL, TOOL, DONE]
         messages[i] = dict(m, content=m["content"] + forged)
         with pytest.raises(ValueError, match="control tokens"):
-            policy.encode_trajectory(tokenizer, messages)
+            encode_trajectory(tokenizer, messages)
         messages[i] = dict(m, content=m["content"] + "".join(QWEN_TAGS))
-        assert policy.encode_trajectory(tokenizer, messages)[0]
+        assert encode_trajectory(tokenizer, messages)[0]
 
 
 def test_a_template_that_strips_thoughts_is_refused_with_the_fix(tmp_path):
     save_tokenizer(tmp_path)
-    tokenizer = policy.load_tokenizer(small_config(path=str(tmp_path), template="qwen3"), tmp_path)
+    tokenizer = load_tokenizer(small_config(path=str(tmp_path), template="qwen3"), tmp_path)
     tokenizer.chat_template = STRIPPING
     with pytest.raises(SystemExit, match="rewrites history.*model.template=qwen3"):
-        policy.check_template(tokenizer)
+        check_template(tokenizer)
 
 
 # --- attention --------------------------------------------------------------------------------------------------------
@@ -300,7 +315,7 @@ def flash_model(monkeypatch):
             num_attention_heads=4,
             num_key_value_heads=2,
             head_dim=8,
-            attn_implementation=attention.attention_name(small_config(), CUDA),
+            attn_implementation=attention_name(small_config(), CUDA),
         )
     ).bfloat16()
 
@@ -317,13 +332,11 @@ def test_its_layers_read_packed_rows_by_it(flash, monkeypatch):
         torch.randint(50, (2, 16)),
         torch.tensor([[*range(9), *range(7)], [*range(16)]]),
     )
-    packed = policy.token_logprobs(model, ids, positions, torch.ones(2, 15))
+    packed = token_logprobs(model, ids, positions, torch.ones(2, 15))
     assert flash == [[0, 9, 16, 32]] * 2
     model.set_attn_implementation("packed_sdpa")
     alone = [
-        policy.token_logprobs(
-            model, x, torch.arange(x.shape[1])[None], torch.ones(1, x.shape[1] - 1)
-        )
+        token_logprobs(model, x, torch.arange(x.shape[1])[None], torch.ones(1, x.shape[1] - 1))
         for x in (ids[:1, :9], ids[:1, 9:], ids[1:])
     ]
     for ours, right in zip((packed[0, :8], packed[0, 9:], packed[1]), alone):
@@ -349,24 +362,21 @@ def test_attention_follows_the_device_and_what_is_installed(monkeypatch, capsys)
     import transformers.utils
 
     A.warn_once.cache_clear()
-    assert (
-        attention.attention_name(small_config(), CPU) == "packed_sdpa"
-        and capsys.readouterr().out == ""
-    )
+    assert attention_name(small_config(), CPU) == "packed_sdpa" and capsys.readouterr().out == ""
     for _ in range(2):
-        assert attention.attention_name(small_config(), CUDA) == "packed_sdpa"
+        assert attention_name(small_config(), CUDA) == "packed_sdpa"
     assert capsys.readouterr().out.count("pip install flash-attn --no-build-isolation") == 1
     for device in (CPU, CUDA):
         with pytest.raises(SystemExit, match="pip install flash-attn --no-build-isolation"):
-            attention.attention_name(small_config(attn="flash_attention_2"), device)
+            attention_name(small_config(attn="flash_attention_2"), device)
     monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda: True)
     assert (
-        attention.attention_name(small_config(), CUDA)
-        == attention.attention_name(small_config(attn="flash_attention_2"), CUDA)
+        attention_name(small_config(), CUDA)
+        == attention_name(small_config(attn="flash_attention_2"), CUDA)
         == "packed_varlen"
     )
-    assert attention.attention_name(small_config(attn="sdpa"), CUDA) == "sdpa"
-    assert attention.attention_name(small_config(), CPU) == "packed_sdpa"
+    assert attention_name(small_config(attn="sdpa"), CUDA) == "sdpa"
+    assert attention_name(small_config(), CPU) == "packed_sdpa"
 
 
 # --- adapters, 4 bits, 8-bit moments ----------------------------------------------------------------------------------
@@ -380,11 +390,11 @@ def bnb():
 
 
 @pytest.fixture
-def base(run, tmp_path):  # noqa: F811
+def base(run, tmp_path):
     """(config, folder): a policy in a folder, and the config of a LoRA run from it."""
     config = small_config()
-    tokenizer = policy.load_tokenizer(config, run)
-    policy.save_policy(policy.build_policy(config, tokenizer, CPU), tokenizer, tmp_path / "base")
+    tokenizer = load_tokenizer(config, run)
+    save_policy(build_policy(config, tokenizer, CPU), tokenizer, tmp_path / "base")
     return replace(
         config,
         model=replace(config.model, path=str(tmp_path / "base")),
@@ -404,16 +414,16 @@ def moved(policy, by=0.1):
 
 def score(model, tokenizer, messages=(SYSTEM, USER, CALL, TOOL, DONE)):
     """Log-probabilities of the agent's tokens."""
-    ids, mask = policy.encode_trajectory(tokenizer, list(messages))
+    ids, mask = encode_trajectory(tokenizer, list(messages))
     ids, mask = torch.tensor([ids]), torch.tensor([mask])
     with torch.no_grad():
-        return policy.token_logprobs(model, ids, torch.arange(ids.shape[1])[None], mask[:, 1:])[
+        return token_logprobs(model, ids, torch.arange(ids.shape[1])[None], mask[:, 1:])[
             mask[:, 1:] == 1
         ]
 
 
 @pytest.mark.parametrize("tune", ["full", "lora"])
-def test_resume_with_8_bit_moments_equals_a_straight_run(bnb, run, tmp_path, monkeypatch, tune):  # noqa: F811
+def test_resume_with_8_bit_moments_equals_a_straight_run(bnb, run, tmp_path, monkeypatch, tune):
     test_pst.test_resume_equals_a_straight_run(run, tmp_path, monkeypatch, tune, "adamw8bit")
 
 
@@ -426,10 +436,10 @@ def test_8_bit_moments_are_8_bits_and_come_back(bnb, base, tmp_path):
     )
     import train_vrl
 
-    tokenizer = policy.load_tokenizer(config, tmp_path)
+    tokenizer = load_tokenizer(config, tmp_path)
     made = []
     for _ in range(2):
-        policy = policy.add_lora(config, policy.load_policy(folder, config, tokenizer, CPU))
+        policy = add_lora(config, load_policy(folder, config, tokenizer, CPU))
         made.append((policy, train_vrl.make_optimizer(policy, config.vrl)))
     ids = torch.tensor([[3, 4, 5, 6]])
 
@@ -462,8 +472,8 @@ def test_an_adapter_of_a_checkpoint_loads_in_transformers(base, tmp_path):
     from transformers import AutoModelForCausalLM
 
     config, folder = base
-    tokenizer = policy.load_tokenizer(config, tmp_path)
-    policy = moved(policy.add_lora(config, policy.load_policy(folder, config, tokenizer, CPU)))
+    tokenizer = load_tokenizer(config, tmp_path)
+    policy = moved(add_lora(config, load_policy(folder, config, tokenizer, CPU)))
     save_checkpoint(tmp_path / "step-1", policy, [], {"config": ""})
     theirs = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tmp_path / "step-1"
@@ -472,12 +482,11 @@ def test_an_adapter_of_a_checkpoint_loads_in_transformers(base, tmp_path):
         score(theirs, tokenizer), score(policy, tokenizer), atol=1e-5, rtol=0
     )
     assert (
-        score(policy, tokenizer)
-        - score(policy.load_policy(folder, config, tokenizer, CPU), tokenizer)
+        score(policy, tokenizer) - score(load_policy(folder, config, tokenizer, CPU), tokenizer)
     ).abs().max() > 1e-3
 
 
-def test_pst_in_4_bits_merges_into_the_base_itself(bnb, base, run, tmp_path, monkeypatch):  # noqa: F811
+def test_pst_in_4_bits_merges_into_the_base_itself(bnb, base, run, tmp_path, monkeypatch):
     from safetensors.torch import load_file
 
     config, folder = base
@@ -511,9 +520,9 @@ def test_the_sampler_of_a_4_bit_policy_holds_what_that_computes_with(bnb, base, 
     import train_vrl
 
     config, folder = base
-    tokenizer = policy.load_tokenizer(config, tmp_path)
+    tokenizer = load_tokenizer(config, tmp_path)
     policy = moved(
-        policy.add_lora(config, policy.load_policy(folder, config, tokenizer, CPU, quantize=True)),
+        add_lora(config, load_policy(folder, config, tokenizer, CPU, quantize=True)),
         0.3,
     )
     layers = {
@@ -523,7 +532,7 @@ def test_the_sampler_of_a_4_bit_policy_holds_what_that_computes_with(bnb, base, 
     }
     assert len(layers) == 2 * 7 and set(layers.values()) == {"Linear4bit"}
     assert type(policy.get_base_model().lm_head) is torch.nn.Linear
-    sampler = policy.load_policy(folder, config, tokenizer, CPU)
+    sampler = load_policy(folder, config, tokenizer, CPU)
     before = (score(sampler, tokenizer) - score(policy, tokenizer)).abs().max()
     engine_check.sync_sampler(sampler, policy)
     after = (score(sampler, tokenizer) - score(policy, tokenizer)).abs().max()
@@ -555,11 +564,9 @@ def test_missing_bitsandbytes_is_named(monkeypatch):
         quantize.adamw("adamw8bit", [{"params": [torch.nn.Parameter(torch.ones(2))]}], lr=0.1)
 
 
-def test_a_base_that_is_nowhere_cannot_be_quantized(run):  # noqa: F811
+def test_a_base_that_is_nowhere_cannot_be_quantized(run):
     with pytest.raises(SystemExit, match="model.path"):
-        policy.build_policy(
-            small_config(), policy.load_tokenizer(small_config(), run), CPU, quantize=True
-        )
+        build_policy(small_config(), load_tokenizer(small_config(), run), CPU, quantize=True)
 
 
 # --- Qwen3-VL ---------------------------------------------------------------------------------------------------------
@@ -647,9 +654,9 @@ def vl(tmp_path_factory):
 def speaker(vl, tmp_path):
     """(config, tokenizer, model) of the tiny Qwen3-VL."""
     config = vl[0]
-    policy.set_up(config)
-    tokenizer = policy.load_tokenizer(config, tmp_path)
-    return config, tokenizer, policy.load_policy(config.model.path, config, tokenizer, CPU)
+    set_up(config)
+    tokenizer = load_tokenizer(config, tmp_path)
+    return config, tokenizer, load_policy(config.model.path, config, tokenizer, CPU)
 
 
 def given(*files):
@@ -676,14 +683,14 @@ def seen(model, tokenizer, files, messages=(SYSTEM, USER, CALL, TOOL, DONE)):
     from lib.vision import pictures_of, show_pictures
 
     messages = show_pictures(tokenizer, given(*files), list(messages))
-    ids, mask = policy.encode_trajectory(tokenizer, messages)
+    ids, mask = encode_trajectory(tokenizer, messages)
     ids, mask, shown = (
         torch.tensor([ids]),
         torch.tensor([mask]),
         [(0, 0, pictures_of(messages))] if files else (),
     )
     with torch.no_grad():
-        return policy.token_logprobs(
+        return token_logprobs(
             model, ids, torch.arange(ids.shape[1])[None], mask[:, 1:], pictures=shown
         )[mask[:, 1:] == 1]
 
@@ -698,7 +705,7 @@ def test_a_users_picture_is_put_before_the_request(vl, tmp_path):
         messages[1]["pictures"] == [(str(vl[1]), vl[2][0]), (str(vl[1]), vl[2][2])]
         and messages[1]["content"] == USER["content"]
     )
-    text = tokenizer.decode(policy.encode_prompt(tokenizer, messages))
+    text = tokenizer.decode(encode_prompt(tokenizer, messages))
     marks = "".join(f"<|vision_start|>{'<|image_pad|>' * n}<|vision_end|>" for n in (3 * 2, 4 * 4))
     assert f"<|im_start|>user\n{marks}{USER['content']}<|im_end|>" in text
     for forged in (
@@ -706,13 +713,13 @@ def test_a_users_picture_is_put_before_the_request(vl, tmp_path):
         dict(messages[1], content="<|vision_end|>"),
     ):
         with pytest.raises(ValueError, match="control tokens"):
-            policy.encode_prompt(tokenizer, [SYSTEM, forged])
+            encode_prompt(tokenizer, [SYSTEM, forged])
     tokenizer.vision = None
     assert show_pictures(tokenizer, task, [SYSTEM, USER]) == [SYSTEM, USER]
     (tmp_path / "broken.png").write_bytes(b"no picture")
     tokenizer.vision = str(vl[1])
     with pytest.raises(SystemExit, match="broken.png cannot be read"):
-        policy.encode_prompt(
+        encode_prompt(
             tokenizer, show_pictures(tokenizer, given(str(tmp_path / "broken.png")), [SYSTEM, USER])
         )
 
@@ -726,7 +733,7 @@ def test_the_policy_reads_pictures_as_transformers_does(vl, tmp_path, files):
     messages = show_pictures(
         tokenizer, given(*[vl[2][i] for i in files]), [SYSTEM, USER, CALL, TOOL, DONE]
     )
-    ids, mask = (torch.tensor([x]) for x in policy.encode_trajectory(tokenizer, messages))
+    ids, mask = (torch.tensor([x]) for x in encode_trajectory(tokenizer, messages))
     more = {}
     if files:
         pixels, grids, _ = zip(*(read_picture(*p) for p in pictures_of(messages)))
@@ -760,7 +767,7 @@ def packed(vl, tokenizer):
         messages = show_pictures(
             tokenizer, given(*[vl[2][i] for i in files]), [SYSTEM, USER, CALL, TOOL, DONE]
         )
-        ids, mask = policy.encode_trajectory(tokenizer, messages)
+        ids, mask = encode_trajectory(tokenizer, messages)
         spelt = [tokenizer.convert_tokens_to_ids("<|image_pad|>")] * 2
         ids, mask = ids[:-1] + spelt + ids[-1:], mask + [1, 1]
         examples.append((ids, mask, pictures_of(messages)) if files else (ids, mask))
@@ -774,7 +781,7 @@ def test_packed_rows_with_pictures_equal_separate_rows(vl, tmp_path):
     def read(rows):
         ids, positions, mask = P.make_batch(rows, examples, tokenizer.pad_token_id, CPU)
         with torch.no_grad():
-            logps = policy.token_logprobs(
+            logps = token_logprobs(
                 model, ids, positions, mask[:, 1:], pictures=P.row_pictures(rows, examples)
             )
         return logps[mask[:, 1:] == 1]
@@ -869,7 +876,7 @@ def test_pst_and_vrl_of_a_qwen3_vl_leave_the_vision_tower_alone(vl, tmp_path, mo
         *(w["model.language_model.layers.1.mlp.up_proj.weight"] for w in (begun, ended))
     )
 
-    tokenizer = policy.load_tokenizer(
+    tokenizer = load_tokenizer(
         replace(
             config,
             model=replace(config.model, path=""),
@@ -878,9 +885,9 @@ def test_pst_and_vrl_of_a_qwen3_vl_leave_the_vision_tower_alone(vl, tmp_path, mo
         tmp_path,
     )
     assert tokenizer.vision == str(final)
-    sampler = policy.load_policy(final, config, tokenizer, CPU).eval()
-    policy = policy.load_policy(final, config, tokenizer, CPU)
-    policy = policy.add_lora(config, policy, norm=True) if tune == "lora" else policy
+    sampler = load_policy(final, config, tokenizer, CPU).eval()
+    policy = load_policy(final, config, tokenizer, CPU)
+    policy = add_lora(config, policy, norm=True) if tune == "lora" else policy
     names = list(checkpoints.trained_parameters(policy))
     assert (
         names
@@ -925,9 +932,7 @@ def test_a_qwen3_vl_in_4_bits_keeps_its_tower_and_its_adapter_loads(bnb, vl, tmp
 
     config, tokenizer, plain = speaker(vl, tmp_path)
     policy = moved(
-        policy.add_lora(
-            config, policy.load_policy(config.model.path, config, tokenizer, CPU, quantize=True)
-        ),
+        add_lora(config, load_policy(config.model.path, config, tokenizer, CPU, quantize=True)),
         0.3,
     )
     small = {n for n, m in policy.get_base_model().named_modules() if type(m) is bnb.nn.Linear4bit}
@@ -935,17 +940,17 @@ def test_a_qwen3_vl_in_4_bits_keeps_its_tower_and_its_adapter_loads(bnb, vl, tmp
         n.startswith("model.language_model.layers.") and n.endswith(".base_layer") for n in small
     )
     save_checkpoint(tmp_path / "step-1", policy, [], {"config": ""})
-    fresh = policy.add_lora(config, plain)
+    fresh = add_lora(config, plain)
     fresh.load_state_dict(checkpoints.trained_parameters(policy), strict=False)
     theirs = PeftModel.from_pretrained(
-        policy.load_policy(config.model.path, config, tokenizer, CPU), tmp_path / "step-1"
+        load_policy(config.model.path, config, tokenizer, CPU), tmp_path / "step-1"
     )
     torch.testing.assert_close(
         seen(theirs, tokenizer, vl[2][:1]), seen(fresh, tokenizer, vl[2][:1]), atol=1e-5, rtol=0
     )
     import train_vrl
 
-    sampler = policy.load_policy(config.model.path, config, tokenizer, CPU)
+    sampler = load_policy(config.model.path, config, tokenizer, CPU)
     engine_check.sync_sampler(sampler, policy)
     gap = (seen(policy, tokenizer, vl[2][:1]) - seen(sampler, tokenizer, vl[2][:1])).abs().max()
     assert (

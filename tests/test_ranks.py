@@ -22,10 +22,13 @@ from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from lib import attention, checkpoints, fsdp, policy, ranks  # noqa: E402
+from lib import attention, checkpoints, fsdp, ranks  # noqa: E402
+from lib.policy import add_lora  # noqa: E402
 
 if __name__ != "__main__":
-    from test_pst import run  # noqa: E402, F401 (its fixture: a run folder with data)
+    import test_pst  # noqa: E402
+
+    run = test_pst.run  # its fixture: a run folder with data
 
 BIN, SELF, TRAIN = (
     Path(sys.executable).parent,
@@ -102,7 +105,7 @@ def small_policy():
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         attn_implementation=attention.attention_name(config, torch.device("cpu")),
     )
-    policy = policy.add_lora(config, Qwen3ForCausalLM(shape), norm=True)
+    policy = add_lora(config, Qwen3ForCausalLM(shape), norm=True)
     test_vrl.move(policy, 0.1)
     return policy
 
@@ -152,7 +155,7 @@ def pst(folder, cases):
         patch.setattr(P, "ensure_data", lambda config, run: None)
         patch.setattr(P, "LOG_EVERY", 1)
         patch.setenv("ACCELERATE_USE_FSDP", str(name in ("fsdp", "loaded")).lower())
-        patch.setattr(ranks, "shard", lambda *arguments: (sharded.append(1), shard(*arguments)))
+        patch.setattr(fsdp, "shard", lambda *arguments: (sharded.append(1), shard(*arguments)))
         run = folder / name
         ranks.first(lambda: run.exists() or shutil.copytree(folder / "data", run / "data"))
         config, calls = (
@@ -211,7 +214,7 @@ def main():
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, run):  # noqa: F811
+def alone(tmp_path_factory, run):
     """What one process makes of UPDATES and PST."""
     folder = tmp_path_factory.mktemp("alone")
     shutil.copytree(run / "data", folder / "data")
@@ -250,7 +253,7 @@ def compare_pst(alone, folder, name):
 
 
 @pytest.mark.parametrize("n, cases", [(2, [*PST]), (4, ["adamw"])], ids=["2", "4"])
-def test_ranks_equal_one_process(alone, run, tmp_path, n, cases):  # noqa: F811
+def test_ranks_equal_one_process(alone, run, tmp_path, n, cases):
     for name in ("data", "start"):
         shutil.copytree(alone / name, tmp_path / name)
     done = launch(n, SELF, "all", tmp_path, *cases, fsdp="fsdp" in cases)
