@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import train_vrl  # noqa: E402
 from env import VisGenEnv  # noqa: E402
-from lib import checkpoints, sampler  # noqa: E402
+from lib import checkpoints, engine_check, rollout, sampler  # noqa: E402
 from lib.checkpoints import trained_parameters  # noqa: E402
 from lib.evaluation import score_rollouts  # noqa: E402
 from lib.experiment import Config, build  # noqa: E402
@@ -74,7 +74,7 @@ SMALL = {
         "max_grad_norm": 1e9,
         "lr": 1e-2,
     },
-    "rollout": {"max_turn_tokens": 24, "read_rows": 3, "failure_scale": 0.0},
+    "rollout": {"max_turn_tokens": 24, "failure_scale": 0.0},
 }
 
 
