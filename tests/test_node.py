@@ -1,4 +1,5 @@
-"""What a node needs: attention by packed rows, chat templates, quantized bases and 8-bit optimizers, Qwen3-VL with a user's pictures.
+"""What a node needs: attention by packed rows, chat templates, quantized bases, 8-bit optimizers,
+Qwen3-VL with a user's pictures.
 
 python -m pytest tests/test_node.py
 """
@@ -16,7 +17,7 @@ import test_pst  # noqa: E402
 
 import train_pst as P  # noqa: E402
 from lib import attention as A  # noqa: E402
-from lib import checkpoints, engine_check, evaluation, quantize, sampler  # noqa: E402
+from lib import checkpoints, engine_check, evaluation, quantize, rollout  # noqa: E402
 from lib.attention import attention_name  # noqa: E402
 from lib.checkpoints import read_checkpoint, restore, save_checkpoint  # noqa: E402
 from lib.experiment import Config, DataConfig, ModelConfig, PstConfig, Stage  # noqa: E402
@@ -28,6 +29,7 @@ from lib.policy import (  # noqa: E402
     set_up,
     token_logprobs,
 )
+from lib.sampler import sample_rollouts  # noqa: E402
 from lib.tokens import (  # noqa: E402
     check_template,
     encode_prompt,
@@ -74,7 +76,8 @@ SYSTEM, USER = (
 )
 CALL = {
     "role": "assistant",
-    "content": '<think>\nthree\n</think>\n\n<tool_call>\n{"name": "tool_text2image_gpt", "arguments": {"n": 3}}\n</tool_call>',
+    "content": "<think>\nthree\n</think>\n\n<tool_call>\n"
+    '{"name": "tool_text2image_gpt", "arguments": {"n": 3}}\n</tool_call>',
 }
 TOOL = {"role": "tool", "content": '{"ids": ["img_1", "img_2"]}'}
 DONE = {
@@ -113,7 +116,7 @@ QWEN_TAGS = [
 def save_tokenizer(
     folder, control=QWEN, tags=QWEN_TAGS, eos="<|im_end|>", pad="<|endoftext|>", bos=None
 ):
-    """A byte-level BPE of 500 tokens in `folder`: as Qwen3-VL's, or with other control tokens and tags."""
+    """A byte-level BPE of 500 tokens in `folder`: as Qwen3-VL's, or with other added tokens."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -148,23 +151,30 @@ SMOLLM2 = {
     "pad": "<|im_end|>",
     "bos": "<|im_start|>",
 }
-# Qwen3 takes the thoughts out of turns before the last user message (its template, cut down to that).
+# Qwen3 takes the thoughts out of turns before the last user message (its template, cut down to
+# that).
 STRIPPING = """{%- set last = namespace(user=0) %}
-{%- for m in messages %}{%- if m.role == 'user' %}{%- set last.user = loop.index0 %}{%- endif %}{%- endfor %}
+{%- for m in messages %}
+{%- if m.role == 'user' %}{%- set last.user = loop.index0 %}{%- endif %}
+{%- endfor %}
 {%- for m in messages %}
 {%- set old = m.role == 'assistant' and loop.index0 < last.user %}
-{{- '<|im_start|>' + m.role + '\\n' + (m.content.split('</think>')[-1].lstrip('\\n') if old else m.content) + '<|im_end|>\\n' }}
+{%- set said = m.content.split('</think>')[-1].lstrip('\\n') if old else m.content %}
+{{- '<|im_start|>' + m.role + '\\n' + said + '<|im_end|>\\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
 
-# --- chat templates ---------------------------------------------------------------------------------------------------
+# --- chat templates -------------------------------------------------------------------------------
 
 
 @pytest.fixture(
     params=["qwen-qwen3", "qwen-chatml", "smollm2-chatml", "smollm2-qwen3", "base-qwen3"]
 )
 def spoken(request, tmp_path):
-    """(tokenizer, template) of every kind of model with either template; `base`: a pretrained model whose own end is not the turn's."""
+    """(tokenizer, template) of every kind of model with either template.
+
+    `base`: a pretrained model whose own end is not the turn's.
+    """
     kind, template = request.param.split("-")
     save_tokenizer(
         tmp_path, **{"qwen": {}, "smollm2": SMOLLM2, "base": {"eos": "<|endoftext|>"}}[kind]
@@ -202,11 +212,14 @@ def test_qwen3_reads_as_qwen_does(tmp_path):
     tokenizer = load_tokenizer(small_config(path=str(tmp_path), template="qwen3"), tmp_path)
     text = render(tokenizer, [SYSTEM, USER, CALL, TOOL], SCHEMA, generate=True)
     assert text.startswith(
-        "<|im_start|>system\nYou are an agent.\n\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
-        'You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n{"type": "function"'
+        "<|im_start|>system\nYou are an agent.\n\n# Tools\n\n"
+        "You may call one or more functions to assist with the user query.\n\n"
+        "You are provided with function signatures within <tools></tools> XML tags:\n"
+        '<tools>\n{"type": "function"'
     )
     assert text.endswith(
-        f"{CALL['content']}<|im_end|>\n<|im_start|>user\n<tool_response>\n{TOOL['content']}\n</tool_response><|im_end|>\n"
+        f"{CALL['content']}<|im_end|>\n<|im_start|>user\n"
+        f"<tool_response>\n{TOOL['content']}\n</tool_response><|im_end|>\n"
         "<|im_start|>assistant\n"
     )
 
@@ -232,12 +245,15 @@ def test_a_template_that_strips_thoughts_is_refused_with_the_fix(tmp_path):
         check_template(tokenizer)
 
 
-# --- attention --------------------------------------------------------------------------------------------------------
+# --- attention ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def flash(monkeypatch):
-    """transformers' flash_attention_2 over a varlen function in plain torch, which notes its calls: no GPU, but the same way there."""
+    """transformers' flash_attention_2 over a varlen function in plain torch, which notes its calls.
+
+    No GPU, but the same way there.
+    """
     import transformers.modeling_flash_attention_utils as T
 
     calls = []
@@ -254,7 +270,8 @@ def flash(monkeypatch):
         softmax_scale=None,
         causal=False,
     ):
-        """q (N, heads, d), k and v (N, kv heads, d) of examples laid end to end, bounds (examples + 1,) int32 -> (N, heads, d)."""
+        """q (N, heads, d), k and v (N, kv heads, d) of examples laid end to end, bounds
+        (examples + 1,) int32 -> (N, heads, d)."""
         assert (
             causal
             and torch.equal(cu_seqlens_q, cu_seqlens_k)
@@ -284,7 +301,8 @@ def flash(monkeypatch):
 
 @pytest.mark.parametrize("lengths", [[[5, 9, 2], [16]], [[16], [16]], [[7, 9]]])
 def test_flash_gets_the_bounds_of_packed_examples(flash, lengths):
-    """Also of several packed rows, where transformers by itself would let the examples see each other, and of padded rows."""
+    """Also of several packed rows, where transformers by itself would let the examples see each
+    other, and of padded rows."""
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
         torch.randn(len(lengths), heads, 16, 8, generator=generator) for heads in (4, 2, 2)
@@ -379,7 +397,7 @@ def test_attention_follows_the_device_and_what_is_installed(monkeypatch, capsys)
     assert attention_name(small_config(), CPU) == "packed_sdpa"
 
 
-# --- adapters, 4 bits, 8-bit moments ----------------------------------------------------------------------------------
+# --- adapters, 4 bits, 8-bit moments --------------------------------------------------------------
 
 
 @pytest.fixture
@@ -517,8 +535,6 @@ def test_pst_in_4_bits_merges_into_the_base_itself(bnb, base, run, tmp_path, mon
 
 
 def test_the_sampler_of_a_4_bit_policy_holds_what_that_computes_with(bnb, base, tmp_path):
-    import train_vrl
-
     config, folder = base
     tokenizer = load_tokenizer(config, tmp_path)
     policy = moved(
@@ -569,12 +585,13 @@ def test_a_base_that_is_nowhere_cannot_be_quantized(run):
         build_policy(small_config(), load_tokenizer(small_config(), run), CPU, quantize=True)
 
 
-# --- Qwen3-VL ---------------------------------------------------------------------------------------------------------
+# --- Qwen3-VL -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def vl(tmp_path_factory):
-    """(config, folder, pictures): a random Qwen3-VL of two text layers and two vision blocks with tokenizer and image processor; three pictures."""
+    """(config, folder, pictures): a random Qwen3-VL of two text layers and two vision blocks with
+    tokenizer and image processor; three pictures."""
     from PIL import Image
     from transformers import AutoTokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -622,7 +639,7 @@ def vl(tmp_path_factory):
     )
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for name, p in model.named_parameters():
+        for p in model.parameters():
             if p.dim() > 1:
                 p.normal_(0, 0.2, generator=generator)
     model.save_pretrained(folder)
@@ -726,7 +743,8 @@ def test_a_users_picture_is_put_before_the_request(vl, tmp_path):
 
 @pytest.mark.parametrize("files", [(), (0,), (2, 0)])
 def test_the_policy_reads_pictures_as_transformers_does(vl, tmp_path, files):
-    """Against the whole model's own forward pass, which finds features, deepstack and rotary positions by itself."""
+    """Against the whole model's own forward pass, which finds features, deepstack and rotary
+    positions by itself."""
     from lib.vision import pictures_of, read_picture, show_pictures
 
     _, tokenizer, model = speaker(vl, tmp_path)
@@ -759,7 +777,7 @@ def test_the_picture_matters(vl, tmp_path):
 
 
 def packed(vl, tokenizer):
-    """Examples with and without pictures, one of which the agent spells, and rows of their indices."""
+    """Examples with and without pictures, one of which the agent spells, and rows of indices."""
     from lib.vision import pictures_of, show_pictures
 
     examples = []
@@ -793,7 +811,8 @@ def test_packed_rows_with_pictures_equal_separate_rows(vl, tmp_path):
 
 @pytest.mark.parametrize("files", [[], [0], [2, 1]])
 def test_sampler_and_trainer_agree_on_pictures(vl, tmp_path, files):
-    """Groups, several turns, rows with and without pictures side by side; the agent writes any token, <|image_pad|> among them."""
+    """Groups, several turns, rows with and without pictures side by side; the agent writes any
+    token, <|image_pad|> among them."""
     from test_vrl import ChattyEnv
 
     import train_vrl
@@ -807,10 +826,8 @@ def test_sampler_and_trainer_agree_on_pictures(vl, tmp_path, files):
     tasks = [given(*[vl[2][i] for i in files]), given(), given(vl[2][0])]
     tasks = [{**t, "id": f"t-{i:02d}"} for i, t in enumerate(tasks)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_vrl, "VisGenEnv", ChattyEnv)
-        rollouts = sampler.sample_rollouts(
-            model, tokenizer, tasks, config, 1.0, seed=3, group_size=4
-        )
+        patch.setattr(rollout, "VisGenEnv", ChattyEnv)
+        rollouts = sample_rollouts(model, tokenizer, tasks, config, 1.0, seed=3, group_size=4)
     assert [len(r.pictures) for r in rollouts] == [len(files)] * 4 + [0] * 4 + [1] * 4
     batch = train_vrl.collate(rollouts, CPU)
     with torch.no_grad():
@@ -825,7 +842,8 @@ def test_sampler_and_trainer_agree_on_pictures(vl, tmp_path, files):
 
 @pytest.mark.parametrize("tune", ["full", "lora"])
 def test_pst_and_vrl_of_a_qwen3_vl_leave_the_vision_tower_alone(vl, tmp_path, monkeypatch, tune):
-    """Data with and without pictures through PST, its policy read again, two GRPO steps: what is trained is the language part."""
+    """Data with and without pictures through PST, its policy read again, two GRPO steps: what is
+    trained is the language part."""
     from safetensors.torch import load_file
 
     import train_vrl
@@ -905,7 +923,7 @@ def test_pst_and_vrl_of_a_qwen3_vl_leave_the_vision_tower_alone(vl, tmp_path, mo
     )
     assert shares["general"] == 0
 
-    rollouts = sampler.sample_rollouts(
+    rollouts = sample_rollouts(
         sampler, tokenizer, [task, {**given(), "id": "t-01"}], config, 1.0, seed=0, group_size=2
     )
     for r, a in zip(rollouts, (1.0, -1.0, 0.5, -0.5)):
@@ -948,8 +966,6 @@ def test_a_qwen3_vl_in_4_bits_keeps_its_tower_and_its_adapter_loads(bnb, vl, tmp
     torch.testing.assert_close(
         seen(theirs, tokenizer, vl[2][:1]), seen(fresh, tokenizer, vl[2][:1]), atol=1e-5, rtol=0
     )
-    import train_vrl
-
     sampler = load_policy(config.model.path, config, tokenizer, CPU)
     engine_check.sync_sampler(sampler, policy)
     gap = (seen(policy, tokenizer, vl[2][:1]) - seen(sampler, tokenizer, vl[2][:1])).abs().max()

@@ -2,7 +2,7 @@
 log-probabilities, packing, mixtures, checkpoints, LoRA.
 
 python -m pytest tests/test_pst.py
-python tests/test_pst.py            # writes tests/golden/loss_mask.json again, after a change that is meant
+python tests/test_pst.py       # writes tests/golden/loss_mask.json again, after a meant change
 """
 
 import copy
@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train_pst as P  # noqa: E402
 from lib import checkpoints, evaluation  # noqa: E402
-from lib import general as general_data  # noqa: E402
 from lib.experiment import (  # noqa: E402
     Config,
     DataConfig,
@@ -58,7 +57,8 @@ SYSTEM = {"role": "system", "content": "You are an agent."}
 USER = {"role": "user", "content": "Make three images of a copper kettle."}
 CALL = {
     "role": "assistant",
-    "content": '<think>three</think><tool_call>{"name": "tool_text2image_gpt", "arguments": {"n": 3}}</tool_call>',
+    "content": "<think>three</think>"
+    '<tool_call>{"name": "tool_text2image_gpt", "arguments": {"n": 3}}</tool_call>',
 }
 TOOL = {"role": "tool", "content": '{"ids": ["img_1", "img_2"]}'}
 DONE = {
@@ -195,7 +195,7 @@ def batch(examples, rows, tokenizer, pad=None):
     )
 
 
-# --- tokens -----------------------------------------------------------------------------------------------------------
+# --- tokens ---------------------------------------------------------------------------------------
 
 
 def mask_table(tokenizer):
@@ -246,7 +246,8 @@ def test_template_layout(tokenizer):
         + "\n</tools><|im_end|>\n"
     )
     assert text.endswith(
-        '<|im_start|>tool\n<tool_response>{"ids": ["img_1", "img_2"]}</tool_response><|im_end|>\n<|im_start|>assistant\n'
+        '<|im_start|>tool\n<tool_response>{"ids": ["img_1", "img_2"]}</tool_response><|im_end|>\n'
+        "<|im_start|>assistant\n"
     )
 
 
@@ -277,7 +278,8 @@ def test_template_that_rewrites_history_is_refused(tokenizer):
     stripping = copy.deepcopy(tokenizer)
     stripping.chat_template = tokenizer.chat_template.replace(
         "message.role + '\\n' + message.content",
-        "message.role + '\\n' + (message.content if loop.last else message.content.split('</think>')[-1])",
+        "message.role + '\\n' + "
+        "(message.content if loop.last else message.content.split('</think>')[-1])",
     )
     assert stripping.chat_template != tokenizer.chat_template
     with pytest.raises(SystemExit, match="rewrites history"):
@@ -297,7 +299,7 @@ def test_tokenizer_without_control_tokens_is_refused(tokenizer):
         check_template(plain)
 
 
-# --- log-probabilities and the loss -----------------------------------------------------------------------------------
+# --- log-probabilities and the loss ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -434,7 +436,7 @@ def test_padding_that_is_the_end_of_turn_does_not_matter(policy, tokenizer, exam
     )  # both agent turns end with a trained end of turn
 
 
-# --- packing and mixtures ---------------------------------------------------------------------------------------------
+# --- packing and mixtures -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -475,7 +477,7 @@ def test_stage_mixture_counts():
 
 
 def test_table_4_s_mixtures_are_exact():
-    """v1 to v7: (share of the general mix, lambda) of each stage; the shares are of one uncut pass."""
+    """v1 to v7: (share of the general mix, lambda) of each stage, shares of one uncut pass."""
     paper = {
         "v1": [(0, 3)],
         "v2": [(1, 3)],
@@ -562,7 +564,7 @@ def test_record_longer_than_a_row_is_named(tokenizer):
         )
 
 
-# --- training, checkpoints --------------------------------------------------------------------------------------------
+# --- training, checkpoints ------------------------------------------------------------------------
 
 
 def copy_run(run, folder, monkeypatch):
@@ -746,7 +748,7 @@ def test_muon_takes_the_matrices_of_the_blocks(policy):
     } == {0.02}
 
 
-# --- LoRA, answers ----------------------------------------------------------------------------------------------------
+# --- LoRA, answers --------------------------------------------------------------------------------
 
 
 def test_lora_merge_equals_the_adapter(policy, tokenizer, examples):
