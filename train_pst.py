@@ -64,7 +64,7 @@ if TYPE_CHECKING:  # transformers takes seconds to import
 BASE_LR = 0.01  # peak learning rate of AdamW on the base's exercises
 MIN_LR = 0.05  # the rate's fall ends at this share of its peak
 BETAS = (0.9, 0.98)  # of AdamW
-PACKED_STEPS = 64  # optimizer steps whose examples are packed together, about
+PACK_WINDOW = 64  # examples that are packed together, for each row of a step
 LOG_EVERY = 20  # optimizer steps between two lines of metrics.jsonl
 
 # An example is (ids, loss mask), or (ids, loss mask, pictures) where a Qwen3-VL reads the user's.
@@ -251,7 +251,7 @@ def pack_steps(
     again.
     """
     per_step = config.pst.rows_per_step
-    window = PACKED_STEPS * per_step
+    window = PACK_WINDOW * per_step
     rows = []
     for start in range(0, len(order), window):
         part = order[start : start + window]
@@ -325,7 +325,8 @@ def micro_batches(
 ) -> list[tuple]:
     """This rank's rows of a step as batches that one forward pass holds (`micro_rows`).
 
-    A batch is (input_ids, position_ids, loss_mask, pictures).
+    A batch is (input_ids, position_ids, loss_mask, pictures). Batches that only keep this rank in
+    step with others have nothing but zeros as their loss mask.
     """
     size = config.pst.micro_rows
     mine = ranks.share(rows)
@@ -394,22 +395,17 @@ def make_optimizers(
         else:
             others.append(name)
 
-    def group_of(names: list[str], peak: float, **settings) -> dict:
-        return {
-            "names": names,
-            "params": [trained[name] for name in names],
-            "peak": peak,
-            **settings,
-        }
+    def group_of(names: list[str], peak: float) -> dict:
+        return {"names": names, "params": [trained[name] for name in names], "peak": peak}
 
     decay = config.pst.weight_decay
+    groups = []  # of AdamW; none for an adapter, which is matrices alone, under Muon
+    if decaying:
+        groups.append({**group_of(decaying, rates.lr), "weight_decay": decay})
+    if others:
+        groups.append({**group_of(others, rates.lr), "weight_decay": 0.0})
     optimizers = []
-    groups = [
-        group_of(names, rates.lr, weight_decay=weight_decay)
-        for names, weight_decay in ((decaying, decay), (others, 0.0))
-        if names
-    ]
-    if groups:  # an adapter is matrices alone, which Muon takes all
+    if groups:
         optimizer = adamw(config.pst.optimizer, groups, lr=rates.lr, betas=BETAS, foreach=True)
         optimizers.append(optimizer)
     if matrices:
@@ -487,8 +483,9 @@ def train_stage(
     optimizers = make_optimizers(config, model, rates)
     first, window = 0, empty_window()
     if start:
-        restore(model, optimizers, *start)
-        first, window = start[2]["step"], start[2]["window"]
+        weights, moments, state = start
+        restore(model, optimizers, weights, moments, state)
+        first, window = state["step"], state["window"]
     model.train()
     tokens = [step_tokens(examples, rows) for rows in steps]
     name = f"stage {number}" if number else "base"
@@ -499,13 +496,10 @@ def train_stage(
 
     with StopSwitch() as stop, log.bar:
         for step, rows in enumerate(steps[first:], first):
+            # Ctrl-C may have reached one rank alone.
             if ranks.total(stop.on or step == stop_at):
                 save(step, log.window)
-                log.bar.close()
-                print(
-                    f"stopped: {name} is saved at step {step} of {len(steps)}; "
-                    f"the same command goes on from there"
-                )
+                log.say_stopped(step)
                 raise SystemExit(130)
             share = lr_share(config, step, len(steps))
             set_learning_rates(optimizers, share)
@@ -588,6 +582,7 @@ class StageLog:
     ):
         self.run = run
         self.number = number
+        self.name = name
         self.n_steps = len(tokens)
         self.window = window
         self.bar = tqdm(
@@ -633,6 +628,14 @@ class StageLog:
         self.bar.set_postfix(loss=f"{loss:.4f}", step=f"{step}/{self.n_steps}", refresh=False)
         self.window = empty_window()
         self.start_clock()
+
+    def say_stopped(self, step: int) -> None:
+        """Say that the stage stops before step `step` (from 0), and how to go on."""
+        self.bar.close()
+        print(
+            f"stopped: {self.name} is saved at step {step} of {self.n_steps}; "
+            f"the same command goes on from there"
+        )
 
 
 # --------------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 """FSDP: all weights in training, spread over the ranks with their gradients and AdamW's moments.
 
 All of it stands here; train_pst.py asks for it in three places (`shard_if_asked`, `through_shards`,
-`missing_passes`), which do nothing in a run without it. It is torch's own fully_shard (FSDP2):
-accelerate's Accelerator knows FSDP on GPUs alone, and what runs there should be what is tested on
-CPUs. "Collective" is what every rank must come to.
+`missing_passes`), which change nothing in a run of one process. It is torch's own fully_shard
+(FSDP2): accelerate's Accelerator knows FSDP on GPUs alone, and what runs there should be what is
+tested on CPUs. "Collective" is what every rank must come to.
 """
 
 import math

@@ -294,8 +294,8 @@ def token_logprobs(
     backward pass computes again, because fp32 logits of a long batch are larger than the model.
 
     input_ids, position_ids (B, T). Rows are packed (positions restart with each example) or
-    right-padded; there is no attention mask: padding comes after what is scored, so causal
-    attention hides it. `autocast`: matrix products in bfloat16. `targets` (B, T-1) defaults to
+    right-padded; there is no attention mask: padding comes after every target, so causal attention
+    hides it. `autocast`: matrix products in bfloat16. `targets` (B, T-1) defaults to
     input_ids[:, 1:]. `chunk` is for tests. pictures: of a Qwen3-VL, (row, first token of the
     example, its pictures), as lib/vision.py takes them.
 
