@@ -97,7 +97,8 @@ def load_stage(config, run, name, device, tokenizer):
 def measure(config, run):
     """Evaluate each policy that the run has; a policy measured before is not measured again. Returns {policy: figures}."""
     from lib.evaluation import evaluate
-    from lib.policy import load_tokenizer, set_up
+    from lib.policy import set_up
+    from lib.tokens import load_tokenizer
 
     path, stages = run / "bench" / "results.json", stages_of(config, run)
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -220,8 +221,9 @@ def act(agent, tasks, config, run, folder, temperature=0.0):
         )
     else:
         from lib.evaluation import score_rollouts
-        from lib.policy import load_tokenizer, set_up
+        from lib.policy import set_up
         from lib.sampler import sample_rollouts
+        from lib.tokens import load_tokenizer
 
         cut_tail(path)
         made = {t["task"]["id"] for t in each_line(path)} if path.is_file() else set()

@@ -1,25 +1,33 @@
-"""The policy, and Progressive Specialization Training (Sec. 4.2): supervised fine-tuning in two stages.
+"""Progressive Specialization Training (PST, Sec. 4.2): supervised fine-tuning in two stages.
 
-Stage s trains on D_s = D_gen(share_s) + lambda x D_vis (500K, then 200K of the general mix, whose sets Table 7 lists; Table 4: lambda = 3),
-every agent token with the same weight. What the policy is (model, tokenizer, chat template, LoRA, log-probabilities)
-stands here as well; train_vrl.py and bench.py import it.
+L_SFT is the mean of -log pi(a | o) over the agent's own tokens, every one with the same weight.
+Stage s trains on D_s = D_gen(share_s) U lambda x D_vis: 500K, then 200K of the general mix, whose
+sets Table 7 lists, and lambda = 3 (Table 4). Read on: the mixture, packing, a batch, one optimizer
+step, a stage, all of PST. The policy itself (model, LoRA, log-probabilities) is lib/policy.py, and
+its tokens and loss masks are lib/tokens.py.
 
-    python train_pst.py --config configs/tiny.yaml                    # goes on where an earlier run stopped
-    python train_pst.py --config configs/tiny.yaml --show-batch       # one packed row, trained tokens in green
+    python train_pst.py --config configs/tiny.yaml         # goes on where an earlier run stopped
+    python train_pst.py --config configs/tiny.yaml --show-batch    # one row, what is trained marked
     python train_pst.py --config configs/tiny.yaml pst.tune=lora name=tiny-lora
-    accelerate launch --config_file configs/fsdp.yaml train_pst.py --config ...       # several ranks, weights spread over them (lib/ranks.py)
+    accelerate launch --config_file configs/fsdp.yaml train_pst.py --config ...      # lib/fsdp.py
 
-A policy from scratch first gets a base, which can copy (`base_policy`); the paper starts from a pretrained model.
-Writes runs/<name>/base/final and pst/final (the policy, fp32 safetensors, tokenizer beside it), pst/stage-I-step-N and metrics.jsonl.
+A policy from scratch first gets a base, which can copy (`base_policy`); the paper starts from a
+pretrained model. Writes runs/<name>/base/final and pst/final (the policy, fp32 safetensors,
+tokenizer beside it), pst/stage-I-step-N and metrics.jsonl.
 """
 
 import bisect
 import math
+import random
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from lib import fsdp, ranks
@@ -32,14 +40,11 @@ from lib.checkpoints import (
     trained_parameters,
 )
 from lib.evaluation import general_exact_match, greedy_answers
-from lib.experiment import Stage, command_line
+from lib.experiment import Config, Stage, command_line
 from lib.policy import (
     add_lora,
     build_policy,
-    encode_trajectory,
-    finished_policy,
     load_policy,
-    load_tokenizer,
     merge_lora,
     save_policy,
     set_up,
@@ -48,43 +53,234 @@ from lib.policy import (
 )
 from lib.quantize import adamw, wants_nf4
 from lib.runs import StopSwitch, append_metrics, open_run, read_jsonl, seeded_rng
+from lib.tokens import encode_trajectory, finished_policy, load_tokenizer
 from lib.vision import pictures_of, show_pictures
 from make_data import ensure_data
 
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# The paper gives no values of its optimizer; these are ours.
 BASE_LR = 0.01  # peak learning rate of AdamW on the base's exercises
 MIN_LR = 0.05  # the rate's fall ends at this share of its peak
-MAX_GRAD_NORM = 1.0  # the gradient is clipped to this norm; ours, the usual one of SFT
+# The gradient is clipped to this norm; ours, the usual one of SFT.
+MAX_GRAD_NORM = 1.0
+BETAS = (0.9, 0.98)  # of AdamW
+PACK_WINDOW = 64  # examples that are packed together, for each row of a step
 LOG_EVERY = 20  # optimizer steps between two lines of metrics.jsonl
 
+# An example is (ids, loss mask), or (ids, loss mask, pictures) where a Qwen3-VL reads the user's.
+# A row is a list of indices of examples that stand in it one after another, a step a list of rows.
+Example = tuple
+Row = list[int]
+Step = list[Row]
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Rows, mixtures, steps
-def pack(lengths, row_len):
-    """Examples to rows of at most `row_len` tokens, best fit decreasing; returns lists of example indices.
+
+# --------------------------------------------------------------------------------------------------
+# Data
+def encode_data(
+    config: Config, run: Path, tokenizer: "PreTrainedTokenizerBase"
+) -> list[list[Example]]:
+    """The general mix (D_gen) and VisGenData (D_vis) of a run, encoded.
+
+    SystemExit names a record that cannot be trained on.
+    """
+    return [
+        encode_records(tokenizer, read_jsonl(run / "data" / name), config.pst.row_len, name)
+        for name in ("general.jsonl", "visgen.jsonl")
+    ]
+
+
+def encode_records(
+    tokenizer: "PreTrainedTokenizerBase", records: list[dict], row_len: int, what: str
+) -> list[Example]:
+    """Records with `messages` and `tools` as examples.
+
+    SystemExit names a record that cannot be trained on, or that is longer than a row of `row_len`
+    tokens; `what` names the records there.
+    """
+    examples = []
+    quiet = len(records) < 1000 or ranks.rank() > 0
+    bar = tqdm(records, desc=f"encode {what}", leave=False, disable=quiet)
+    for i, record in enumerate(bar):
+        try:
+            messages = show_pictures(tokenizer, record.get("task") or {}, record["messages"])
+            ids, mask = encode_trajectory(tokenizer, messages, record.get("tools"))
+        except (ValueError, KeyError) as e:
+            raise SystemExit(f"error: {what}, record {i}: {e}") from e
+        if len(ids) > row_len:
+            raise SystemExit(
+                f"error: {what}, record {i} has {len(ids)} tokens, a row holds {row_len}; "
+                f"raise `pst.row_len`, or make the data shorter"
+            )
+        pictures = pictures_of(messages)
+        examples.append((ids, mask, pictures) if pictures else (ids, mask))
+    return examples
+
+
+def count_tokens(examples: list[Example], indices: Iterable[int]) -> int:
+    """Tokens of the examples with these indices."""
+    return sum(len(examples[i][0]) for i in indices)
+
+
+def step_tokens(examples: list[Example], rows: Step) -> int:
+    """Tokens of one optimizer step, without padding."""
+    return sum(count_tokens(examples, row) for row in rows)
+
+
+# --------------------------------------------------------------------------------------------------
+# The mixture of a stage (Sec. 4.2, Table 4): D = a share of D_gen U lambda x D_vis
+def general_part(config: Config, stage: int, lengths: list[int]) -> list[int]:
+    """Indices of the general examples of stage `stage` (from 0).
+
+    A stage takes those after the stages before it (around the end, if they run out). The share is
+    of their number, or of their tokens (`unit: tokens`; `lengths`: of each example), exact but for
+    the last example. That stages do not overlap is ours.
+    """
+    at = 0
+    for earlier in config.pst.stages[: stage + 1]:
+        sizes = lengths if earlier.unit == "tokens" else [1] * len(lengths)
+        wanted = round(earlier.general * sum(sizes))
+        part = []
+        while wanted > 0:
+            i = at % len(lengths)
+            part.append(i)
+            wanted -= sizes[i]
+            at += 1
+    return part
+
+
+def stage_examples(
+    config: Config, stage: int, visgen: list[Example], general: list[Example], epoch: int = 0
+) -> list[int]:
+    """The mixture of stage `stage` (from 0) in seeded order: indices into [*general, *visgen].
+
+    `general` share of the general examples, and each of D_vis `repeat` (lambda) times.
+    """
+    order = general_part(config, stage, [len(example[0]) for example in general])
+    specialised = [len(general) + i for i in range(len(visgen))]
+    order += specialised * config.pst.stages[stage].repeat
+    seeded_rng("pst order", config.seed, stage, epoch).shuffle(order)
+    return order
+
+
+def stage_order(
+    config: Config, stage: int, visgen: list[Example], general: list[Example]
+) -> list[int]:
+    """Stage `stage` (from 0) as one stream of indices into [*general, *visgen].
+
+    It is the mixture once, or `tokens` tokens of it if that is set: cut, or cycled in fresh orders.
+    SystemExit if the mixture is empty.
+    """
+    examples = [*general, *visgen]
+    wanted = config.pst.stages[stage].tokens
+    order, tokens, epoch = [], 0, 0
+    while True:
+        mixture = stage_examples(config, stage, visgen, general, epoch)
+        if not mixture:
+            raise SystemExit(
+                f"error: stage {stage + 1} has no examples; "
+                f"raise `pst.stages[{stage}].general` or `.repeat`"
+            )
+        for i in mixture:
+            if wanted and tokens >= wanted:
+                break
+            order.append(i)
+            tokens += len(examples[i][0])
+        epoch += 1
+        if tokens >= wanted:
+            return order
+
+
+def mix_of(
+    config: Config, stage: int, steps: list[Step], visgen: list[Example], general: list[Example]
+) -> str:
+    """What a stage trains on, in words.
+
+    Examples and tokens of either kind in its steps, and how much of one pass over its mixture that
+    is.
+    """
+    examples = [*general, *visgen]
+    settings = config.pst.stages[stage]
+    used = [i for step in steps for row in step for i in row]
+    of_general = [i for i in used if i < len(general)]
+    of_visgen = [i for i in used if i >= len(general)]
+    one_pass = stage_examples(config, stage, visgen, general)
+    share = count_tokens(examples, used) / count_tokens(examples, one_pass)
+    return (
+        f"stage {stage + 1} mixes {len(of_general):,} general examples "
+        f"({count_tokens(examples, of_general):,} tokens; "
+        f"{settings.general:g} of the {settings.unit} of {len(general):,}) with "
+        f"{len(of_visgen):,} of VisGenData ({count_tokens(examples, of_visgen):,} tokens; "
+        f"{len(visgen):,} x {settings.repeat}): {share:.0%} of one pass"
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# Packing (ours): short examples share a row
+def pack(lengths: list[int], row_len: int) -> list[Row]:
+    """Examples to rows of at most `row_len` tokens, best fit decreasing: lists of indices.
+
+    ValueError names an example that is longer than a row.
 
     >>> pack([5, 3, 4, 2], 7)
     [[0, 3], [2, 1]]
     """
-    rows, free = [], []  # free: sorted (tokens left, row)
+    rows = []
+    free = []  # sorted (tokens left, row)
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         if lengths[i] > row_len:
             raise ValueError(
                 f"example {i} has {lengths[i]} tokens, a row holds {row_len}: raise `pst.row_len`"
             )
         at = bisect.bisect_left(free, (lengths[i], -1))
-        left, row = free.pop(at) if at < len(free) else (row_len, len(rows))
-        if row == len(rows):
+        if at < len(free):
+            left, row = free.pop(at)
+        else:
+            left, row = row_len, len(rows)
             rows.append([])
         rows[row].append(i)
         bisect.insort(free, (left - lengths[i], row))
     return rows
 
 
-def make_row(examples, row_len, pad_id):
+def pack_steps(
+    config: Config, examples: list[Example], order: list[int], rng: random.Random
+) -> list[Step]:
+    """A stream of example indices as optimizer steps.
+
+    Packing sorts by length, so it sees a window of the stream at a time, and its rows are shuffled
+    again.
+    """
+    per_step = config.pst.rows_per_step
+    window = PACK_WINDOW * per_step
+    rows = []
+    for start in range(0, len(order), window):
+        part = order[start : start + window]
+        packed = pack([len(examples[i][0]) for i in part], config.pst.row_len)
+        fresh = [[part[place] for place in row] for row in packed]
+        rng.shuffle(fresh)
+        rows += fresh
+    return [rows[i : i + per_step] for i in range(0, len(rows), per_step)]
+
+
+def stage_steps(
+    config: Config, stage: int, visgen: list[Example], general: list[Example]
+) -> list[Step]:
+    """All optimizer steps of stage `stage` (from 0), its mixture in rows."""
+    order = stage_order(config, stage, visgen, general)
+    rng = seeded_rng("pst rows", config.seed, stage)
+    return pack_steps(config, [*general, *visgen], order, rng)
+
+
+# --------------------------------------------------------------------------------------------------
+# A batch
+def make_row(examples: list[Example], row_len: int, pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
     """One packed row: input_ids, position_ids, loss_mask, each int64 (row_len,).
 
-    Positions restart with every example, which is how attention knows them apart; the padding at the end is an example of
-    its own with mask 0, whatever its id. The first token of an example is never trained: what comes before is not its own.
+    Positions restart with every example, which is how attention knows them apart; the padding at
+    the end is an example of its own with mask 0, whatever its id. The first token of an example is
+    never trained: what comes before is not its own. ValueError if they do not fit.
     """
     ids, positions, mask = [], [], []
     for tokens, trained, *_ in examples:
@@ -101,435 +297,552 @@ def make_row(examples, row_len, pad_id):
     )
 
 
-def pack_steps(config, examples, order, rng):
-    """A stream of example indices as optimizer steps: lists of rows, a row is a list of indices.
+def make_batch(
+    rows: list[Row], examples: list[Example], pad_id: int, device: torch.device
+) -> list[Tensor]:
+    """Rows as input_ids, position_ids, loss_mask, each int64 (B, T).
 
-    Packing sorts by length, so it sees a window of the stream at a time, and its rows are shuffled again.
+    T is the longest row, not `row_len`.
     """
-    window, rows = 64 * config.pst.rows_per_step, []
-    for at in range(0, len(order), window):
-        part = order[at : at + window]
-        new = [
-            [part[i] for i in row]
-            for row in pack([len(examples[i][0]) for i in part], config.pst.row_len)
-        ]
-        rng.shuffle(new)
-        rows += new
-    return [
-        rows[i : i + config.pst.rows_per_step]
-        for i in range(0, len(rows), config.pst.rows_per_step)
-    ]
+    length = max(count_tokens(examples, row) for row in rows)
+    made = [make_row([examples[i] for i in row], length, pad_id) for row in rows]
+    return [torch.stack(tensors).to(device) for tensors in zip(*made)]
 
 
-def stage_steps(config, stage, visgen, general):
-    """All optimizer steps of a stage, its mixture in rows."""
-    return pack_steps(
-        config,
-        [*general, *visgen],
-        stage_order(config, stage, visgen, general),
-        seeded_rng("pst rows", config.seed, stage),
-    )
+def row_pictures(rows: list[Row], examples: list[Example]) -> list[tuple]:
+    """(row, first token, pictures) of each example with pictures in these rows."""
+    found = []
+    for number, row in enumerate(rows):
+        start = 0
+        for i in row:
+            ids, _, *pictures = examples[i]
+            if pictures:
+                found.append((number, start, pictures[0]))
+            start += len(ids)
+    return found
 
 
-def encode_records(tokenizer, records, row_len, what):
-    """Records with `messages` and `tools` as (ids, loss_mask), or (ids, loss_mask, pictures) where the user's are there and the model is a Qwen3-VL.
+def micro_batches(
+    config: Config, rows: Step, examples: list[Example], pad_id: int, device: torch.device
+) -> list[tuple]:
+    """This rank's rows of a step as batches that one forward pass holds (`micro_rows`).
 
-    SystemExit names a record that cannot be trained on.
+    A batch is (input_ids, position_ids, loss_mask, pictures). Batches that only keep this rank in
+    step with others have nothing but zeros as their loss mask.
     """
-    examples = []
-    for i, record in enumerate(
-        tqdm(
-            records,
-            desc=f"encode {what}",
-            leave=False,
-            disable=len(records) < 1000 or ranks.rank() > 0,
-        )
-    ):
-        try:
-            messages = show_pictures(tokenizer, record.get("task") or {}, record["messages"])
-            shown = pictures_of(messages)
-            examples.append(
-                (
-                    *encode_trajectory(tokenizer, messages, record.get("tools")),
-                    *([shown] if shown else []),
-                )
-            )
-        except (ValueError, KeyError) as e:
-            raise SystemExit(f"error: {what}, record {i}: {e}") from e
-        if len(examples[-1][0]) > row_len:
-            raise SystemExit(
-                f"error: {what}, record {i} has {len(examples[-1][0])} tokens, a row holds {row_len}; "
-                f"raise `pst.row_len`, or make the data shorter"
-            )
-    return examples
+    size = config.pst.micro_rows
+    mine = ranks.share(rows)
+    batches = []
+    for start in range(0, len(mine), size):
+        part = mine[start : start + size]
+        batches.append((*make_batch(part, examples, pad_id, device), row_pictures(part, examples)))
+    for _ in range(fsdp.missing_passes(len(rows), size, len(batches))):
+        ids, positions, mask = make_batch(rows[:1], examples, pad_id, device)
+        batches.append((ids, positions, 0 * mask, row_pictures(rows[:1], examples)))
+    return batches
 
 
-def encode_data(config, run, tokenizer):
-    """The general mix and D_vis of a run, encoded."""
-    return [
-        encode_records(tokenizer, read_jsonl(run / "data" / name), config.pst.row_len, name)
-        for name in ("general.jsonl", "visgen.jsonl")
-    ]
+# --------------------------------------------------------------------------------------------------
+# One optimizer step
+def backward_step(
+    config: Config,
+    model: torch.nn.Module,
+    rows: Step,
+    examples: list[Example],
+    pad_id: int,
+    device: torch.device,
+) -> tuple[float, int, int]:
+    """Gradient of L_SFT (Sec. 4.2) over one optimizer step, in micro-batches.
 
-
-def make_optimizers(config, model, stage):
-    """The optimizers of one stage, as a list: AdamW alone, or (`pst.optimizer: muon`) Muon beside it for the blocks' matrices.
-
-    Every group keeps its peak learning rate as `peak`; embeddings and matrices decay, vectors do not.
+    Returns the loss in nats a loss token, all tokens, and loss tokens. The divisor is the count of
+    loss tokens of the whole step, so any split into micro-batches and over ranks gives the same
+    gradient.
     """
-    trained, p = trained_parameters(model), config.pst
-    matrices = [
-        n
-        for n, w in trained.items()
-        if p.optimizer == "muon" and w.dim() == 2 and "embed" not in n and "lm_head" not in n
-    ]
-    rest = [n for n in trained if n not in matrices]
-    groups = [
-        {
-            "names": names,
-            "params": [trained[n] for n in names],
-            "weight_decay": decay,
-            "peak": stage.lr,
-        }
-        for names, decay in (
-            ([n for n in rest if trained[n].dim() > 1], p.weight_decay),
-            ([n for n in rest if trained[n].dim() < 2], 0.0),
-        )
-        if names
-    ]
-    optimizers = (
-        [adamw(p.optimizer, groups, lr=stage.lr, betas=(0.9, 0.98), foreach=True)] if groups else []
-    )  # an adapter is matrices alone
+    batches = micro_batches(config, rows, examples, pad_id, device)
+    loss_tokens = int(ranks.total(sum(int(mask[:, 1:].sum()) for _, _, mask, _ in batches)))
+    total = 0.0
+    for batch in batches:
+        logprobs = batch_logprobs(config, model, batch)  # (B, T-1), 0 where nothing is trained
+        loss = -logprobs.sum() / loss_tokens
+        loss.backward()
+        total += loss.item()
+    ranks.sum_gradients(trained_parameters(model).values())
+    return ranks.total(total), step_tokens(examples, rows), loss_tokens
+
+
+def batch_logprobs(config: Config, model: torch.nn.Module, batch: tuple) -> Tensor:
+    """log pi(a | o) of a batch's loss tokens, (B, T-1), 0 at the others."""
+    ids, positions, mask, pictures = batch
+    logprobs_of = fsdp.through_shards(token_logprobs, model)
+    autocast = use_autocast(config, ids.device)
+    return logprobs_of(ids, positions, mask[:, 1:], autocast=autocast, pictures=pictures)
+
+
+def make_optimizers(
+    config: Config, model: torch.nn.Module, rates: Stage
+) -> list[torch.optim.Optimizer]:
+    """The optimizers of one stage, with its peak learning rates.
+
+    AdamW alone, or (`pst.optimizer: muon`) Muon beside it for the blocks' matrices. Every group
+    keeps its peak rate as `peak`; embeddings and matrices decay, vectors do not.
+    """
+    trained = trained_parameters(model)
+    matrices, decaying, others = [], [], []
+    for name, weight in trained.items():
+        in_block = "embed" not in name and "lm_head" not in name
+        if config.pst.optimizer == "muon" and weight.dim() == 2 and in_block:
+            matrices.append(name)
+        elif weight.dim() > 1:
+            decaying.append(name)
+        else:
+            others.append(name)
+
+    def group_of(names: list[str], peak: float) -> dict:
+        return {"names": names, "params": [trained[name] for name in names], "peak": peak}
+
+    decay = config.pst.weight_decay
+    groups = []  # of AdamW; none for an adapter, which is matrices alone, under Muon
+    if decaying:
+        groups.append({**group_of(decaying, rates.lr), "weight_decay": decay})
+    if others:
+        groups.append({**group_of(others, rates.lr), "weight_decay": 0.0})
+    optimizers = []
+    if groups:
+        optimizer = adamw(config.pst.optimizer, groups, lr=rates.lr, betas=BETAS, foreach=True)
+        optimizers.append(optimizer)
     if matrices:
-        group = {
-            "names": matrices,
-            "params": [trained[n] for n in matrices],
-            "peak": stage.matrix_lr,
-        }
-        optimizers.append(
-            torch.optim.Muon([group], lr=stage.matrix_lr, weight_decay=p.weight_decay)
-        )
+        group = group_of(matrices, rates.matrix_lr)
+        optimizers.append(torch.optim.Muon([group], lr=rates.matrix_lr, weight_decay=decay))
     return optimizers
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Training
-def lr_share(config, step, steps):
-    """Share of the peak learning rate at step `step` (from 0) of `steps`: a linear rise, the peak, a linear fall to min_lr."""
-    rise, fall = (
-        max(1, round(share * steps)) for share in (config.pst.warmup, config.pst.cooldown)
-    )
-    low = MIN_LR
-    return min(1.0, (step + 1) / rise, low + (1 - low) * (steps - 1 - step) / fall)
+def lr_share(config: Config, step: int, steps: int) -> float:
+    """Share of the peak learning rate at step `step` (from 0) of `steps`.
 
-
-def make_batch(rows, examples, pad_id, device):
-    """Rows of example indices as input_ids, position_ids, loss_mask (B, T); T is the longest row, not `row_len`."""
-    length = max(sum(len(examples[i][0]) for i in row) for row in rows)
-    made = [make_row([examples[i] for i in row], length, pad_id) for row in rows]
-    return [torch.stack(x).to(device) for x in zip(*made)]
-
-
-def row_pictures(rows, examples):
-    """(row, first token, pictures) of each example with pictures, of rows of example indices."""
-    starts = [[sum(len(examples[i][0]) for i in row[:k]) for k in range(len(row))] for row in rows]
-    return [
-        (r, start, examples[i][2])
-        for r, row in enumerate(rows)
-        for i, start in zip(row, starts[r])
-        if len(examples[i]) > 2
-    ]
-
-
-def backward_step(config, model, rows, examples, pad_id, device):
-    """Gradient of one optimizer step in micro-batches; returns (loss, tokens, loss tokens), loss in nats a loss token.
-
-    The divisor is the count of loss tokens of the whole step, so any split into micro-batches and over ranks gives the same gradient.
+    A linear rise (`warmup`), the peak, a linear fall (`cooldown`) to MIN_LR.
     """
-    mine = ranks.share(rows)
-    parts = [
-        mine[i : i + config.pst.micro_rows] for i in range(0, len(mine), config.pst.micro_rows)
-    ]
-    batches = [
-        (*make_batch(part, examples, pad_id, device), row_pictures(part, examples))
-        for part in parts
-    ]
-    loss_tokens = int(ranks.total(sum(int(mask[:, 1:].sum()) for _, _, mask, _ in batches)))
-    # FSDP's passes are collective: a rank with fewer rows reads one more without a loss.
-    for _ in range(
-        math.ceil(math.ceil(len(rows) / ranks.world()) / config.pst.micro_rows) - len(batches)
-    ):
-        ids, positions, mask = make_batch(rows[:1], examples, pad_id, device)
-        batches.append((ids, positions, 0 * mask, row_pictures(rows[:1], examples)))
-    sharded = getattr(model, "sharded_logprobs", None)
-    total = 0.0
-    for ids, positions, mask, pictures in batches:
-        logps = (sharded or partial(token_logprobs, model))(
-            ids, positions, mask[:, 1:], autocast=use_autocast(config, device), pictures=pictures
-        )  # (B, T-1)
-        loss = -logps.sum() / loss_tokens
-        (
-            loss * ranks.world() if sharded else loss
-        ).backward()  # FSDP takes the mean over ranks, not the sum
-        total += loss.item()
-    ranks.sum_gradients(trained_parameters(model).values())
-    return ranks.total(total), sum(len(examples[i][0]) for row in rows for i in row), loss_tokens
+    rise = max(1, round(config.pst.warmup * steps))
+    fall = max(1, round(config.pst.cooldown * steps))
+    rising = (step + 1) / rise
+    falling = MIN_LR + (1 - MIN_LR) * (steps - 1 - step) / fall
+    return min(1.0, rising, falling)
 
 
+def set_learning_rates(optimizers: list[torch.optim.Optimizer], share: float) -> None:
+    """Set every group's learning rate to a share of its peak."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = share * group["peak"]
+
+
+def apply_gradient(
+    config: Config,
+    model: torch.nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    loss: float,
+    where: str,
+) -> float:
+    """Clip the gradient, let the optimizers step, clear it; returns its norm before clipping.
+
+    SystemExit if the norm is no finite number; `where` and `loss` tell of the step there.
+    """
+    parameters = trained_parameters(model).values()
+    norm = torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
+    norm = fsdp.full_tensor(norm).item()
+    if not math.isfinite(norm):
+        raise SystemExit(
+            f"error: the gradient of {where} is {norm} (loss {loss}); "
+            f"lower its `lr`, or set model.autocast=false"
+        )
+    for optimizer in optimizers:
+        optimizer.step()
+    model.zero_grad()
+    return norm
+
+
+# --------------------------------------------------------------------------------------------------
+# One stage
 def train_stage(
-    config, run, number, part, model, examples, steps, pad_id, device, start=None, stop_at=None
-):
-    """One stage of PST (or the base, number 0): `steps` over encoded `examples`, learning rates of `part`. `start`: its read checkpoint.
+    config: Config,
+    run: Path,
+    number: int,
+    rates: Stage,
+    model: torch.nn.Module,
+    examples: list[Example],
+    steps: list[Step],
+    pad_id: int,
+    device: torch.device,
+    start: tuple | None = None,
+    stop_at: int | None = None,
+) -> None:
+    """One stage of PST (from 1; 0 is the base): `steps` over encoded `examples`.
 
-    Saves every `save_every` steps and at the end. On Ctrl-C (or before step `stop_at`, for tests) saves and exits with 130.
+    `rates` holds the peak learning rates, `start` the checkpoint to go on from, as it was read.
+    Saves every `save_every` steps and at the end. On Ctrl-C (or before step `stop_at`, for tests)
+    saves and exits with 130.
     """
-    if fsdp.use_fsdp():
-        if (config.pst.tune, config.pst.optimizer) != ("full", "adamw"):
-            raise SystemExit(
-                f"error: FSDP spreads all weights and AdamW's moments, got pst.tune={config.pst.tune} "
-                f"pst.optimizer={config.pst.optimizer}; set pst.tune=full pst.optimizer=adamw, or launch without configs/fsdp.yaml"
-            )
-        fsdp.shard(model, "sharded_logprobs", token_logprobs)
-    optimizers, name = make_optimizers(config, model, part), f"stage {number}" if number else "base"
-    first, window = 0, {"loss": 0.0, "tokens": 0, "loss_tokens": 0}
+    fsdp.shard_if_asked(config, model)
+    optimizers = make_optimizers(config, model, rates)
+    first, window = 0, empty_window()
     if start:
-        restore(model, optimizers, *start)
-        first, window = start[2]["step"], start[2]["window"]
+        weights, moments, state = start
+        restore(model, optimizers, weights, moments, state)
+        first, window = state["step"], state["window"]
     model.train()
-    tokens = [sum(len(examples[i][0]) for row in step for i in row) for step in steps]
+    tokens = [step_tokens(examples, rows) for rows in steps]
+    name = f"stage {number}" if number else "base"
+    seconds = estimate_seconds(config, model, examples, steps, tokens, first, pad_id, device)
+    print_stage(config, name, rates, steps, tokens, first, seconds)
+    log = StageLog(run, number, name, tokens, first, window)
+    save = partial(save_stage, config, run, number, model, optimizers)
+
+    with StopSwitch() as stop, log.bar:
+        for step, rows in enumerate(steps[first:], first):
+            # Ctrl-C may have reached one rank alone.
+            if ranks.total(stop.on or step == stop_at):
+                save(step, log.window)
+                log.say_stopped(step)
+                raise SystemExit(130)
+            share = lr_share(config, step, len(steps))
+            set_learning_rates(optimizers, share)
+            loss, _, loss_tokens = backward_step(config, model, rows, examples, pad_id, device)
+            norm = apply_gradient(config, model, optimizers, loss, f"{name}, step {step}")
+            log.add(loss, tokens[step], loss_tokens)
+            last = step + 1 == len(steps)
+            if (step + 1) % LOG_EVERY == 0 or last:
+                log.write(step + 1, share * rates.lr, norm)
+            if (step + 1) % config.pst.save_every == 0 or last:
+                save(step + 1, log.window)
+
+
+def estimate_seconds(
+    config: Config,
+    model: torch.nn.Module,
+    examples: list[Example],
+    steps: list[Step],
+    tokens: list[int],
+    first: int,
+    pad_id: int,
+    device: torch.device,
+) -> float:
+    """How long the steps from `first` will take; `tokens`: of each step.
+
+    A pass over the first of them, whose gradient is thrown away, is timed.
+    """
+    if first == len(steps):
+        return 0.0
     began = time.perf_counter()
-    if first < len(
-        steps
-    ):  # a pass whose gradient is thrown away tells how long the stage will take
-        backward_step(config, model, steps[first], examples, pad_id, device)
-        model.zero_grad()
-    seconds = (
-        (time.perf_counter() - began)
-        * sum(tokens[first:])
-        / max(1, tokens[first] if first < len(steps) else 1)
-    )
-    fill = sum(tokens) / (sum(map(len, steps)) * config.pst.row_len)
+    backward_step(config, model, steps[first], examples, pad_id, device)
+    model.zero_grad()
+    return (time.perf_counter() - began) * sum(tokens[first:]) / max(1, tokens[first])
+
+
+def print_stage(
+    config: Config,
+    name: str,
+    rates: Stage,
+    steps: list[Step],
+    tokens: list[int],
+    first: int,
+    seconds: float,
+) -> None:
+    """Say how much a stage trains on, and how long that will take."""
+    n_rows = sum(len(rows) for rows in steps)
+    fill = sum(tokens) / (n_rows * config.pst.row_len)
     print(
-        f"{name}: {sum(tokens):,} tokens in {len(steps):,} steps of {config.pst.rows_per_step} rows, {fill:.0%} full, "
-        f"lr {part.lr:g}; from step {first}, about {seconds / 60:.1f} min",
+        f"{name}: {sum(tokens):,} tokens in {len(steps):,} steps of {config.pst.rows_per_step} "
+        f"rows, {fill:.0%} full, lr {rates.lr:g}; from step {first}, about {seconds / 60:.1f} min",
         flush=True,
     )
 
-    def save(step):
-        state = {"stage": number, "step": step, "window": window, "config": config_digest(config)}
-        save_checkpoint(
-            run / ("pst" if number else "base") / f"stage-{number}-step-{step}",
-            model,
-            optimizers,
-            state,
+
+def save_stage(
+    config: Config,
+    run: Path,
+    number: int,
+    model: torch.nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    step: int,
+    window: dict,
+) -> None:
+    """Write the checkpoint of stage `number` after `step` steps."""
+    folder = run / ("pst" if number else "base") / f"stage-{number}-step-{step}"
+    state = {"stage": number, "step": step, "window": window, "config": config_digest(config)}
+    save_checkpoint(folder, model, optimizers, state)
+
+
+def empty_window() -> dict:
+    """Sums over the steps since the last line of metrics.jsonl; a checkpoint keeps them."""
+    return {"loss": 0.0, "tokens": 0, "loss_tokens": 0}
+
+
+class StageLog:
+    """What a stage shows: a bar, and a line of metrics.jsonl every LOG_EVERY steps."""
+
+    def __init__(
+        self, run: Path, number: int, name: str, tokens: list[int], first: int, window: dict
+    ):
+        self.run = run
+        self.number = number
+        self.name = name
+        self.n_steps = len(tokens)
+        self.window = window
+        self.bar = tqdm(
+            total=sum(tokens),
+            initial=sum(tokens[:first]),
+            unit="tok",
+            unit_scale=True,
+            desc=name,
+            mininterval=2,
+            disable=ranks.rank() > 0,
+        )
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Speed is counted from here: a checkpoint's window is older than this process."""
+        self.began = time.perf_counter()
+        self.tokens = 0
+
+    def add(self, loss: float, tokens: int, loss_tokens: int) -> None:
+        """Count one optimizer step."""
+        self.window["loss"] += loss * loss_tokens
+        self.window["tokens"] += tokens
+        self.window["loss_tokens"] += loss_tokens
+        self.tokens += tokens
+        self.bar.update(tokens)
+
+    def write(self, step: int, lr: float, grad_norm: float) -> None:
+        """Append a line after `step` steps, and begin a new window."""
+        loss = self.window["loss"] / self.window["loss_tokens"]
+        record = {
+            "phase": "pst",
+            "stage": self.number,
+            "step": step,
+            "loss": loss,
+            "tokens": self.window["tokens"],
+            "loss_tokens": self.window["loss_tokens"],
+            "tok_s": round(self.tokens / (time.perf_counter() - self.began), 1),
+            "lr": lr,
+            "grad_norm": grad_norm,
+        }
+        if ranks.rank() == 0:
+            append_metrics(self.run, record)
+        self.bar.set_postfix(loss=f"{loss:.4f}", step=f"{step}/{self.n_steps}", refresh=False)
+        self.window = empty_window()
+        self.start_clock()
+
+    def say_stopped(self, step: int) -> None:
+        """Say that the stage stops before step `step` (from 0), and how to go on."""
+        self.bar.close()
+        print(
+            f"stopped: {self.name} is saved at step {step} of {self.n_steps}; "
+            f"the same command goes on from there"
         )
 
-    bar = tqdm(
-        total=sum(tokens),
-        initial=sum(tokens[:first]),
-        unit="tok",
-        unit_scale=True,
-        desc=name,
-        mininterval=2,
-        disable=ranks.rank() > 0,
-    )
-    logged_at, logged_tokens = time.perf_counter(), 0
-    with StopSwitch() as stop, bar:
-        for step in range(first, len(steps)):
-            if ranks.total(stop.on or step == stop_at):
-                save(step)
-                bar.close()
-                print(
-                    f"stopped: {name} is saved at step {step} of {len(steps)}; the same command goes on from there"
-                )
-                raise SystemExit(130)
-            share = lr_share(config, step, len(steps))
-            for group in (g for o in optimizers for g in o.param_groups):
-                group["lr"] = share * group["peak"]
-            loss, n, loss_tokens = backward_step(
-                config, model, steps[step], examples, pad_id, device
-            )
-            norm = fsdp.full_tensor(
-                torch.nn.utils.clip_grad_norm_(trained_parameters(model).values(), MAX_GRAD_NORM)
-            ).item()
-            if not math.isfinite(norm):
-                raise SystemExit(
-                    f"error: the gradient of {name}, step {step} is {norm} (loss {loss}); lower its `lr`, or set model.autocast=false"
-                )
-            for optimizer in optimizers:
-                optimizer.step()
-            model.zero_grad()
-            window["loss"] += loss * loss_tokens
-            window["tokens"] += n
-            window["loss_tokens"] += loss_tokens
-            logged_tokens += n
-            bar.update(n)
-            if (step + 1) % LOG_EVERY == 0 or step + 1 == len(steps):
-                mean = window["loss"] / window["loss_tokens"]
-                speed = logged_tokens / (time.perf_counter() - logged_at)
-                record = {
-                    "phase": "pst",
-                    "stage": number,
-                    "step": step + 1,
-                    "loss": mean,
-                    "tokens": window["tokens"],
-                    "loss_tokens": window["loss_tokens"],
-                    "tok_s": round(speed, 1),
-                    "lr": share * part.lr,
-                    "grad_norm": norm,
-                }
-                if ranks.rank() == 0:
-                    append_metrics(run, record)
-                bar.set_postfix(loss=f"{mean:.4f}", step=f"{step + 1}/{len(steps)}", refresh=False)
-                window = {"loss": 0.0, "tokens": 0, "loss_tokens": 0}
-                logged_at, logged_tokens = time.perf_counter(), 0
-            if (step + 1) % config.pst.save_every == 0 or step + 1 == len(steps):
-                save(step + 1)
 
+# --------------------------------------------------------------------------------------------------
+# The base: the policy before PST
+def base_policy(
+    config: Config,
+    run: Path,
+    tokenizer: "PreTrainedTokenizerBase",
+    device: torch.device,
+    quantize: bool = False,
+) -> "PreTrainedModel":
+    """The policy before PST: `model.path`, or random weights that have learnt to copy.
 
-def base_policy(config, run, tokenizer, device, quantize=False):
-    """The policy before PST: `model.path`, or a Qwen3 from scratch after `model.base_examples` copying exercises. `quantize`: in nf4.
-
-    The paper starts from a pretrained model, which can read and copy; random weights cannot, and D_vis alone does not teach it
-    (configs/tiny.yaml has the figures). The result is kept in runs/<name>/base/final.
+    The paper starts from a pretrained model, which can read and copy; random weights cannot, and
+    D_vis alone does not teach it (configs/tiny.yaml has the figures). So a Qwen3 from scratch is
+    trained on `model.base_examples` copying exercises first (ours), and kept in
+    runs/<name>/base/final. `quantize`: in nf4.
     """
-    # An ablation that takes another run's PST takes its base as well.
-    homes = [run] + (
-        [finished_policy(config.pst.init_from).parents[1]] if config.pst.init_from else []
-    )
-    final, policy = (
-        next(
-            (h / "base" / "final" for h in homes if (h / "base" / "final").is_dir()),
-            run / "base" / "final",
-        ),
-        config.model,
-    )
-    if policy.path or not policy.base_examples:
+    final = find_base(config, run)
+    if config.model.path or not config.model.base_examples:
         return build_policy(config, tokenizer, device, quantize)
     if ranks.agreed(final.is_dir()):
         return load_policy(final, config, tokenizer, device, quantize)
-    model = build_policy(config, tokenizer, device)
-    examples = encode_records(
-        tokenizer, read_jsonl(run / "data" / "base.jsonl"), config.pst.row_len, "base.jsonl"
-    )
-    steps = pack_steps(
-        config, examples, list(range(len(examples))), seeded_rng("base rows", config.seed)
-    )
-    saved = list_checkpoints(run / "base")
-    start = read_checkpoint(config, saved[-1]) if saved else None
-    train_stage(
-        config,
-        run,
-        0,
-        Stage(lr=BASE_LR),
-        model,
-        examples,
-        steps,
-        tokenizer.pad_token_id,
-        device,
-        start=start,
-    )
+    model = train_base(config, run, tokenizer, device)
     save_policy(model, tokenizer, final)
-    return load_policy(final, config, tokenizer, device, quantize) if quantize else model
+    if quantize:
+        return load_policy(final, config, tokenizer, device, quantize)
+    return model
 
 
-def base_folder(config, run, tokenizer, device):
-    """The folder of the policy before PST, made if it is not there, for an engine that loads by itself."""
+def find_base(config: Config, run: Path) -> Path:
+    """The folder of the base: where it is, or in this run, where it will be.
+
+    An ablation that takes another run's PST takes its base as well.
+    """
+    own = run / "base" / "final"
+    if not config.pst.init_from:
+        return own
+    other = finished_policy(config.pst.init_from).parents[1] / "base" / "final"
+    return other if other.is_dir() and not own.is_dir() else own
+
+
+def train_base(
+    config: Config, run: Path, tokenizer: "PreTrainedTokenizerBase", device: torch.device
+) -> "PreTrainedModel":
+    """A Qwen3 from scratch after its copying exercises; goes on from a checkpoint."""
+    model = build_policy(config, tokenizer, device)
+    records = read_jsonl(run / "data" / "base.jsonl")
+    examples = encode_records(tokenizer, records, config.pst.row_len, "base.jsonl")
+    rng = seeded_rng("base rows", config.seed)
+    steps = pack_steps(config, examples, list(range(len(examples))), rng)
+    start = last_checkpoint(config, run / "base")
+    rates = Stage(lr=BASE_LR)
+    pad_id = tokenizer.pad_token_id
+    train_stage(config, run, 0, rates, model, examples, steps, pad_id, device, start=start)
+    return model
+
+
+def last_checkpoint(config: Config, folder: Path, say: bool = False) -> tuple | None:
+    """Weights, moments and state of the newest checkpoint in a folder; None if there is none.
+
+    `say`: print which it is.
+    """
+    saved = list_checkpoints(folder)
+    if not saved:
+        return None
+    start = read_checkpoint(config, saved[-1])
+    if say:
+        print(f"continuing from {saved[-1]}")
+    return start
+
+
+def base_folder(
+    config: Config, run: Path, tokenizer: "PreTrainedTokenizerBase", device: torch.device
+) -> Path:
+    """The folder of the policy before PST, made if it is not there.
+
+    For an engine that loads by itself. SystemExit if the policy has no folder.
+    """
     base_policy(config, run, tokenizer, device)
     folder = run / "base" / "final"
     if not folder.is_dir():
         raise SystemExit(
-            "error: vLLM loads the policy from a folder, and random weights have none; set model.base_examples or model.path"
+            "error: vLLM loads the policy from a folder, and random weights have none; "
+            "set model.base_examples or model.path"
         )
     return folder
 
 
-def train_pst(config, run):
+# --------------------------------------------------------------------------------------------------
+# All of PST
+def train_pst(config: Config, run: Path) -> Path:
     """Run the stages of PST that are not done yet; returns the folder of the finished policy."""
-    final = run / "pst" / "final"
     if config.pst.init_from:
         return finished_policy(config.pst.init_from)
+    final = run / "pst" / "final"
     if ranks.agreed(final.is_dir()):  # it was renamed into place, so it is whole
         return final
-    device, quantize = set_up(config), wants_nf4(config, "pst")
+    device = set_up(config)
+    quantize = wants_nf4(config, "pst")
     ranks.first(lambda: ensure_data(config, run))
     tokenizer = load_tokenizer(config, run)
     general, visgen = encode_data(config, run, tokenizer)
     model = base_policy(config, run, tokenizer, device, quantize)
     if config.pst.tune == "lora":
         model = add_lora(config, model)
-    every, trained = [
-        sum(p.numel() for p in x) for x in (model.parameters(), trained_parameters(model).values())
-    ]
-    marked = sum(sum(x[1]) for x in general + visgen) / sum(len(x[1]) for x in general + visgen)
-    bf16 = "bfloat16" if use_autocast(config, device) else config.model.dtype
-    print(
-        f"PST: {every:,} parameters, {trained:,} trained, {bf16} on {device} ({torch.get_num_threads()} threads); "
-        f"{len(visgen):,} trajectories, {len(general):,} general examples, {marked:.0%} of tokens trained",
-        flush=True,
-    )
-    saved = list_checkpoints(run / "pst")
-    start = read_checkpoint(config, saved[-1]) if saved else None
-    if start:
-        print(f"continuing from {saved[-1]}")
-    for stage, part in enumerate(config.pst.stages):
-        if start and start[2]["stage"] > stage + 1:
-            continue
-        steps = stage_steps(config, stage, visgen, general)
-        print(mix_of(config, stage, steps, visgen, general))
-        train_stage(
-            config,
-            run,
-            stage + 1,
-            part,
-            model,
-            [*general, *visgen],
-            steps,
-            tokenizer.pad_token_id,
-            device,
-            start=start,
-        )
-        start = None
-    if config.pst.tune == "lora" and (
-        ranks.rank() == 0 or not quantize
-    ):  # the whole base in fp32 has room once in a node's memory
-        plain = replace(config, model=replace(config.model, dtype="float32"))
-        fresh = (
-            load_policy(
-                config.model.path or run / "base" / "final", plain, tokenizer, torch.device("cpu")
-            )
-            if quantize
-            else None
-        )
-        model = merge_lora(model, fresh)
+    print_pst(config, model, visgen, general, device)
+    train_stages(config, run, model, visgen, general, tokenizer.pad_token_id, device)
+    if config.pst.tune == "lora":
+        model = merged_policy(config, run, model, tokenizer, quantize)
     save_policy(model, tokenizer, final)
     return final
 
 
-def show_batch(config, run):
+def print_pst(
+    config: Config,
+    model: torch.nn.Module,
+    visgen: list[Example],
+    general: list[Example],
+    device: torch.device,
+) -> None:
+    """Say what is trained on what."""
+    n_all = sum(p.numel() for p in model.parameters())
+    n_trained = sum(p.numel() for p in trained_parameters(model).values())
+    masks = [mask for _, mask, *_ in general + visgen]
+    marked = sum(sum(mask) for mask in masks) / sum(len(mask) for mask in masks)
+    dtype = "bfloat16" if use_autocast(config, device) else config.model.dtype
+    print(
+        f"PST: {n_all:,} parameters, {n_trained:,} trained, {dtype} on {device} "
+        f"({torch.get_num_threads()} threads); {len(visgen):,} trajectories, "
+        f"{len(general):,} general examples, {marked:.0%} of tokens trained",
+        flush=True,
+    )
+
+
+def train_stages(
+    config: Config,
+    run: Path,
+    model: torch.nn.Module,
+    visgen: list[Example],
+    general: list[Example],
+    pad_id: int,
+    device: torch.device,
+) -> None:
+    """Train the stages from the last checkpoint on."""
+    examples = [*general, *visgen]
+    start = last_checkpoint(config, run / "pst", say=True)
+    for stage, rates in enumerate(config.pst.stages):
+        number = stage + 1
+        if start and start[2]["stage"] > number:
+            continue
+        steps = stage_steps(config, stage, visgen, general)
+        print(mix_of(config, stage, steps, visgen, general))
+        train_stage(config, run, number, rates, model, examples, steps, pad_id, device, start=start)
+        start = None
+
+
+def merged_policy(
+    config: Config,
+    run: Path,
+    model: torch.nn.Module,
+    tokenizer: "PreTrainedTokenizerBase",
+    quantize: bool,
+) -> torch.nn.Module:
+    """The policy with its adapter merged in fp32.
+
+    A quantized one is merged into its base anew, on rank 0 alone: the whole base in fp32 has room
+    once in a node's memory. The other ranks keep `model`.
+    """
+    if not quantize:
+        return merge_lora(model)
+    if ranks.rank() > 0:
+        return model
+    plain = replace(config, model=replace(config.model, dtype="float32"))
+    source = config.model.path or run / "base" / "final"
+    return merge_lora(model, load_policy(source, plain, tokenizer, torch.device("cpu")))
+
+
+def show_batch(config: Config, run: Path) -> None:
     """Print the first packed row of stage 1, trained tokens in green."""
     ensure_data(config, run)
     tokenizer = load_tokenizer(config, run)
     general, visgen = encode_data(config, run, tokenizer)
-    row = stage_steps(config, 0, visgen, general)[0][0]
-    for i in row:
-        ids, mask = [*general, *visgen][i][:2]
-        cut = [0] + [k for k in range(1, len(ids)) if mask[k] != mask[k - 1]] + [len(ids)]
-        print(
-            "".join(
-                f"\033[32m{tokenizer.decode(ids[a:b])}\033[0m"
-                if mask[a]
-                else tokenizer.decode(ids[a:b])
-                for a, b in zip(cut, cut[1:])
-            )
-            + f"\n--- {len(ids)} tokens, {sum(mask)} trained"
-        )
+    examples = [*general, *visgen]
+    first_step = stage_steps(config, 0, visgen, general)[0]
+    for i in first_step[0]:
+        ids, mask, *_ = examples[i]
+        print(colored(tokenizer, ids, mask))
+        print(f"--- {len(ids)} tokens, {sum(mask)} trained")
 
 
-def main():
-    config, given = command_line(
-        __doc__, [("--show-batch", "print one packed row with the trained tokens marked, and exit")]
-    )
+def colored(tokenizer: "PreTrainedTokenizerBase", ids: list[int], mask: list[int]) -> str:
+    """Tokens as text, those with mask 1 in a terminal's green."""
+    changes = [k for k in range(1, len(ids)) if mask[k] != mask[k - 1]]
+    text = ""
+    for start, end in zip([0, *changes], [*changes, len(ids)]):
+        piece = tokenizer.decode(ids[start:end])
+        text += f"\033[32m{piece}\033[0m" if mask[start] else piece
+    return text
+
+
+def main() -> None:
+    """Train by PST, then measure the finished policy on held-out general items."""
+    switch = ("--show-batch", "print one packed row with the trained tokens marked, and exit")
+    config, given = command_line(__doc__, [switch])
     run = ranks.first(lambda: open_run(config))
     if "--show-batch" in given:
         return show_batch(config, run)
@@ -539,85 +852,17 @@ def main():
     ranks.first(lambda: ensure_data(config, run))
     tokenizer = load_tokenizer(config, run)
     model = load_policy(final, config, tokenizer, device)
-    shares = general_exact_match(
-        partial(greedy_answers, model, tokenizer, device=device),
-        tokenizer,
-        read_jsonl(run / "data" / "general_heldout.jsonl"),
-    )
-    if ranks.rank():
+    answers = partial(greedy_answers, model, tokenizer, device=device)
+    heldout = read_jsonl(run / "data" / "general_heldout.jsonl")
+    shares = general_exact_match(answers, tokenizer, heldout)
+    if ranks.rank() > 0:
         return
-    append_metrics(
-        run,
-        {
-            "phase": "pst",
-            "general_exact_match": shares,
-            "seconds": round(time.perf_counter() - began, 1),
-        },
-    )
-    print("general exact match, greedy: " + ", ".join(f"{k} {v:.1%}" for k, v in shares.items()))
+    seconds = round(time.perf_counter() - began, 1)
+    append_metrics(run, {"phase": "pst", "general_exact_match": shares, "seconds": seconds})
+    said = ", ".join(f"{kind} {share:.1%}" for kind, share in shares.items())
+    print(f"general exact match, greedy: {said}")
     print(f"finished policy: {final}")
 
 
 if __name__ == "__main__":
     ranks.run(main)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The mixture of a PST stage (Sec. 4.2, Table 4): D = a share of D_gen U repeat x D_vis
-def general_part(config, stage, lengths):
-    """Indices of the general examples of stage `stage` (from 0), after those of the stages before (around the end, if they run out).
-
-    The share is of their number, or of their tokens (`unit: tokens`; `lengths`: of each example), exact but for the last example.
-    """
-    at = 0
-    for s in config.pst.stages[: stage + 1]:
-        sizes = lengths if s.unit == "tokens" else [1] * len(lengths)
-        part, wanted = [], round(s.general * sum(sizes))
-        while wanted > 0:
-            part.append(at % len(lengths))
-            wanted -= sizes[at % len(lengths)]
-            at += 1
-    return part
-
-
-def stage_examples(config, stage, visgen, general, epoch=0):
-    """The mixture of stage `stage` (from 0) in seeded order: indices into [*general, *visgen], which are encoded examples (ids, mask).
-
-    `general` share of the general examples, and each of D_vis `repeat` times.
-    """
-    order = general_part(config, stage, [len(ids) for ids, _ in general])
-    order += [len(general) + i for i in range(len(visgen))] * config.pst.stages[stage].repeat
-    seeded_rng("pst order", config.seed, stage, epoch).shuffle(order)
-    return order
-
-
-def stage_order(config, stage, visgen, general):
-    """Stage `stage` (from 0) as one stream of indices into [*general, *visgen] (encoded examples), of `tokens` tokens if that is set."""
-    lengths, wanted = [len(x[0]) for x in [*general, *visgen]], config.pst.stages[stage].tokens
-    order, epoch, total = [], 0, 0
-    while True:
-        fresh = stage_examples(config, stage, visgen, general, epoch)
-        if not fresh:
-            raise SystemExit(
-                f"error: stage {stage + 1} has no examples; raise `pst.stages[{stage}].general` or `.repeat`"
-            )
-        for i in fresh:
-            if wanted and total >= wanted:
-                break
-            order.append(i)
-            total += lengths[i]
-        epoch += 1
-        if total >= wanted:
-            return order
-
-
-def mix_of(config, stage, steps, visgen, general):
-    """What a stage trains on, in words: examples and tokens of either kind in its steps, and how much of one pass over its mixture that is."""
-    pool, used = [*general, *visgen], [i for step in steps for row in step for i in row]
-    tokens = lambda some: sum(len(pool[i][0]) for i in some)  # noqa: E731
-    parts = [[i for i in used if i < len(general)], [i for i in used if i >= len(general)]]
-    whole, s = tokens(stage_examples(config, stage, visgen, general)), config.pst.stages[stage]
-    return (
-        f"stage {stage + 1} mixes {len(parts[0]):,} general examples ({tokens(parts[0]):,} tokens; {s.general:g} of the {s.unit} of {len(general):,}) with "
-        f"{len(parts[1]):,} of VisGenData ({tokens(parts[1]):,} tokens; {len(visgen):,} x {s.repeat}): {tokens(used) / whole:.0%} of one pass"
-    )

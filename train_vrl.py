@@ -45,17 +45,11 @@ from lib.evaluation import (
 )
 from lib.experiment import Config, VrlConfig, command_line
 from lib.figures import plot_curve, print_before_after, write_trajectory
-from lib.policy import (
-    add_lora,
-    load_policy,
-    load_tokenizer,
-    set_up,
-    token_logprobs,
-    use_autocast,
-)
+from lib.policy import add_lora, load_policy, set_up, token_logprobs, use_autocast
 from lib.quantize import adamw, wants_nf4
 from lib.rollout import Rollout
 from lib.runs import ROOT, StopSwitch, append_metrics, open_run, read_jsonl, seeded_rng, write_jsonl
+from lib.tokens import load_tokenizer
 from lib.vllm_engine import VllmEngine
 from make_data import ensure_data
 from train_pst import base_folder, base_policy, train_pst

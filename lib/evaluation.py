@@ -14,11 +14,11 @@ import torch
 from env import parse_utpc
 from lib import ranks
 from lib.experiment import Config
-from lib.policy import END_OF_TURN, encode_prompt
 from lib.rollout import Rollout
 from lib.runs import read_jsonl, write_atomic
 from lib.sampler import sample_rollouts
 from lib.text import to_json
+from lib.tokens import END_OF_TURN, encode_prompt
 from lib.vllm_engine import VllmEngine
 from rewards import PARTS, ltr_rewards
 

@@ -1,34 +1,45 @@
-"""lib.policy."""
+"""The policy: the model from scratch or from a folder, its LoRA adapter, and log-probabilities.
+
+`plain_logprobs` is what L_SFT and GRPO need, in a few lines, for reading. `token_logprobs` gives
+the same numbers in less memory, and is what everything calls.
+"""
 
 import os
 import random
-import re
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lib import fsdp, ranks
 from lib.attention import attention_name
-from lib.runs import ROOT
-from lib.vision import model_inputs, spell_pictures
+from lib.experiment import Config
+from lib.quantize import keep_nf4_layout, nf4_settings
+from lib.tokens import END_OF_TURN
+from lib.vision import model_inputs
 
-END_OF_TURN = "<|im_end|>"
-CHUNK_ELEMENTS = (
-    2**26
-)  # logits that exist at once, 256 MB in fp32; 2**26 / vocabulary positions go through the LM head together
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Logits that exist at once, 256 MB in fp32: 2**26 / vocabulary positions go through the LM head
+# together.
+CHUNK_ELEMENTS = 2**26
+LEAST_CHUNK = 64  # positions
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Set-up
-def set_up(config):
-    """Set threads, seeds and determinism; returns the torch.device of `config.device`.
+def set_up(config: Config) -> torch.device:
+    """Set threads, seeds and determinism; returns the device that `config.device` means.
 
-    On a CPU the same seed and thread count give the same bits; another thread count sums in another order.
+    On a CPU the same seed and thread count give the same bits; another thread count sums in another
+    order. SystemExit if a GPU is asked for and there is none.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -40,11 +51,13 @@ def set_up(config):
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise SystemExit(
-            "error: config key `device` is cuda, and torch sees no GPU; set device=cpu or device=auto"
+            "error: config key `device` is cuda, and torch sees no GPU; "
+            "set device=cpu or device=auto"
         )
     if name == "cpu":
         torch.use_deterministic_algorithms(True)
-        # Filling fresh memory only guards against reading it uninitialised, and costs a few percent.
+        # Filling fresh memory only guards against reading it uninitialised, and costs a few
+        # percent.
         torch.utils.deterministic.fill_uninitialized_memory = False
     if name == "cuda" and ranks.world() > 1:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
@@ -52,228 +65,65 @@ def set_up(config):
     return torch.device(name)
 
 
-def use_autocast(config, device):
-    """Whether `model.autocast` takes effect: on a GPU, or on a CPU that multiplies bfloat16 in hardware; others emulate it, for no gain."""
+def use_autocast(config: Config, device: torch.device) -> bool:
+    """Whether `model.autocast` takes effect.
+
+    It does on a GPU, and on a CPU that multiplies bfloat16 in hardware; other CPUs emulate it, for
+    no gain.
+    """
     if device.type == "cpu":
         able = torch.cpu.get_capabilities()
-        return config.model.autocast and any(
-            able.get(k) for k in ("avx512_bf16", "amx_bf16", "bf16")
-        )
+        in_hardware = any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+        return config.model.autocast and in_hardware
     return config.model.autocast
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Tokens: ids and loss mask come from the same call; only new text is ever encoded
-def load_tokenizer(config, run):
-    """The policy's tokenizer with our chat template (`model.template`); SystemExit if it cannot serve multi-turn training.
-
-    Its `vision` names the model if that is a Qwen3-VL, whose image processor reads the user's pictures.
-    """
-    from transformers import AutoConfig, AutoTokenizer
-
-    source = config.model.path or str(run / "data" / "tokenizer")
-    if config.pst.init_from:  # the ids mean what they meant when that policy was trained
-        source = str(finished_policy(config.pst.init_from))
-    elif not config.model.path and not Path(source).is_dir():
-        raise SystemExit(f"error: {source} is missing; `python make_data.py --config ...` makes it")
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    tokenizer.chat_template = (
-        ROOT / "data" / "templates" / f"{config.model.template}.jinja"
-    ).read_text(encoding="utf-8")
-    if END_OF_TURN in tokenizer.get_vocab():
-        tokenizer.eos_token = (
-            END_OF_TURN  # a base model's may be another: the sampler ends a turn at it
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or END_OF_TURN
-    check_template(tokenizer)
-    if config.model.path or config.pst.init_from:
-        tokenizer.vision = (
-            source if AutoConfig.from_pretrained(source).model_type == "qwen3_vl" else None
-        )
-    return tokenizer
-
-
-def finished_policy(folder):
-    """The path of `pst.init_from`, from the repository's root; SystemExit if no finished policy is there."""
-    path = ROOT / folder
-    for name in ("config.json", "tokenizer.json"):
-        if not (path / name).is_file():
-            raise SystemExit(
-                f"error: config key `pst.init_from` is {folder}, which is no finished policy: {path / name} is missing; "
-                f"give the folder pst/final of a run"
-            )
-    return path
-
-
-def check_template(tokenizer):
-    """Check on three dialogues that rendering n messages is a prefix of rendering n + 1, token by token (SystemExit)."""
-    for control in ("<|im_start|>", END_OF_TURN):
-        if len(tokenizer.encode(control, add_special_tokens=False)) != 1:
-            raise SystemExit(
-                f"error: the tokenizer splits {control}, the chat template needs it as one token; add it as a "
-                f"special token, or choose a model that speaks ChatML (`model.path`)"
-            )
-    agent = {
-        "role": "assistant",
-        "content": '<think>first</think><tool_call>{"name": "a", "arguments": {}}</tool_call>',
-    }
-    tool = {"role": "tool", "content": '{"ids": ["img_1"]}'}
-    schema = [
-        {
-            "type": "function",
-            "function": {"name": "a", "description": "b", "parameters": {"type": "object"}},
-        }
-    ]
-    last = {"role": "assistant", "content": "<think>second</think><answer>{}</answer>"}
-    system, user = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "A logo"}
-    for messages, tools in (
-        ([system, user, agent, tool, tool, last], None),
-        ([user, agent, user, last], None),
-        ([system, user, agent, tool, agent, tool, user, last], schema),
-    ):
-        before = ""
-        for n in range(1, len(messages) + 1):
-            text = render(tokenizer, messages[:n], tools)
-            if not text.startswith(before):
-                raise SystemExit(
-                    f"error: the chat template rewrites history: the rendering of {n - 1} messages is not a prefix "
-                    f"of the rendering of {n} (it may strip <think> from earlier turns, as Qwen3's does), so tokens "
-                    f"that were sampled would change; use one of ours: model.template=qwen3 for Qwen's models, else chatml"
-                )
-            before = text
-        ids, _ = encode_trajectory(tokenizer, messages, tools)
-        full = tokenizer.encode(
-            before[: before.rindex(END_OF_TURN) + len(END_OF_TURN)], add_special_tokens=False
-        )
-        if ids != full:
-            at = next(
-                (i for i, (a, b) in enumerate(zip(ids, full)) if a != b), min(len(ids), len(full))
-            )
-            raise SystemExit(
-                f"error: encoding turn by turn differs from encoding the whole dialogue at token {at}; the tokenizer "
-                f"merges text over a turn's border: make <|im_start|> and {END_OF_TURN} special tokens"
-            )
-
-
-def render(tokenizer, messages, tools=None, generate=False):
-    """Messages as ChatML text; `generate` opens the agent's next turn."""
-    return tokenizer.apply_chat_template(
-        messages, tools=tools, tokenize=False, add_generation_prompt=generate
-    )
-
-
-def control_ids(tokenizer):
-    """Ids that structure a dialogue: <|...|>, end of text, padding. The tags of UTPC are not among them: agents write them."""
-    found = {
-        i for i, t in tokenizer.added_tokens_decoder.items() if re.fullmatch(r"<\|.*\|>", t.content)
-    }
-    return found | {
-        i
-        for i in (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id)
-        if i is not None
-    }
-
-
-def encode_text(tokenizer, text, expected, what):
-    """Encode text that holds `expected` control tokens; ValueError if there are more: some content forges a turn."""
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    if not hasattr(tokenizer, "control_ids"):
-        tokenizer.control_ids = frozenset(
-            control_ids(tokenizer)
-        )  # kept: reading added_tokens_decoder takes milliseconds
-    found = sum(map(tokenizer.control_ids.__contains__, ids))
-    if found != expected:
-        raise ValueError(
-            f"{what} holds {found} control tokens where the chat template puts {expected}: a message's content "
-            f"contains one, such as <|im_end|>; write `< |` for `<|` in it. Content begins: {text[:200]!r}"
-        )
-    return ids
-
-
-def encode_prompt(tokenizer, messages, tools=None):
-    """Ids of the opening messages and of the agent's opening `<|im_start|>assistant\\n`. ValueError: forged control tokens."""
-    turns = len(messages) + (bool(tools) and messages[0]["role"] != "system")
-    messages, pads = spell_pictures(messages)
-    return encode_text(
-        tokenizer,
-        render(tokenizer, messages, tools, generate=True),
-        2 * turns + 1 + pads,
-        "the prompt",
-    )
-
-
-def encode_tool_messages(tokenizer, messages):
-    """Ids between the agent's end of turn and its next turn: newline, tool (or user) turns, the agent's opening.
-
-    Only this text is new, so that sampled ids are never decoded and encoded again (token in, token out).
-    """
-    opening = [{"role": "user", "content": "."}, {"role": "assistant", "content": "."}]
-    old = len(render(tokenizer, opening).rstrip("\n"))
-    text = render(tokenizer, opening + messages, generate=True)[old:]
-    return encode_text(tokenizer, text, 2 * len(messages) + 1, "a tool message")
-
-
-def encode_agent(tokenizer, text):
-    """Ids of what the agent writes in one turn, with its end of turn. ValueError: the text holds a control token."""
-    return encode_text(tokenizer, text + END_OF_TURN, 1, "the agent's turn")
-
-
-def encode_trajectory(tokenizer, messages, tools=None):
-    """Ids and loss mask of a dialogue up to its last agent turn (nothing after it is trained).
-
-    The mask is 1 exactly on the agent's tokens, its end of turn included:
-        <|im_start|> user \\n hi <|im_end|> \\n <|im_start|> assistant \\n hello <|im_end|>
-        0            0    0  0  0          0  0            0         0  1     1
-    """
-    agent = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
-    if not agent or agent[0] == 0:
-        raise ValueError(
-            f"a trajectory needs messages before its first agent turn and an agent turn, got roles "
-            f"{[m['role'] for m in messages]}"
-        )
-    ids, mask, start = [], [], 0
-    for i in agent:
-        between = messages[start:i]
-        new = (
-            encode_tool_messages(tokenizer, between)
-            if start
-            else encode_prompt(tokenizer, between, tools)
-        )
-        said = encode_agent(tokenizer, messages[i]["content"])
-        ids += new + said
-        mask += [0] * len(new) + [1] * len(said)
-        start = i + 1
-    return ids, mask
-
-
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The model
-def build_policy(config, tokenizer, device, quantize=False):
-    """The policy before any training here: a Qwen3 from scratch, initialised from `config.seed`, or `model.path`."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+def build_policy(
+    config: Config,
+    tokenizer: "PreTrainedTokenizerBase",
+    device: torch.device,
+    quantize: bool = False,
+) -> "PreTrainedModel":
+    """The policy before any training here: `model.path`, or a Qwen3 from scratch.
 
-    m = config.model
-    if m.path:
-        return load_policy(m.path, config, tokenizer, device, quantize)
+    The weights from scratch depend on `config.seed` alone. `quantize`: in nf4, which SystemExit
+    refuses for one from scratch.
+    """
+    if config.model.path:
+        return load_policy(config.model.path, config, tokenizer, device, quantize)
     if quantize:
         raise SystemExit(
-            "error: config key `model.quantize` is nf4, which is for a base that is saved somewhere; set model.path, or model.quantize=none"
+            "error: config key `model.quantize` is nf4, which is for a base that is saved "
+            "somewhere; set model.path, or model.quantize=none"
         )
-    if len(tokenizer) > m.vocab_size:
+    if len(tokenizer) > config.model.vocab_size:
         raise SystemExit(
-            f"error: the tokenizer has {len(tokenizer)} tokens, config key `model.vocab_size` is {m.vocab_size}"
+            f"error: the tokenizer has {len(tokenizer)} tokens, config key `model.vocab_size` "
+            f"is {config.model.vocab_size}"
         )
-    # len(tokenizer), not vocab_size: rows without a token would never be trained, yet could be sampled.
+    model = qwen3_from_scratch(config, tokenizer, device)
+    return finish_policy(model, config, tokenizer, device)
+
+
+def qwen3_from_scratch(
+    config: Config, tokenizer: "PreTrainedTokenizerBase", device: torch.device
+) -> "PreTrainedModel":
+    """A Qwen3 with the sizes of section `model` and random weights, on the CPU."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    sizes = config.model
     shape = Qwen3Config(
+        # Not sizes.vocab_size: rows without a token would never be trained, yet could be sampled.
         vocab_size=len(tokenizer),
-        hidden_size=m.hidden_size,
-        intermediate_size=m.intermediate_size,
-        num_hidden_layers=m.layers,
-        num_attention_heads=m.heads,
-        num_key_value_heads=m.kv_heads,
-        head_dim=m.head_dim,
-        max_position_embeddings=m.max_len,
+        hidden_size=sizes.hidden_size,
+        intermediate_size=sizes.intermediate_size,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.kv_heads,
+        head_dim=sizes.head_dim,
+        max_position_embeddings=sizes.max_len,
         tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         bos_token_id=None,
@@ -283,105 +133,107 @@ def build_policy(config, tokenizer, device, quantize=False):
         dtype="float32",
     )
     torch.manual_seed(config.seed)
-    return finish_policy(
-        Qwen3ForCausalLM(shape).to(getattr(torch, m.dtype)), config, tokenizer, device
-    )
+    return Qwen3ForCausalLM(shape).to(getattr(torch, sizes.dtype))
 
 
-def load_policy(path, config, tokenizer, device, quantize=False):
-    """A policy from a folder or hub name, in `model.dtype`; `quantize`: its linear layers but the LM head in nf4. SystemExit says why it cannot be loaded."""
-    from transformers import (
-        AutoConfig,
-        AutoModelForCausalLM,
-        AutoModelForImageTextToText,
-        BitsAndBytesConfig,
-    )
+def load_policy(
+    path: str | Path,
+    config: Config,
+    tokenizer: "PreTrainedTokenizerBase",
+    device: torch.device,
+    quantize: bool = False,
+) -> "PreTrainedModel":
+    """A policy from a folder or hub name, in `model.dtype`.
 
-    more = (
-        {
-            "device_map": {"": device},
-            "quantization_config": BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=torch.bfloat16,
-                llm_int8_skip_modules=["lm_head", "model.visual"],
-            ),
-        }
-        if quantize
-        else {}
-    )
+    `quantize`: its linear layers but the LM head in nf4. SystemExit says why it cannot be loaded.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    settings = {
+        "dtype": getattr(torch, config.model.dtype),
+        "attn_implementation": attention_name(config, device),
+    }
+    if quantize:
+        settings |= nf4_settings(device)
     try:
-        kind = (
-            AutoModelForImageTextToText
-            if AutoConfig.from_pretrained(path).model_type == "qwen3_vl"
-            else AutoModelForCausalLM
-        )
-        model = kind.from_pretrained(
-            path,
-            dtype=getattr(torch, config.model.dtype),
-            attn_implementation=attention_name(config, device),
-            **more,
-        )
+        model_type = AutoConfig.from_pretrained(path).model_type
+        sees = model_type == "qwen3_vl"
+        auto_class = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        model = auto_class.from_pretrained(path, **settings)
     except (OSError, SafetensorError, ImportError) as e:
         raise SystemExit(
             f"error: cannot load a model from {path}: {' '.join(str(e).split())[:300]}"
         ) from e
-    for module in model.modules():
-        if hasattr(
-            module, "support_avx512bf16_for_cpu"
-        ):  # without gradients it would repack its weight in place, in a layout that base_weight cannot read
-            module.support_avx512bf16_for_cpu = False
+    keep_nf4_layout(model)
     return finish_policy(model, config, tokenizer, device)
 
 
-def finish_policy(model, config, tokenizer, device):
-    """What every policy gets: the end of turn as its stop token, a frozen vision tower, checkpointing if asked for, its device."""
+def finish_policy(
+    model: "PreTrainedModel",
+    config: Config,
+    tokenizer: "PreTrainedTokenizerBase",
+    device: torch.device,
+) -> "PreTrainedModel":
+    """What every policy gets.
+
+    The end of turn is its stop token, a vision tower is frozen, checkpointing is on if asked for,
+    and the weights are on `device`.
+    """
     stop = tokenizer.convert_tokens_to_ids(END_OF_TURN)
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = (
-        stop,
-        tokenizer.pad_token_id,
-    )
+    model.generation_config.eos_token_id = stop
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.config.eos_token_id = stop
-    if hasattr(model.base_model, "visual"):
+    if has_vision(model):
         model.base_model.visual.requires_grad_(False)
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.to(device)
 
 
-def text_model(base):
-    """The module that turns tokens into hidden states: the backbone; of a vision-language model its language part."""
+def has_vision(model: "PreTrainedModel") -> bool:
+    """Whether a model without adapter has a vision tower."""
+    return hasattr(model.base_model, "visual")
+
+
+def text_model(base: "PreTrainedModel") -> torch.nn.Module:
+    """The module that turns tokens into hidden states.
+
+    It is the backbone, and of a vision-language model its language part.
+    """
     backbone = getattr(base, base.base_model_prefix)
     return getattr(backbone, "language_model", backbone)
 
 
-def add_lora(config, model, norm=False):
-    """A LoRA adapter on every linear layer but the LM head and a vision tower's, without dropout; the base is frozen, `norm`: but for its final norm."""
+# --------------------------------------------------------------------------------------------------
+# LoRA
+def add_lora(config: Config, model: "PreTrainedModel", norm: bool = False) -> torch.nn.Module:
+    """The model under a LoRA adapter that starts at zero; the base is frozen.
+
+    The adapter is on every linear layer but the LM head and a vision tower's, without dropout
+    (ours: the paper names no adapter). `norm`: the final norm is trained as well.
+    """
     from peft import LoraConfig, get_peft_model
 
-    torch.manual_seed(
-        config.seed
-    )  # the adapter's start must not depend on what ran before in this process
-    where = next(n for n, m in model.named_modules() if m is text_model(model))
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=config.model.lora_rank,
-            lora_alpha=config.model.lora_alpha,
-            lora_dropout=0.0,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-            exclude_modules=r".*\bvisual\..*" if hasattr(model.base_model, "visual") else None,
-            modules_to_save=[f"{where}.norm"] if norm else None,
-        ),
+    # The adapter's start must not depend on what ran before in this process.
+    torch.manual_seed(config.seed)
+    prefix = next(name for name, module in model.named_modules() if module is text_model(model))
+    settings = LoraConfig(
+        r=config.model.lora_rank,
+        lora_alpha=config.model.lora_alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        exclude_modules=r".*\bvisual\..*" if has_vision(model) else None,
+        modules_to_save=[f"{prefix}.norm"] if norm else None,
     )
+    return get_peft_model(model, settings)
 
 
-def merge_lora(model, fresh=None):
-    """The plain model with its adapter added to the weights, in fp32. The adapter model is used up.
+def merge_lora(model: torch.nn.Module, fresh: "PreTrainedModel | None" = None) -> torch.nn.Module:
+    """The plain model with its adapter added to the weights, in fp32. `model` is used up.
 
-    fresh: the base anew, in fp32, which takes the adapter of a quantized model: what 4 bits rounded off is not lost for good.
+    fresh: the base anew, in fp32, which takes the adapter of a quantized model: what 4 bits rounded
+    off is not lost for good.
     """
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
@@ -392,98 +244,165 @@ def merge_lora(model, fresh=None):
     return model.float().merge_and_unload()
 
 
-def token_logprobs(
-    model,
-    input_ids,
-    position_ids,
-    targets_mask,
-    temperature=1.0,
-    autocast=False,
-    entropy=False,
-    targets=None,
-    chunk=0,
-    pictures=(),
-):
-    """Log-probabilities (B, T-1), fp32, of each next token where `targets_mask` (B, T-1) is 1, else 0.
+def without_adapter(model: torch.nn.Module) -> "PreTrainedModel":
+    """The transformers model inside a PEFT wrapper; an adapter's weights stand in its layers."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
-    input_ids, position_ids (B, T). Rows are packed (positions restart with each example) or right-padded; there is no
-    attention mask: padding comes after what is scored, so causal attention hides it. With `entropy` returns
-    (logprobs, entropy), the latter without gradient. `targets` (B, T-1) defaults to input_ids[:, 1:]; `chunk` is for tests.
-    pictures: of a Qwen3-VL, (row, first token of the example, its pictures), as lib/vision.py takes them.
 
-    The backbone runs once; the LM head runs at the masked positions only, in chunks that the backward pass computes
-    again, because fp32 logits of a long batch are larger than the model.
+# --------------------------------------------------------------------------------------------------
+# Log-probabilities
+def plain_logprobs(
+    model: torch.nn.Module,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    targets_mask: Tensor,
+    temperature: float = 1.0,
+) -> Tensor:
+    """log pi(a | o) of each next token: (B, T-1), fp32, and 0 where `targets_mask` is 0.
+
+    For reading; `token_logprobs` gives the same numbers in less memory. input_ids, position_ids
+    (B, T); targets_mask (B, T-1).
     """
-    if targets_mask.shape != (input_ids.shape[0], input_ids.shape[1] - 1):
-        raise ValueError(
-            f"targets_mask must be (B, T-1) = {(input_ids.shape[0], input_ids.shape[1] - 1)}, one entry a next "
-            f"token (loss_mask[:, 1:]), got {tuple(targets_mask.shape)}"
-        )
-    base = (
-        model.get_base_model() if hasattr(model, "get_base_model") else model
-    )  # adapters stand inside its layers
+    base = without_adapter(model)
+    backbone = text_model(base)
     head = base.get_output_embeddings()
-    device = input_ids.device
-    where = targets_mask.bool().flatten().nonzero().flatten()  # (N,) of B * (T-1)
-    wanted = (input_ids[:, 1:] if targets is None else targets).flatten()[where]  # (N,)
+    read = backbone(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+    hidden = read.last_hidden_state  # (B, T, D)
+    # Position t foretells token t + 1: the last position has nothing to foretell.
+    logits = head(hidden[:, :-1]).float() / temperature  # (B, T-1, V)
+    logprobs = F.log_softmax(logits, dim=-1)
+    targets = input_ids[:, 1:]
+    chosen = logprobs.gather(-1, targets[..., None]).squeeze(-1)  # (B, T-1)
+    return chosen * targets_mask
 
-    def score(hidden, target):
-        logits = head(hidden).float()  # (n, V)
-        logits = logits / temperature if temperature != 1.0 else logits
-        logps = -F.cross_entropy(logits, target, reduction="none")  # (n,)
-        if not entropy:
-            return logps, logps.detach()
-        with torch.no_grad():
-            log_p = F.log_softmax(logits, -1)
-            return logps, -(log_p.exp() * log_p).sum(-1)
 
-    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-        read = (
-            model_inputs(base, input_ids, position_ids, pictures)
-            if pictures
-            else {"input_ids": input_ids, "position_ids": position_ids}
+def token_logprobs(
+    model: torch.nn.Module,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    targets_mask: Tensor,
+    temperature: float = 1.0,
+    autocast: bool = False,
+    entropy: bool = False,
+    targets: Tensor | None = None,
+    chunk: int = 0,
+    pictures: list[tuple] | tuple = (),
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`plain_logprobs` in less memory: (B, T-1), fp32, and 0 where `targets_mask` is 0.
+
+    The backbone runs once; the LM head runs at the masked positions only, in chunks that the
+    backward pass computes again, because fp32 logits of a long batch are larger than the model.
+
+    input_ids, position_ids (B, T). Rows are packed (positions restart with each example) or
+    right-padded; there is no attention mask: padding comes after every target, so causal attention
+    hides it. `autocast`: matrix products in bfloat16. `targets` (B, T-1) defaults to
+    input_ids[:, 1:]. `chunk` is for tests. pictures: of a Qwen3-VL, (row, first token of the
+    example, its pictures), as lib/vision.py takes them.
+
+    With `entropy` returns (logprobs, entropies in nats), the latter without gradient. ValueError:
+    a mask of another shape.
+    """
+    batch, length = input_ids.shape
+    if targets_mask.shape != (batch, length - 1):
+        raise ValueError(
+            f"targets_mask must be (B, T-1) = {(batch, length - 1)}, one entry a next token "
+            f"(loss_mask[:, 1:]), got {tuple(targets_mask.shape)}"
         )
-        hidden = text_model(base)(**read, use_cache=False).last_hidden_state  # (B, T, D)
-        hidden = hidden[:, :-1].flatten(0, 1).index_select(0, where)  # (N, D)
-        chunk = chunk or max(64, CHUNK_ELEMENTS // base.config.get_text_config().vocab_size)
-        if len(where) <= chunk or not torch.is_grad_enabled():
-            parts = [score(*x) for x in zip(hidden.split(chunk), wanted.split(chunk))]
-        else:
-            parts = [
-                checkpoint(score, *x, use_reentrant=False, preserve_rng_state=False)
-                for x in zip(hidden.split(chunk), wanted.split(chunk))
-            ]
-    logps, entropies = (torch.cat(x) for x in zip(*parts))
+    base = without_adapter(model)
+    head = base.get_output_embeddings()
+    chosen = targets_mask.bool().flatten().nonzero().flatten()  # (N,) of B * (T-1) places
+    targets = input_ids[:, 1:] if targets is None else targets
+    targets = targets.flatten()[chosen]  # (N,)
 
-    def spread(x):  # (N,) -> (B, T-1)
-        out = torch.zeros(targets_mask.numel(), dtype=torch.float32, device=device)
-        return out.index_copy(0, where, x).view(targets_mask.shape)
+    with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=autocast):
+        hidden = hidden_states(base, input_ids, position_ids, pictures)  # (B, T, D)
+        hidden = hidden[:, :-1].flatten(0, 1).index_select(0, chosen)  # (N, D)
+        vocabulary = base.config.get_text_config().vocab_size
+        chunk = chunk or max(LEAST_CHUNK, CHUNK_ELEMENTS // vocabulary)
+        recompute = len(chosen) > chunk and torch.is_grad_enabled()
+        parts = []
+        for some_hidden, some_targets in zip(hidden.split(chunk), targets.split(chunk)):
+            inputs = (head, some_hidden, some_targets, temperature, entropy)
+            if recompute:
+                part = checkpoint(
+                    head_logprobs, *inputs, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                part = head_logprobs(*inputs)
+            parts.append(part)
+    logprobs, entropies = (torch.cat(pieces) for pieces in zip(*parts))  # (N,) each
+    logprobs = put_back(logprobs, chosen, targets_mask.shape)
+    if not entropy:
+        return logprobs
+    return logprobs, put_back(entropies, chosen, targets_mask.shape)
 
-    return (spread(logps), spread(entropies)) if entropy else spread(logps)
+
+def hidden_states(
+    base: "PreTrainedModel", input_ids: Tensor, position_ids: Tensor, pictures: list[tuple] | tuple
+) -> Tensor:
+    """What the backbone makes of tokens, and of pictures among them: (B, T, D)."""
+    if pictures:
+        inputs = model_inputs(base, input_ids, position_ids, pictures)
+    else:
+        inputs = {"input_ids": input_ids, "position_ids": position_ids}
+    return text_model(base)(**inputs, use_cache=False).last_hidden_state
 
 
-def save_policy(model, tokenizer, folder):
-    """Write a plain model in fp32 with its tokenizer (and image processor) as a folder that transformers and vLLM load. All ranks call it, rank 0 writes."""
-    from transformers.utils import cached_file
+def head_logprobs(
+    head: torch.nn.Module, hidden: Tensor, targets: Tensor, temperature: float, entropy: bool
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (n,) of `targets` (n,) after hidden states (n, D), and entropies (n,).
 
-    draft, state = folder.with_name(folder.name + ".tmp"), None
-    if hasattr(model, "sharded_logprobs"):
-        state = {n: fsdp.to_rank_0(p.detach()) for n, p in model.named_parameters()}
-        state = {n: p if p is None else p.float() for n, p in state.items()}
+    Without `entropy` the second is no entropy but stands in for it.
+    """
+    logits = head(hidden).float()  # (n, V)
+    if temperature != 1.0:
+        logits = logits / temperature
+    logprobs = -F.cross_entropy(logits, targets, reduction="none")
+    if not entropy:
+        return logprobs, logprobs.detach()
+    with torch.no_grad():
+        every_logprob = F.log_softmax(logits, -1)  # (n, V)
+        return logprobs, -(every_logprob.exp() * every_logprob).sum(-1)
+
+
+def put_back(values: Tensor, chosen: Tensor, shape: torch.Size) -> Tensor:
+    """`values` (N,) at the places `chosen` (N,) of a tensor of zeros with `shape`."""
+    zeros = torch.zeros(shape.numel(), dtype=torch.float32, device=values.device)
+    return zeros.index_copy(0, chosen, values).view(shape)
+
+
+# --------------------------------------------------------------------------------------------------
+# Saving
+def save_policy(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path
+) -> None:
+    """Write a plain model in fp32 with its tokenizer, as transformers and vLLM load them.
+
+    A Qwen3-VL's image processor goes with it. All ranks call it, rank 0 writes; the folder is there
+    whole or not at all.
+    """
+    weights = None
+    if fsdp.is_sharded(model):
+        weights = fsdp.whole_weights(model)
     elif ranks.rank() == 0:
         model.float()
     if ranks.rank() == 0:
+        draft = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(draft, ignore_errors=True)
-        model.save_pretrained(draft, state_dict=state)
+        model.save_pretrained(draft, state_dict=weights)
         tokenizer.save_pretrained(draft)
-        for name in (
-            ("preprocessor_config.json", "video_preprocessor_config.json")
-            if getattr(tokenizer, "vision", None)
-            else ()
-        ):
-            if found := cached_file(
-                tokenizer.vision, name, _raise_exceptions_for_missing_entries=False
-            ):
-                shutil.copy(found, draft / name)
+        if getattr(tokenizer, "vision", None):
+            copy_image_processor(tokenizer.vision, draft)
         os.rename(draft, folder)
     ranks.barrier()
+
+
+def copy_image_processor(source: str, folder: Path) -> None:
+    """Copy the settings of a model's image processor, where it has them, into `folder`."""
+    from transformers.utils import cached_file
+
+    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
+        found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+        if found:
+            shutil.copy(found, folder / name)

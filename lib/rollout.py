@@ -9,8 +9,8 @@ import torch
 
 from env import VisGenEnv
 from lib.experiment import Config
-from lib.policy import encode_prompt, encode_tool_messages
 from lib.runs import seeded_rng
+from lib.tokens import encode_prompt, encode_tool_messages
 from lib.vision import pictures_of, show_pictures
 
 

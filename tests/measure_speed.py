@@ -14,15 +14,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from env import VisGenEnv  # noqa: E402
 from lib.evaluation import mean  # noqa: E402
 from lib.experiment import command_line  # noqa: E402
-from lib.policy import (  # noqa: E402
-    encode_prompt,
-    encode_tool_messages,
-    load_policy,
-    load_tokenizer,
-    set_up,
-)
+from lib.policy import load_policy, set_up  # noqa: E402
 from lib.runs import open_run, read_jsonl, seeded_rng  # noqa: E402
 from lib.sampler import sample_rollouts  # noqa: E402
+from lib.tokens import encode_prompt, encode_tool_messages, load_tokenizer  # noqa: E402
 
 
 def generate_rollouts(model, tokenizer, tasks, config):

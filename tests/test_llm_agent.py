@@ -17,7 +17,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from test_judge import Server, completion, fails, page_of_html, reply_json  # noqa: E402
 
-import make_data  # noqa: E402
 from env import VisGenEnv  # noqa: E402
 from lib import tasks  # noqa: E402
 from lib.experiment import Config, DataConfig, LlmConfig, build, load_config  # noqa: E402

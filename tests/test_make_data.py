@@ -18,7 +18,6 @@ sys.path.insert(0, str(ROOT))
 import make_data  # noqa: E402
 from env import VisGenEnv  # noqa: E402
 from lib import experiment, tasks, tokenizer  # noqa: E402
-from lib import general as general_data
 from lib.experiment import (  # noqa: E402
     Config,
     DataConfig,
@@ -42,7 +41,7 @@ from lib.tasks import (  # noqa: E402
     read_request,
     task_agent,
 )
-from lib.tokenizer import TAG_TOKENS, train_tokenizer  # noqa: E402
+from lib.tokenizer import train_tokenizer  # noqa: E402
 from lib.toolbox import ToolError, load_tools  # noqa: E402
 from lib.workflows import expand_workflow, fitting_workflows, load_workflows  # noqa: E402
 from make_data import ensure_data, make_trajectories, make_visgen, vision_agent  # noqa: E402

@@ -1,4 +1,5 @@
-"""What a node needs: attention by packed rows, chat templates, quantized bases and 8-bit optimizers, Qwen3-VL with a user's pictures.
+"""What a node needs: attention by packed rows, chat templates, quantized bases, 8-bit optimizers,
+Qwen3-VL with a user's pictures.
 
 python -m pytest tests/test_node.py
 """
@@ -12,14 +13,32 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import test_pst
-from test_pst import run  # noqa: F401
+import test_pst  # noqa: E402
 
-import train_pst as P
-from lib import attention, checkpoints, evaluation, policy, quantize, sampler  # noqa: E402
-from lib import attention as A
-from lib.checkpoints import read_checkpoint, restore, save_checkpoint
-from lib.experiment import Config, DataConfig, ModelConfig, PstConfig, Stage
+import train_pst as P  # noqa: E402
+from lib import attention as A  # noqa: E402
+from lib import checkpoints, engine_check, evaluation, quantize, rollout  # noqa: E402
+from lib.attention import attention_name  # noqa: E402
+from lib.checkpoints import read_checkpoint, restore, save_checkpoint  # noqa: E402
+from lib.experiment import Config, DataConfig, ModelConfig, PstConfig, Stage  # noqa: E402
+from lib.policy import (  # noqa: E402
+    add_lora,
+    build_policy,
+    load_policy,
+    save_policy,
+    set_up,
+    token_logprobs,
+)
+from lib.sampler import sample_rollouts  # noqa: E402
+from lib.tokens import (  # noqa: E402
+    check_template,
+    encode_prompt,
+    encode_trajectory,
+    load_tokenizer,
+    render,
+)
+
+run = test_pst.run  # its fixture: a run folder with data
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LAYER = torch.nn.Module()  # what an attention function reads of its layer
@@ -57,7 +76,8 @@ SYSTEM, USER = (
 )
 CALL = {
     "role": "assistant",
-    "content": '<think>\nthree\n</think>\n\n<tool_call>\n{"name": "tool_text2image_gpt", "arguments": {"n": 3}}\n</tool_call>',
+    "content": "<think>\nthree\n</think>\n\n<tool_call>\n"
+    '{"name": "tool_text2image_gpt", "arguments": {"n": 3}}\n</tool_call>',
 }
 TOOL = {"role": "tool", "content": '{"ids": ["img_1", "img_2"]}'}
 DONE = {
@@ -96,7 +116,7 @@ QWEN_TAGS = [
 def save_tokenizer(
     folder, control=QWEN, tags=QWEN_TAGS, eos="<|im_end|>", pad="<|endoftext|>", bos=None
 ):
-    """A byte-level BPE of 500 tokens in `folder`: as Qwen3-VL's, or with other control tokens and tags."""
+    """A byte-level BPE of 500 tokens in `folder`: as Qwen3-VL's, or with other added tokens."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -131,30 +151,35 @@ SMOLLM2 = {
     "pad": "<|im_end|>",
     "bos": "<|im_start|>",
 }
-# Qwen3 takes the thoughts out of turns before the last user message (its template, cut down to that).
+# Qwen3 takes the thoughts out of turns before the last user message (its template, cut down to
+# that).
 STRIPPING = """{%- set last = namespace(user=0) %}
-{%- for m in messages %}{%- if m.role == 'user' %}{%- set last.user = loop.index0 %}{%- endif %}{%- endfor %}
+{%- for m in messages %}
+{%- if m.role == 'user' %}{%- set last.user = loop.index0 %}{%- endif %}
+{%- endfor %}
 {%- for m in messages %}
 {%- set old = m.role == 'assistant' and loop.index0 < last.user %}
-{{- '<|im_start|>' + m.role + '\\n' + (m.content.split('</think>')[-1].lstrip('\\n') if old else m.content) + '<|im_end|>\\n' }}
+{%- set said = m.content.split('</think>')[-1].lstrip('\\n') if old else m.content %}
+{{- '<|im_start|>' + m.role + '\\n' + said + '<|im_end|>\\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
 
-# --- chat templates ---------------------------------------------------------------------------------------------------
+# --- chat templates -------------------------------------------------------------------------------
 
 
 @pytest.fixture(
     params=["qwen-qwen3", "qwen-chatml", "smollm2-chatml", "smollm2-qwen3", "base-qwen3"]
 )
 def spoken(request, tmp_path):
-    """(tokenizer, template) of every kind of model with either template; `base`: a pretrained model whose own end is not the turn's."""
+    """(tokenizer, template) of every kind of model with either template.
+
+    `base`: a pretrained model whose own end is not the turn's.
+    """
     kind, template = request.param.split("-")
     save_tokenizer(
         tmp_path, **{"qwen": {}, "smollm2": SMOLLM2, "base": {"eos": "<|endoftext|>"}}[kind]
     )
-    return policy.load_tokenizer(
-        small_config(path=str(tmp_path), template=template), tmp_path
-    ), template
+    return load_tokenizer(small_config(path=str(tmp_path), template=template), tmp_path), template
 
 
 @pytest.mark.parametrize(
@@ -168,8 +193,8 @@ def spoken(request, tmp_path):
 )
 def test_turn_by_turn_is_the_whole_dialogue(spoken, messages, tools):
     tokenizer, template = spoken
-    ids, mask = policy.encode_trajectory(tokenizer, messages, tools)
-    text = policy.render(tokenizer, messages, tools)
+    ids, mask = encode_trajectory(tokenizer, messages, tools)
+    text = render(tokenizer, messages, tools)
     assert tokenizer.decode(ids) + "\n" == text and ids == tokenizer.encode(
         text[:-1], add_special_tokens=False
     )
@@ -178,20 +203,23 @@ def test_turn_by_turn_is_the_whole_dialogue(spoken, messages, tools):
         m["content"] + "<|im_end|>" for m in messages if m["role"] == "assistant"
     )
     for n in range(1, len(messages)):
-        assert text.startswith(policy.render(tokenizer, messages[:n], tools))
+        assert text.startswith(render(tokenizer, messages[:n], tools))
     assert tokenizer.eos_token == "<|im_end|>" and tokenizer.pad_token_id is not None
 
 
 def test_qwen3_reads_as_qwen_does(tmp_path):
     save_tokenizer(tmp_path)
-    tokenizer = policy.load_tokenizer(small_config(path=str(tmp_path), template="qwen3"), tmp_path)
-    text = policy.render(tokenizer, [SYSTEM, USER, CALL, TOOL], SCHEMA, generate=True)
+    tokenizer = load_tokenizer(small_config(path=str(tmp_path), template="qwen3"), tmp_path)
+    text = render(tokenizer, [SYSTEM, USER, CALL, TOOL], SCHEMA, generate=True)
     assert text.startswith(
-        "<|im_start|>system\nYou are an agent.\n\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
-        'You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n{"type": "function"'
+        "<|im_start|>system\nYou are an agent.\n\n# Tools\n\n"
+        "You may call one or more functions to assist with the user query.\n\n"
+        "You are provided with function signatures within <tools></tools> XML tags:\n"
+        '<tools>\n{"type": "function"'
     )
     assert text.endswith(
-        f"{CALL['content']}<|im_end|>\n<|im_start|>user\n<tool_response>\n{TOOL['content']}\n</tool_response><|im_end|>\n"
+        f"{CALL['content']}<|im_end|>\n<|im_start|>user\n"
+        f"<tool_response>\n{TOOL['content']}\n</tool_response><|im_end|>\n"
         "<|im_start|>assistant\n"
     )
 
@@ -199,30 +227,33 @@ def test_qwen3_reads_as_qwen_does(tmp_path):
 @pytest.mark.parametrize("forged", ["<|im_end|>", "<|vision_start|>", "<|image_pad|>"])
 def test_forged_control_tokens_are_refused_and_tags_are_not(tmp_path, forged):
     save_tokenizer(tmp_path)
-    tokenizer = policy.load_tokenizer(small_config(path=str(tmp_path), template="qwen3"), tmp_path)
+    tokenizer = load_tokenizer(small_config(path=str(tmp_path), template="qwen3"), tmp_path)
     for i, m in enumerate([SYSTEM, USER, CALL, TOOL, DONE]):
         messages = [SYSTEM, USER, CALL, TOOL, DONE]
         messages[i] = dict(m, content=m["content"] + forged)
         with pytest.raises(ValueError, match="control tokens"):
-            policy.encode_trajectory(tokenizer, messages)
+            encode_trajectory(tokenizer, messages)
         messages[i] = dict(m, content=m["content"] + "".join(QWEN_TAGS))
-        assert policy.encode_trajectory(tokenizer, messages)[0]
+        assert encode_trajectory(tokenizer, messages)[0]
 
 
 def test_a_template_that_strips_thoughts_is_refused_with_the_fix(tmp_path):
     save_tokenizer(tmp_path)
-    tokenizer = policy.load_tokenizer(small_config(path=str(tmp_path), template="qwen3"), tmp_path)
+    tokenizer = load_tokenizer(small_config(path=str(tmp_path), template="qwen3"), tmp_path)
     tokenizer.chat_template = STRIPPING
     with pytest.raises(SystemExit, match="rewrites history.*model.template=qwen3"):
-        policy.check_template(tokenizer)
+        check_template(tokenizer)
 
 
-# --- attention --------------------------------------------------------------------------------------------------------
+# --- attention ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def flash(monkeypatch):
-    """transformers' flash_attention_2 over a varlen function in plain torch, which notes its calls: no GPU, but the same way there."""
+    """transformers' flash_attention_2 over a varlen function in plain torch, which notes its calls.
+
+    No GPU, but the same way there.
+    """
     import transformers.modeling_flash_attention_utils as T
 
     calls = []
@@ -239,7 +270,8 @@ def flash(monkeypatch):
         softmax_scale=None,
         causal=False,
     ):
-        """q (N, heads, d), k and v (N, kv heads, d) of examples laid end to end, bounds (examples + 1,) int32 -> (N, heads, d)."""
+        """q (N, heads, d), k and v (N, kv heads, d) of examples laid end to end, bounds
+        (examples + 1,) int32 -> (N, heads, d)."""
         assert (
             causal
             and torch.equal(cu_seqlens_q, cu_seqlens_k)
@@ -269,7 +301,8 @@ def flash(monkeypatch):
 
 @pytest.mark.parametrize("lengths", [[[5, 9, 2], [16]], [[16], [16]], [[7, 9]]])
 def test_flash_gets_the_bounds_of_packed_examples(flash, lengths):
-    """Also of several packed rows, where transformers by itself would let the examples see each other, and of padded rows."""
+    """Also of several packed rows, where transformers by itself would let the examples see each
+    other, and of padded rows."""
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
         torch.randn(len(lengths), heads, 16, 8, generator=generator) for heads in (4, 2, 2)
@@ -300,7 +333,7 @@ def flash_model(monkeypatch):
             num_attention_heads=4,
             num_key_value_heads=2,
             head_dim=8,
-            attn_implementation=attention.attention_name(small_config(), CUDA),
+            attn_implementation=attention_name(small_config(), CUDA),
         )
     ).bfloat16()
 
@@ -317,13 +350,11 @@ def test_its_layers_read_packed_rows_by_it(flash, monkeypatch):
         torch.randint(50, (2, 16)),
         torch.tensor([[*range(9), *range(7)], [*range(16)]]),
     )
-    packed = policy.token_logprobs(model, ids, positions, torch.ones(2, 15))
+    packed = token_logprobs(model, ids, positions, torch.ones(2, 15))
     assert flash == [[0, 9, 16, 32]] * 2
     model.set_attn_implementation("packed_sdpa")
     alone = [
-        policy.token_logprobs(
-            model, x, torch.arange(x.shape[1])[None], torch.ones(1, x.shape[1] - 1)
-        )
+        token_logprobs(model, x, torch.arange(x.shape[1])[None], torch.ones(1, x.shape[1] - 1))
         for x in (ids[:1, :9], ids[:1, 9:], ids[1:])
     ]
     for ours, right in zip((packed[0, :8], packed[0, 9:], packed[1]), alone):
@@ -349,27 +380,24 @@ def test_attention_follows_the_device_and_what_is_installed(monkeypatch, capsys)
     import transformers.utils
 
     A.warn_once.cache_clear()
-    assert (
-        attention.attention_name(small_config(), CPU) == "packed_sdpa"
-        and capsys.readouterr().out == ""
-    )
+    assert attention_name(small_config(), CPU) == "packed_sdpa" and capsys.readouterr().out == ""
     for _ in range(2):
-        assert attention.attention_name(small_config(), CUDA) == "packed_sdpa"
+        assert attention_name(small_config(), CUDA) == "packed_sdpa"
     assert capsys.readouterr().out.count("pip install flash-attn --no-build-isolation") == 1
     for device in (CPU, CUDA):
         with pytest.raises(SystemExit, match="pip install flash-attn --no-build-isolation"):
-            attention.attention_name(small_config(attn="flash_attention_2"), device)
+            attention_name(small_config(attn="flash_attention_2"), device)
     monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda: True)
     assert (
-        attention.attention_name(small_config(), CUDA)
-        == attention.attention_name(small_config(attn="flash_attention_2"), CUDA)
+        attention_name(small_config(), CUDA)
+        == attention_name(small_config(attn="flash_attention_2"), CUDA)
         == "packed_varlen"
     )
-    assert attention.attention_name(small_config(attn="sdpa"), CUDA) == "sdpa"
-    assert attention.attention_name(small_config(), CPU) == "packed_sdpa"
+    assert attention_name(small_config(attn="sdpa"), CUDA) == "sdpa"
+    assert attention_name(small_config(), CPU) == "packed_sdpa"
 
 
-# --- adapters, 4 bits, 8-bit moments ----------------------------------------------------------------------------------
+# --- adapters, 4 bits, 8-bit moments --------------------------------------------------------------
 
 
 @pytest.fixture
@@ -380,11 +408,11 @@ def bnb():
 
 
 @pytest.fixture
-def base(run, tmp_path):  # noqa: F811
+def base(run, tmp_path):
     """(config, folder): a policy in a folder, and the config of a LoRA run from it."""
     config = small_config()
-    tokenizer = policy.load_tokenizer(config, run)
-    policy.save_policy(policy.build_policy(config, tokenizer, CPU), tokenizer, tmp_path / "base")
+    tokenizer = load_tokenizer(config, run)
+    save_policy(build_policy(config, tokenizer, CPU), tokenizer, tmp_path / "base")
     return replace(
         config,
         model=replace(config.model, path=str(tmp_path / "base")),
@@ -404,16 +432,16 @@ def moved(policy, by=0.1):
 
 def score(model, tokenizer, messages=(SYSTEM, USER, CALL, TOOL, DONE)):
     """Log-probabilities of the agent's tokens."""
-    ids, mask = policy.encode_trajectory(tokenizer, list(messages))
+    ids, mask = encode_trajectory(tokenizer, list(messages))
     ids, mask = torch.tensor([ids]), torch.tensor([mask])
     with torch.no_grad():
-        return policy.token_logprobs(model, ids, torch.arange(ids.shape[1])[None], mask[:, 1:])[
+        return token_logprobs(model, ids, torch.arange(ids.shape[1])[None], mask[:, 1:])[
             mask[:, 1:] == 1
         ]
 
 
 @pytest.mark.parametrize("tune", ["full", "lora"])
-def test_resume_with_8_bit_moments_equals_a_straight_run(bnb, run, tmp_path, monkeypatch, tune):  # noqa: F811
+def test_resume_with_8_bit_moments_equals_a_straight_run(bnb, run, tmp_path, monkeypatch, tune):
     test_pst.test_resume_equals_a_straight_run(run, tmp_path, monkeypatch, tune, "adamw8bit")
 
 
@@ -426,10 +454,10 @@ def test_8_bit_moments_are_8_bits_and_come_back(bnb, base, tmp_path):
     )
     import train_vrl
 
-    tokenizer = policy.load_tokenizer(config, tmp_path)
+    tokenizer = load_tokenizer(config, tmp_path)
     made = []
     for _ in range(2):
-        policy = policy.add_lora(config, policy.load_policy(folder, config, tokenizer, CPU))
+        policy = add_lora(config, load_policy(folder, config, tokenizer, CPU))
         made.append((policy, train_vrl.make_optimizer(policy, config.vrl)))
     ids = torch.tensor([[3, 4, 5, 6]])
 
@@ -462,8 +490,8 @@ def test_an_adapter_of_a_checkpoint_loads_in_transformers(base, tmp_path):
     from transformers import AutoModelForCausalLM
 
     config, folder = base
-    tokenizer = policy.load_tokenizer(config, tmp_path)
-    policy = moved(policy.add_lora(config, policy.load_policy(folder, config, tokenizer, CPU)))
+    tokenizer = load_tokenizer(config, tmp_path)
+    policy = moved(add_lora(config, load_policy(folder, config, tokenizer, CPU)))
     save_checkpoint(tmp_path / "step-1", policy, [], {"config": ""})
     theirs = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tmp_path / "step-1"
@@ -472,12 +500,11 @@ def test_an_adapter_of_a_checkpoint_loads_in_transformers(base, tmp_path):
         score(theirs, tokenizer), score(policy, tokenizer), atol=1e-5, rtol=0
     )
     assert (
-        score(policy, tokenizer)
-        - score(policy.load_policy(folder, config, tokenizer, CPU), tokenizer)
+        score(policy, tokenizer) - score(load_policy(folder, config, tokenizer, CPU), tokenizer)
     ).abs().max() > 1e-3
 
 
-def test_pst_in_4_bits_merges_into_the_base_itself(bnb, base, run, tmp_path, monkeypatch):  # noqa: F811
+def test_pst_in_4_bits_merges_into_the_base_itself(bnb, base, run, tmp_path, monkeypatch):
     from safetensors.torch import load_file
 
     config, folder = base
@@ -508,12 +535,10 @@ def test_pst_in_4_bits_merges_into_the_base_itself(bnb, base, run, tmp_path, mon
 
 
 def test_the_sampler_of_a_4_bit_policy_holds_what_that_computes_with(bnb, base, tmp_path):
-    import train_vrl
-
     config, folder = base
-    tokenizer = policy.load_tokenizer(config, tmp_path)
+    tokenizer = load_tokenizer(config, tmp_path)
     policy = moved(
-        policy.add_lora(config, policy.load_policy(folder, config, tokenizer, CPU, quantize=True)),
+        add_lora(config, load_policy(folder, config, tokenizer, CPU, quantize=True)),
         0.3,
     )
     layers = {
@@ -523,7 +548,7 @@ def test_the_sampler_of_a_4_bit_policy_holds_what_that_computes_with(bnb, base, 
     }
     assert len(layers) == 2 * 7 and set(layers.values()) == {"Linear4bit"}
     assert type(policy.get_base_model().lm_head) is torch.nn.Linear
-    sampler = policy.load_policy(folder, config, tokenizer, CPU)
+    sampler = load_policy(folder, config, tokenizer, CPU)
     before = (score(sampler, tokenizer) - score(policy, tokenizer)).abs().max()
     engine_check.sync_sampler(sampler, policy)
     after = (score(sampler, tokenizer) - score(policy, tokenizer)).abs().max()
@@ -555,19 +580,18 @@ def test_missing_bitsandbytes_is_named(monkeypatch):
         quantize.adamw("adamw8bit", [{"params": [torch.nn.Parameter(torch.ones(2))]}], lr=0.1)
 
 
-def test_a_base_that_is_nowhere_cannot_be_quantized(run):  # noqa: F811
+def test_a_base_that_is_nowhere_cannot_be_quantized(run):
     with pytest.raises(SystemExit, match="model.path"):
-        policy.build_policy(
-            small_config(), policy.load_tokenizer(small_config(), run), CPU, quantize=True
-        )
+        build_policy(small_config(), load_tokenizer(small_config(), run), CPU, quantize=True)
 
 
-# --- Qwen3-VL ---------------------------------------------------------------------------------------------------------
+# --- Qwen3-VL -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def vl(tmp_path_factory):
-    """(config, folder, pictures): a random Qwen3-VL of two text layers and two vision blocks with tokenizer and image processor; three pictures."""
+    """(config, folder, pictures): a random Qwen3-VL of two text layers and two vision blocks with
+    tokenizer and image processor; three pictures."""
     from PIL import Image
     from transformers import AutoTokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -615,7 +639,7 @@ def vl(tmp_path_factory):
     )
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for name, p in model.named_parameters():
+        for p in model.parameters():
             if p.dim() > 1:
                 p.normal_(0, 0.2, generator=generator)
     model.save_pretrained(folder)
@@ -647,9 +671,9 @@ def vl(tmp_path_factory):
 def speaker(vl, tmp_path):
     """(config, tokenizer, model) of the tiny Qwen3-VL."""
     config = vl[0]
-    policy.set_up(config)
-    tokenizer = policy.load_tokenizer(config, tmp_path)
-    return config, tokenizer, policy.load_policy(config.model.path, config, tokenizer, CPU)
+    set_up(config)
+    tokenizer = load_tokenizer(config, tmp_path)
+    return config, tokenizer, load_policy(config.model.path, config, tokenizer, CPU)
 
 
 def given(*files):
@@ -676,14 +700,14 @@ def seen(model, tokenizer, files, messages=(SYSTEM, USER, CALL, TOOL, DONE)):
     from lib.vision import pictures_of, show_pictures
 
     messages = show_pictures(tokenizer, given(*files), list(messages))
-    ids, mask = policy.encode_trajectory(tokenizer, messages)
+    ids, mask = encode_trajectory(tokenizer, messages)
     ids, mask, shown = (
         torch.tensor([ids]),
         torch.tensor([mask]),
         [(0, 0, pictures_of(messages))] if files else (),
     )
     with torch.no_grad():
-        return policy.token_logprobs(
+        return token_logprobs(
             model, ids, torch.arange(ids.shape[1])[None], mask[:, 1:], pictures=shown
         )[mask[:, 1:] == 1]
 
@@ -698,7 +722,7 @@ def test_a_users_picture_is_put_before_the_request(vl, tmp_path):
         messages[1]["pictures"] == [(str(vl[1]), vl[2][0]), (str(vl[1]), vl[2][2])]
         and messages[1]["content"] == USER["content"]
     )
-    text = tokenizer.decode(policy.encode_prompt(tokenizer, messages))
+    text = tokenizer.decode(encode_prompt(tokenizer, messages))
     marks = "".join(f"<|vision_start|>{'<|image_pad|>' * n}<|vision_end|>" for n in (3 * 2, 4 * 4))
     assert f"<|im_start|>user\n{marks}{USER['content']}<|im_end|>" in text
     for forged in (
@@ -706,27 +730,28 @@ def test_a_users_picture_is_put_before_the_request(vl, tmp_path):
         dict(messages[1], content="<|vision_end|>"),
     ):
         with pytest.raises(ValueError, match="control tokens"):
-            policy.encode_prompt(tokenizer, [SYSTEM, forged])
+            encode_prompt(tokenizer, [SYSTEM, forged])
     tokenizer.vision = None
     assert show_pictures(tokenizer, task, [SYSTEM, USER]) == [SYSTEM, USER]
     (tmp_path / "broken.png").write_bytes(b"no picture")
     tokenizer.vision = str(vl[1])
     with pytest.raises(SystemExit, match="broken.png cannot be read"):
-        policy.encode_prompt(
+        encode_prompt(
             tokenizer, show_pictures(tokenizer, given(str(tmp_path / "broken.png")), [SYSTEM, USER])
         )
 
 
 @pytest.mark.parametrize("files", [(), (0,), (2, 0)])
 def test_the_policy_reads_pictures_as_transformers_does(vl, tmp_path, files):
-    """Against the whole model's own forward pass, which finds features, deepstack and rotary positions by itself."""
+    """Against the whole model's own forward pass, which finds features, deepstack and rotary
+    positions by itself."""
     from lib.vision import pictures_of, read_picture, show_pictures
 
     _, tokenizer, model = speaker(vl, tmp_path)
     messages = show_pictures(
         tokenizer, given(*[vl[2][i] for i in files]), [SYSTEM, USER, CALL, TOOL, DONE]
     )
-    ids, mask = (torch.tensor([x]) for x in policy.encode_trajectory(tokenizer, messages))
+    ids, mask = (torch.tensor([x]) for x in encode_trajectory(tokenizer, messages))
     more = {}
     if files:
         pixels, grids, _ = zip(*(read_picture(*p) for p in pictures_of(messages)))
@@ -752,7 +777,7 @@ def test_the_picture_matters(vl, tmp_path):
 
 
 def packed(vl, tokenizer):
-    """Examples with and without pictures, one of which the agent spells, and rows of their indices."""
+    """Examples with and without pictures, one of which the agent spells, and rows of indices."""
     from lib.vision import pictures_of, show_pictures
 
     examples = []
@@ -760,7 +785,7 @@ def packed(vl, tokenizer):
         messages = show_pictures(
             tokenizer, given(*[vl[2][i] for i in files]), [SYSTEM, USER, CALL, TOOL, DONE]
         )
-        ids, mask = policy.encode_trajectory(tokenizer, messages)
+        ids, mask = encode_trajectory(tokenizer, messages)
         spelt = [tokenizer.convert_tokens_to_ids("<|image_pad|>")] * 2
         ids, mask = ids[:-1] + spelt + ids[-1:], mask + [1, 1]
         examples.append((ids, mask, pictures_of(messages)) if files else (ids, mask))
@@ -774,7 +799,7 @@ def test_packed_rows_with_pictures_equal_separate_rows(vl, tmp_path):
     def read(rows):
         ids, positions, mask = P.make_batch(rows, examples, tokenizer.pad_token_id, CPU)
         with torch.no_grad():
-            logps = policy.token_logprobs(
+            logps = token_logprobs(
                 model, ids, positions, mask[:, 1:], pictures=P.row_pictures(rows, examples)
             )
         return logps[mask[:, 1:] == 1]
@@ -786,7 +811,8 @@ def test_packed_rows_with_pictures_equal_separate_rows(vl, tmp_path):
 
 @pytest.mark.parametrize("files", [[], [0], [2, 1]])
 def test_sampler_and_trainer_agree_on_pictures(vl, tmp_path, files):
-    """Groups, several turns, rows with and without pictures side by side; the agent writes any token, <|image_pad|> among them."""
+    """Groups, several turns, rows with and without pictures side by side; the agent writes any
+    token, <|image_pad|> among them."""
     from test_vrl import ChattyEnv
 
     import train_vrl
@@ -800,10 +826,8 @@ def test_sampler_and_trainer_agree_on_pictures(vl, tmp_path, files):
     tasks = [given(*[vl[2][i] for i in files]), given(), given(vl[2][0])]
     tasks = [{**t, "id": f"t-{i:02d}"} for i, t in enumerate(tasks)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_vrl, "VisGenEnv", ChattyEnv)
-        rollouts = sampler.sample_rollouts(
-            model, tokenizer, tasks, config, 1.0, seed=3, group_size=4
-        )
+        patch.setattr(rollout, "VisGenEnv", ChattyEnv)
+        rollouts = sample_rollouts(model, tokenizer, tasks, config, 1.0, seed=3, group_size=4)
     assert [len(r.pictures) for r in rollouts] == [len(files)] * 4 + [0] * 4 + [1] * 4
     batch = train_vrl.collate(rollouts, CPU)
     with torch.no_grad():
@@ -818,7 +842,8 @@ def test_sampler_and_trainer_agree_on_pictures(vl, tmp_path, files):
 
 @pytest.mark.parametrize("tune", ["full", "lora"])
 def test_pst_and_vrl_of_a_qwen3_vl_leave_the_vision_tower_alone(vl, tmp_path, monkeypatch, tune):
-    """Data with and without pictures through PST, its policy read again, two GRPO steps: what is trained is the language part."""
+    """Data with and without pictures through PST, its policy read again, two GRPO steps: what is
+    trained is the language part."""
     from safetensors.torch import load_file
 
     import train_vrl
@@ -869,7 +894,7 @@ def test_pst_and_vrl_of_a_qwen3_vl_leave_the_vision_tower_alone(vl, tmp_path, mo
         *(w["model.language_model.layers.1.mlp.up_proj.weight"] for w in (begun, ended))
     )
 
-    tokenizer = policy.load_tokenizer(
+    tokenizer = load_tokenizer(
         replace(
             config,
             model=replace(config.model, path=""),
@@ -878,9 +903,9 @@ def test_pst_and_vrl_of_a_qwen3_vl_leave_the_vision_tower_alone(vl, tmp_path, mo
         tmp_path,
     )
     assert tokenizer.vision == str(final)
-    sampler = policy.load_policy(final, config, tokenizer, CPU).eval()
-    policy = policy.load_policy(final, config, tokenizer, CPU)
-    policy = policy.add_lora(config, policy, norm=True) if tune == "lora" else policy
+    sampler = load_policy(final, config, tokenizer, CPU).eval()
+    policy = load_policy(final, config, tokenizer, CPU)
+    policy = add_lora(config, policy, norm=True) if tune == "lora" else policy
     names = list(checkpoints.trained_parameters(policy))
     assert (
         names
@@ -898,7 +923,7 @@ def test_pst_and_vrl_of_a_qwen3_vl_leave_the_vision_tower_alone(vl, tmp_path, mo
     )
     assert shares["general"] == 0
 
-    rollouts = sampler.sample_rollouts(
+    rollouts = sample_rollouts(
         sampler, tokenizer, [task, {**given(), "id": "t-01"}], config, 1.0, seed=0, group_size=2
     )
     for r, a in zip(rollouts, (1.0, -1.0, 0.5, -0.5)):
@@ -925,9 +950,7 @@ def test_a_qwen3_vl_in_4_bits_keeps_its_tower_and_its_adapter_loads(bnb, vl, tmp
 
     config, tokenizer, plain = speaker(vl, tmp_path)
     policy = moved(
-        policy.add_lora(
-            config, policy.load_policy(config.model.path, config, tokenizer, CPU, quantize=True)
-        ),
+        add_lora(config, load_policy(config.model.path, config, tokenizer, CPU, quantize=True)),
         0.3,
     )
     small = {n for n, m in policy.get_base_model().named_modules() if type(m) is bnb.nn.Linear4bit}
@@ -935,17 +958,15 @@ def test_a_qwen3_vl_in_4_bits_keeps_its_tower_and_its_adapter_loads(bnb, vl, tmp
         n.startswith("model.language_model.layers.") and n.endswith(".base_layer") for n in small
     )
     save_checkpoint(tmp_path / "step-1", policy, [], {"config": ""})
-    fresh = policy.add_lora(config, plain)
+    fresh = add_lora(config, plain)
     fresh.load_state_dict(checkpoints.trained_parameters(policy), strict=False)
     theirs = PeftModel.from_pretrained(
-        policy.load_policy(config.model.path, config, tokenizer, CPU), tmp_path / "step-1"
+        load_policy(config.model.path, config, tokenizer, CPU), tmp_path / "step-1"
     )
     torch.testing.assert_close(
         seen(theirs, tokenizer, vl[2][:1]), seen(fresh, tokenizer, vl[2][:1]), atol=1e-5, rtol=0
     )
-    import train_vrl
-
-    sampler = policy.load_policy(config.model.path, config, tokenizer, CPU)
+    sampler = load_policy(config.model.path, config, tokenizer, CPU)
     engine_check.sync_sampler(sampler, policy)
     gap = (seen(policy, tokenizer, vl[2][:1]) - seen(sampler, tokenizer, vl[2][:1])).abs().max()
     assert (

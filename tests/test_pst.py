@@ -1,7 +1,8 @@
-"""train_pst.py: tokens and loss masks, log-probabilities, packing, mixtures, checkpoints, LoRA.
+"""train_pst.py, lib/tokens.py, lib/policy.py, lib/checkpoints.py: tokens and loss masks,
+log-probabilities, packing, mixtures, checkpoints, LoRA.
 
 python -m pytest tests/test_pst.py
-python tests/test_pst.py            # writes tests/golden/loss_mask.json again, after a change that is meant
+python tests/test_pst.py       # writes tests/golden/loss_mask.json again, after a meant change
 """
 
 import copy
@@ -16,12 +17,32 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import train_pst  # noqa: E402
-import train_pst as P
-from lib import checkpoints, evaluation, policy  # noqa: E402
-from lib import general as general_data
-from lib.experiment import Config, DataConfig, ModelConfig, PstConfig, Stage, load_config
-from lib.runs import seeded_rng, write_jsonl
+import train_pst as P  # noqa: E402
+from lib import checkpoints, evaluation  # noqa: E402
+from lib.experiment import (  # noqa: E402
+    Config,
+    DataConfig,
+    ModelConfig,
+    PstConfig,
+    Stage,
+    load_config,
+)
+from lib.policy import (  # noqa: E402
+    add_lora,
+    build_policy,
+    merge_lora,
+    plain_logprobs,
+    set_up,
+    token_logprobs,
+)
+from lib.runs import seeded_rng, write_jsonl  # noqa: E402
+from lib.tokens import (  # noqa: E402
+    check_template,
+    encode_prompt,
+    encode_trajectory,
+    load_tokenizer,
+    render,
+)
 
 GOLDEN = Path(__file__).parent / "golden" / "loss_mask.json"
 TEXTS = [
@@ -36,7 +57,8 @@ SYSTEM = {"role": "system", "content": "You are an agent."}
 USER = {"role": "user", "content": "Make three images of a copper kettle."}
 CALL = {
     "role": "assistant",
-    "content": '<think>three</think><tool_call>{"name": "tool_text2image_gpt", "arguments": {"n": 3}}</tool_call>',
+    "content": "<think>three</think>"
+    '<tool_call>{"name": "tool_text2image_gpt", "arguments": {"n": 3}}</tool_call>',
 }
 TOOL = {"role": "tool", "content": '{"ids": ["img_1", "img_2"]}'}
 DONE = {
@@ -145,7 +167,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer(run):
-    return policy.load_tokenizer(tiny_config(), run)
+    return load_tokenizer(tiny_config(), run)
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +178,8 @@ def examples(run, tokenizer):
 
 @pytest.fixture
 def policy(tokenizer):
-    device = policy.set_up(tiny_config())
-    return policy.build_policy(tiny_config(), tokenizer, device)
+    device = set_up(tiny_config())
+    return build_policy(tiny_config(), tokenizer, device)
 
 
 def gradients(model):
@@ -173,12 +195,12 @@ def batch(examples, rows, tokenizer, pad=None):
     )
 
 
-# --- tokens -----------------------------------------------------------------------------------------------------------
+# --- tokens ---------------------------------------------------------------------------------------
 
 
 def mask_table(tokenizer):
     """[token, trained] of the golden trajectory, a token as its text."""
-    ids, mask = policy.encode_trajectory(tokenizer, TRAJECTORY)
+    ids, mask = encode_trajectory(tokenizer, TRAJECTORY)
     return [[tokenizer.decode([i]), m] for i, m in zip(ids, mask)]
 
 
@@ -202,8 +224,8 @@ def test_loss_mask_golden(tokenizer):
     ],
 )
 def test_incremental_encoding_equals_full_rendering(tokenizer, messages, tools):
-    ids, mask = policy.encode_trajectory(tokenizer, messages, tools)
-    text = policy.render(tokenizer, messages, tools)
+    ids, mask = encode_trajectory(tokenizer, messages, tools)
+    text = render(tokenizer, messages, tools)
     assert ids + tokenizer.encode("\n", add_special_tokens=False) == tokenizer.encode(
         text, add_special_tokens=False
     )
@@ -211,20 +233,21 @@ def test_incremental_encoding_equals_full_rendering(tokenizer, messages, tools):
 
 
 def test_nothing_after_the_last_agent_turn_is_kept(tokenizer):
-    assert policy.encode_trajectory(tokenizer, TRAJECTORY + [TOOL]) == policy.encode_trajectory(
+    assert encode_trajectory(tokenizer, TRAJECTORY + [TOOL]) == encode_trajectory(
         tokenizer, TRAJECTORY
     )
 
 
 def test_template_layout(tokenizer):
-    text = policy.render(tokenizer, TRAJECTORY[:4], SCHEMA, generate=True)
+    text = render(tokenizer, TRAJECTORY[:4], SCHEMA, generate=True)
     assert text.startswith(
         "<|im_start|>system\nYou are an agent.\n<tools>\n"
         + json.dumps(SCHEMA[0])
         + "\n</tools><|im_end|>\n"
     )
     assert text.endswith(
-        '<|im_start|>tool\n<tool_response>{"ids": ["img_1", "img_2"]}</tool_response><|im_end|>\n<|im_start|>assistant\n'
+        '<|im_start|>tool\n<tool_response>{"ids": ["img_1", "img_2"]}</tool_response><|im_end|>\n'
+        "<|im_start|>assistant\n"
     )
 
 
@@ -235,18 +258,18 @@ def test_forged_control_tokens_are_refused(tokenizer, at, forged):
         dict(m, content=m["content"] + forged) if i == at else m for i, m in enumerate(TRAJECTORY)
     ]
     with pytest.raises(ValueError, match="control tokens"):
-        policy.encode_trajectory(tokenizer, messages)
+        encode_trajectory(tokenizer, messages)
 
 
 def test_escaped_control_tokens_are_plain_text(tokenizer):
-    ids = policy.encode_prompt(tokenizer, [dict(USER, content="< |im_end|>")])
+    ids = encode_prompt(tokenizer, [dict(USER, content="< |im_end|>")])
     assert "< |im_end|>" in tokenizer.decode(ids)
 
 
 def test_trajectory_without_agent_is_refused(tokenizer):
     for messages in ([USER], [DONE, USER]):
         with pytest.raises(ValueError, match="agent turn"):
-            policy.encode_trajectory(tokenizer, messages)
+            encode_trajectory(tokenizer, messages)
 
 
 def test_template_that_rewrites_history_is_refused(tokenizer):
@@ -255,11 +278,12 @@ def test_template_that_rewrites_history_is_refused(tokenizer):
     stripping = copy.deepcopy(tokenizer)
     stripping.chat_template = tokenizer.chat_template.replace(
         "message.role + '\\n' + message.content",
-        "message.role + '\\n' + (message.content if loop.last else message.content.split('</think>')[-1])",
+        "message.role + '\\n' + "
+        "(message.content if loop.last else message.content.split('</think>')[-1])",
     )
     assert stripping.chat_template != tokenizer.chat_template
     with pytest.raises(SystemExit, match="rewrites history"):
-        policy.check_template(stripping)
+        check_template(stripping)
 
 
 def test_tokenizer_without_control_tokens_is_refused(tokenizer):
@@ -272,18 +296,20 @@ def test_tokenizer_without_control_tokens_is_refused(tokenizer):
         )
     )
     with pytest.raises(SystemExit, match="needs it as one token"):
-        policy.check_template(plain)
+        check_template(plain)
 
 
-# --- log-probabilities and the loss -----------------------------------------------------------------------------------
+# --- log-probabilities and the loss ---------------------------------------------------------------
 
 
-def plain_logprobs(model, ids, positions, mask, temperature=1.0):
-    logits = (
-        model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, :-1].float()
-        / temperature
-    )
-    return logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0] * mask
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_plain_logprobs_are_those_of_the_models_logits(policy, tokenizer, examples, temperature):
+    ids, positions, mask = batch(examples[1], [[0, 1], [2]], tokenizer)
+    logits = policy(input_ids=ids, position_ids=positions, use_cache=False).logits[:, :-1].float()
+    logprobs = (logits / temperature).log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    plain = plain_logprobs(policy, ids, positions, mask[:, 1:], temperature)
+    assert plain.dtype == torch.float32 and plain.shape == mask[:, 1:].shape
+    torch.testing.assert_close(plain, logprobs * mask[:, 1:], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("chunk", [0, 7])
@@ -291,7 +317,7 @@ def plain_logprobs(model, ids, positions, mask, temperature=1.0):
 def test_chunked_logprobs_equal_plain(policy, tokenizer, examples, chunk, temperature):
     ids, positions, mask = batch(examples[1], [[0, 1], [2]], tokenizer)
     weight = torch.rand(mask[:, 1:].shape)
-    ours = policy.token_logprobs(policy, ids, positions, mask[:, 1:], temperature, chunk=chunk)
+    ours = token_logprobs(policy, ids, positions, mask[:, 1:], temperature, chunk=chunk)
     (ours * weight).sum().backward()
     ours_grad = gradients(policy)
     plain = plain_logprobs(policy, ids, positions, mask[:, 1:], temperature)
@@ -302,9 +328,7 @@ def test_chunked_logprobs_equal_plain(policy, tokenizer, examples, chunk, temper
 
 def test_entropy(policy, tokenizer, examples):
     ids, positions, mask = batch(examples[1], [[0]], tokenizer)
-    logps, entropy = policy.token_logprobs(
-        policy, ids, positions, mask[:, 1:], entropy=True, chunk=5
-    )
+    logps, entropy = token_logprobs(policy, ids, positions, mask[:, 1:], entropy=True, chunk=5)
     p = policy(input_ids=ids, position_ids=positions).logits[:, :-1].softmax(-1)
     torch.testing.assert_close(entropy, -(p * p.log()).sum(-1) * mask[:, 1:], atol=1e-5, rtol=0)
     assert logps.requires_grad and not entropy.requires_grad
@@ -313,7 +337,7 @@ def test_entropy(policy, tokenizer, examples):
 def test_mask_of_the_wrong_shape_is_refused(policy, tokenizer, examples):
     ids, positions, mask = batch(examples[1], [[0]], tokenizer)
     with pytest.raises(ValueError, match=r"\(B, T-1\)"):
-        policy.token_logprobs(policy, ids, positions, mask)
+        token_logprobs(policy, ids, positions, mask)
 
 
 def test_targets_at_masked_places_do_not_matter(policy, tokenizer, examples):
@@ -321,22 +345,22 @@ def test_targets_at_masked_places_do_not_matter(policy, tokenizer, examples):
     found = []
     for noise in (0, 3):
         targets = torch.where(mask[:, 1:] == 1, ids[:, 1:], (ids[:, 1:] + noise) % len(tokenizer))
-        policy.token_logprobs(policy, ids, positions, mask[:, 1:], targets=targets).sum().backward()
+        token_logprobs(policy, ids, positions, mask[:, 1:], targets=targets).sum().backward()
         found.append(gradients(policy))
     assert torch.equal(*found)
     changed = torch.where(mask[:, 1:] == 1, (ids[:, 1:] + 3) % len(tokenizer), ids[:, 1:])
-    policy.token_logprobs(policy, ids, positions, mask[:, 1:], targets=changed).sum().backward()
+    token_logprobs(policy, ids, positions, mask[:, 1:], targets=changed).sum().backward()
     assert not torch.equal(found[0], gradients(policy))
 
 
 def with_attention(name, tokenizer):
     config = tiny_config()
-    return policy.build_policy(
+    return build_policy(
         replace(config, model=replace(config.model, attn=name)), tokenizer, torch.device("cpu")
     )
 
 
-@pytest.mark.parametrize("attention", ["auto", "sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["auto", "sdpa"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_packed_rows_equal_separate_rows(tokenizer, examples, attention, checkpointing):
     model = with_attention(attention, tokenizer)
@@ -345,14 +369,14 @@ def test_packed_rows_equal_separate_rows(tokenizer, examples, attention, checkpo
     pool = [*examples[1], *examples[0]]
     rows = [[0, 4, 1], [5, 6, 2]]
     ids, positions, mask = batch(pool, rows, tokenizer)
-    packed = policy.token_logprobs(model, ids, positions, mask[:, 1:])
+    packed = token_logprobs(model, ids, positions, mask[:, 1:])
     packed.sum().backward()
     packed_grad = gradients(model)
     alone = []
     for row in rows:
         for i in row:
             one = batch(pool, [[i]], tokenizer)
-            logps = policy.token_logprobs(model, one[0], one[1], one[2][:, 1:])
+            logps = token_logprobs(model, one[0], one[1], one[2][:, 1:])
             logps.sum().backward()
             alone.append(logps[one[2][:, 1:] == 1])
     torch.testing.assert_close(packed[mask[:, 1:] == 1], torch.cat(alone), atol=1e-5, rtol=0)
@@ -404,7 +428,7 @@ def test_padding_that_is_the_end_of_turn_does_not_matter(policy, tokenizer, exam
     for pad in (tokenizer.pad_token_id, end):
         ids, positions, mask = batch(examples[1], [[0], [1]], tokenizer, pad)
         assert int(mask.sum()) == sum(sum(examples[1][i][1]) for i in (0, 1))
-        policy.token_logprobs(policy, ids, positions, mask[:, 1:]).sum().backward()
+        token_logprobs(policy, ids, positions, mask[:, 1:]).sum().backward()
         found.append(gradients(policy))
     torch.testing.assert_close(*found, atol=1e-6, rtol=1e-5)
     assert (
@@ -412,7 +436,7 @@ def test_padding_that_is_the_end_of_turn_does_not_matter(policy, tokenizer, exam
     )  # both agent turns end with a trained end of turn
 
 
-# --- packing and mixtures ---------------------------------------------------------------------------------------------
+# --- packing and mixtures -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -441,19 +465,19 @@ def test_make_row():
 def test_stage_mixture_counts():
     config = tiny_config(stages=[Stage(0.5, 3), Stage(0.2, 3)])
     general, visgen = [([0], [1])] * 1000, [([0], [1])] * 40
-    first, second = (train_pst.stage_examples(config, s, visgen, general) for s in (0, 1))
+    first, second = (P.stage_examples(config, s, visgen, general) for s in (0, 1))
     for order, count in ((first, 500), (second, 200)):
         assert sum(i < 1000 for i in order) == count
         assert all(order.count(1000 + i) == 3 for i in range(40))
     assert not {i for i in first if i < 1000} & {i for i in second if i < 1000}
-    assert first == train_pst.stage_examples(config, 0, visgen, general)
-    again = train_pst.stage_examples(config, 0, visgen, general, epoch=1)
+    assert first == P.stage_examples(config, 0, visgen, general)
+    again = P.stage_examples(config, 0, visgen, general, epoch=1)
     assert again != first and sorted(again) == sorted(first)
-    assert train_pst.stage_examples(replace(config, seed=1), 0, visgen, general) != first
+    assert P.stage_examples(replace(config, seed=1), 0, visgen, general) != first
 
 
 def test_table_4_s_mixtures_are_exact():
-    """v1 to v7: (share of the general mix, lambda) of each stage; the shares are of one uncut pass."""
+    """v1 to v7: (share of the general mix, lambda) of each stage, shares of one uncut pass."""
     paper = {
         "v1": [(0, 3)],
         "v2": [(1, 3)],
@@ -470,8 +494,7 @@ def test_table_4_s_mixtures_are_exact():
             Path(__file__).resolve().parents[1] / "configs" / "ablations" / f"{name}.yaml"
         )
         orders = [
-            train_pst.stage_examples(config, s, visgen, general)
-            for s in range(len(config.pst.stages))
+            P.stage_examples(config, s, visgen, general) for s in range(len(config.pst.stages))
         ]
         assert [sum(i < 1000 for i in order) for order in orders] == [
             round(1000 * share) for share, _ in stages
@@ -494,7 +517,7 @@ def test_a_share_of_tokens_is_exact_but_for_the_last_example():
     config = tiny_config(
         stages=[Stage(0.5, 3, unit="tokens"), Stage(0.2, 2, unit="tokens"), Stage(0.0, 1)]
     )
-    parts = [train_pst.general_part(config, s, lengths) for s in (0, 1, 2)]
+    parts = [P.general_part(config, s, lengths) for s in (0, 1, 2)]
     for part, share in zip(parts, (0.5, 0.2)):
         got = sum(lengths[i] for i in part)
         assert (
@@ -503,10 +526,8 @@ def test_a_share_of_tokens_is_exact_but_for_the_last_example():
             and len(set(part)) == len(part)
         )
     assert parts[2] == [] and not set(parts[0]) & set(parts[1])
-    assert sorted(train_pst.stage_examples(config, 2, visgen, general)) == [
-        400 + i for i in range(10)
-    ]
-    said = train_pst.mix_of(config, 1, P.stage_steps(config, 1, visgen, general), visgen, general)
+    assert sorted(P.stage_examples(config, 2, visgen, general)) == [400 + i for i in range(10)]
+    said = P.mix_of(config, 1, P.stage_steps(config, 1, visgen, general), visgen, general)
     assert (
         f"{len(parts[1])} general examples" in said
         and "0.2 of the tokens of 400" in said
@@ -543,7 +564,7 @@ def test_record_longer_than_a_row_is_named(tokenizer):
         )
 
 
-# --- training, checkpoints --------------------------------------------------------------------------------------------
+# --- training, checkpoints ------------------------------------------------------------------------
 
 
 def copy_run(run, folder, monkeypatch):
@@ -622,7 +643,7 @@ def test_base_is_made_once_and_goes_on_where_it_stopped(run, tokenizer, tmp_path
     P.base_policy(config, broken, tokenizer, device)
     one, two = (load_file(f / "base/final/model.safetensors") for f in (straight, broken))
     assert all(torch.equal(one[k], two[k]) for k in one)
-    start = policy.build_policy(config, tokenizer, device).state_dict()
+    start = build_policy(config, tokenizer, device).state_dict()
     monkeypatch.setattr(P, "train_stage", lambda *a, **k: pytest.fail("trained again"))
     again = P.base_policy(config, straight, tokenizer, device).state_dict()
     assert all(torch.equal(again[k], one[k]) for k in one) and not all(
@@ -698,7 +719,7 @@ def test_init_from(run, tmp_path, monkeypatch):
 
 
 def test_learning_rate():
-    config = tiny_config(warmup=0.1, cooldown=0.3, min_lr=0.05)
+    config = tiny_config(warmup=0.1, cooldown=0.3)
     rates = [P.lr_share(config, s, 100) for s in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9:70] == [1.0] * 61 and rates[70] < 1
     assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] == pytest.approx(0.05)
@@ -716,7 +737,7 @@ def test_muon_takes_the_matrices_of_the_blocks(policy):
     assert all(".layers." in n and "norm" not in n for g in muon.param_groups for n in g["names"])
     (alone,) = P.make_optimizers(
         tiny_config(optimizer="muon"),
-        policy.add_lora(tiny_config(), copy.deepcopy(policy)),
+        add_lora(tiny_config(), copy.deepcopy(policy)),
         Stage(lr=0.01, matrix_lr=0.02),
     )
     assert isinstance(alone, torch.optim.Muon) and all(
@@ -727,13 +748,13 @@ def test_muon_takes_the_matrices_of_the_blocks(policy):
     } == {0.02}
 
 
-# --- LoRA, answers ----------------------------------------------------------------------------------------------------
+# --- LoRA, answers --------------------------------------------------------------------------------
 
 
 def test_lora_merge_equals_the_adapter(policy, tokenizer, examples):
     ids, positions, mask = batch(examples[1], [[0, 1]], tokenizer)
-    before = policy.token_logprobs(policy, ids, positions, mask[:, 1:]).detach()
-    adapted = policy.add_lora(tiny_config(), policy)
+    before = token_logprobs(policy, ids, positions, mask[:, 1:]).detach()
+    adapted = add_lora(tiny_config(), policy)
     names = checkpoints.trained_parameters(adapted)
     assert (
         names
@@ -741,20 +762,20 @@ def test_lora_merge_equals_the_adapter(policy, tokenizer, examples):
         and not any("lm_head" in n or "embed" in n for n in names)
     )
     assert torch.equal(
-        before, policy.token_logprobs(adapted, ids, positions, mask[:, 1:]).detach()
+        before, token_logprobs(adapted, ids, positions, mask[:, 1:]).detach()
     )  # starts as the base
     torch.manual_seed(0)
     with torch.no_grad():
         for p in names.values():
             p.normal_(0, 0.1)
-    with_adapter = policy.token_logprobs(adapted, ids, positions, mask[:, 1:]).detach()
+    with_adapter = token_logprobs(adapted, ids, positions, mask[:, 1:]).detach()
     assert (with_adapter - before).abs().max() > 0.01
-    merged = policy.merge_lora(adapted)
+    merged = merge_lora(adapted)
     assert type(merged).__name__ == "Qwen3ForCausalLM" and not any(
         "lora" in n for n, _ in merged.named_parameters()
     )
     torch.testing.assert_close(
-        policy.token_logprobs(merged, ids, positions, mask[:, 1:]).detach(),
+        token_logprobs(merged, ids, positions, mask[:, 1:]).detach(),
         with_adapter,
         atol=1e-5,
         rtol=0,
@@ -764,7 +785,7 @@ def test_lora_merge_equals_the_adapter(policy, tokenizer, examples):
 def test_policy_from_scratch_depends_on_the_seed_alone(tokenizer):
     config, device = tiny_config(), torch.device("cpu")
     one, two, three = (
-        policy.build_policy(c, tokenizer, device).state_dict()
+        build_policy(c, tokenizer, device).state_dict()
         for c in (config, config, replace(config, seed=1))
     )
     assert all(torch.equal(one[k], two[k]) for k in one)
@@ -854,6 +875,6 @@ if __name__ == "__main__":
 
     with tempfile.TemporaryDirectory() as folder:
         make_tokenizer(Path(folder) / "data" / "tokenizer")
-        rows = mask_table(policy.load_tokenizer(tiny_config(), Path(folder)))
+        rows = mask_table(load_tokenizer(tiny_config(), Path(folder)))
     GOLDEN.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
     print(f"{len(rows)} tokens -> {GOLDEN}")

@@ -1,6 +1,8 @@
-"""Several ranks: 2 and 4 gloo processes against one with the same global batch, FSDP, ranks that die, a whole run.
+"""Several ranks: 2 and 4 gloo processes against one with the same global batch, FSDP, ranks that
+die, a whole run.
 
-pytest starts this file under torchrun or accelerate as `tests/test_ranks.py WHAT FOLDER`; what each rank does then is below "One rank".
+pytest starts this file under torchrun or accelerate as `tests/test_ranks.py WHAT FOLDER`; what each
+rank does then is below "One rank".
 """
 
 import json
@@ -22,16 +24,17 @@ from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from lib import attention, checkpoints, fsdp, policy, ranks  # noqa: E402
+from lib import attention, checkpoints, fsdp, ranks  # noqa: E402
+from lib.policy import add_lora  # noqa: E402
 
 if __name__ != "__main__":
-    from test_pst import run  # noqa: E402, F401 (its fixture: a run folder with data)
+    import test_pst  # noqa: E402
 
-BIN, SELF, TRAIN = (
-    Path(sys.executable).parent,
-    "tests/test_ranks.py",
-    ("train_vrl.py", "--config", "configs/smoke.yaml", "device=cpu"),
-)
+    run = test_pst.run  # its fixture: a run folder with data
+
+BIN = Path(sys.executable).parent
+SELF = "tests/test_ranks.py"
+TRAIN = ("train_vrl.py", "--config", "configs/smoke.yaml", "device=cpu")
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 UPDATES = {
     "token": ({"minibatches": 1}, 8),  # name: (section vrl, rollouts)
@@ -78,7 +81,7 @@ def launch(n, *command, fsdp=False, timeout=200):
     return done
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # One rank
 
 
@@ -86,8 +89,6 @@ def small_policy():
     """A LoRA policy of 2 layers, 32 wide, whose adapter is away from zero."""
     import test_vrl
     from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    import train_pst as P
 
     torch.manual_seed(1)
     config = test_vrl.settings()
@@ -102,7 +103,7 @@ def small_policy():
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         attn_implementation=attention.attention_name(config, torch.device("cpu")),
     )
-    policy = policy.add_lora(config, Qwen3ForCausalLM(shape), norm=True)
+    policy = add_lora(config, Qwen3ForCausalLM(shape), norm=True)
     test_vrl.move(policy, 0.1)
     return policy
 
@@ -111,14 +112,11 @@ def updates(folder):
     """Two GRPO updates of each of UPDATES on given rollouts; rank 0 writes figures and weights."""
     import test_vrl
 
-    import train_pst as P
     import train_vrl
 
     for name, (vrl, n) in UPDATES.items():
-        policy, config = (
-            small_policy(),
-            test_vrl.settings(vrl={"max_grad_norm": 0.5, "lr": 1e-3, **vrl}),
-        )
+        policy = small_policy()
+        config = test_vrl.settings(vrl={"max_grad_norm": 0.5, "lr": 1e-3, **vrl})
         rollouts, figures = test_vrl.made_rollouts(policy, n), []
         optimizer = train_vrl.make_optimizer(policy, config.vrl)
         for _ in range(2):
@@ -141,49 +139,51 @@ def updates(folder):
 
 
 def pst(folder, cases):
-    """PST of folder/data, 3 rows a step, stopped by a Ctrl-C that reaches the last rank alone, and gone on with; rank 0 writes."""
+    """PST of folder/data by each of `cases`."""
+    for name in cases:
+        with pytest.MonkeyPatch.context() as patch:
+            pst_in_two_parts(folder, name, patch)
+
+
+def pst_in_two_parts(folder, name, patch):
+    """PST with 3 rows a step, stopped by a Ctrl-C that reaches the last rank alone, and gone on
+    with; rank 0 writes."""
     import test_pst
 
     import train_pst as P
     from lib.experiment import Stage
 
-    backward, shard, sharded = P.backward_step, fsdp.shard, []
-    for name, patch in ((name, pytest.MonkeyPatch()) for name in cases):
-        patch.setattr(P, "ensure_data", lambda config, run: None)
-        patch.setattr(P, "LOG_EVERY", 1)
-        patch.setenv("ACCELERATE_USE_FSDP", str(name in ("fsdp", "loaded")).lower())
-        patch.setattr(ranks, "shard", lambda *arguments: (sharded.append(1), shard(*arguments)))
-        run = folder / name
-        ranks.first(lambda: run.exists() or shutil.copytree(folder / "data", run / "data"))
-        config, calls = (
-            test_pst.tiny_config(
-                rows_per_step=3,
-                save_every=2,
-                stages=[Stage(0.5, 3, 1e-3), Stage(0.2, 3, 1e-3)],
-                **PST[name],
-            ),
-            [],
-        )
-        if name == "loaded":
-            config = replace(config, model=replace(config.model, path=str(folder / "start")))
+    backward, shard = P.backward_step, fsdp.shard
+    sharded, calls = [], []
+    patch.setattr(P, "ensure_data", lambda config, run: None)
+    patch.setattr(P, "LOG_EVERY", 1)
+    patch.setenv("ACCELERATE_USE_FSDP", str(name in ("fsdp", "loaded")).lower())
+    patch.setattr(fsdp, "shard", lambda *arguments: (sharded.append(1), shard(*arguments)))
+    run = folder / name
+    ranks.first(lambda: run.exists() or shutil.copytree(folder / "data", run / "data"))
+    config = test_pst.tiny_config(
+        rows_per_step=3,
+        save_every=2,
+        stages=[Stage(0.5, 3, 1e-3), Stage(0.2, 3, 1e-3)],
+        **PST[name],
+    )
+    if name == "loaded":
+        config = replace(config, model=replace(config.model, path=str(folder / "start")))
 
-        def interrupted(*arguments):
-            calls.append(1)
-            if len(calls) == 3 and ranks.rank() == ranks.world() - 1:
-                os.kill(os.getpid(), signal.SIGINT)
-            return backward(*arguments)
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 3 and ranks.rank() == ranks.world() - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return backward(*arguments)
 
-        patch.setattr(P, "backward_step", interrupted)
-        with pytest.raises(SystemExit) as stopped:
-            P.train_pst(config, run)
-        assert (
-            stopped.value.code == 130
-            and checkpoints.list_checkpoints(run / "pst")[-1].name == "stage-1-step-2"
-        )
-        patch.setattr(P, "backward_step", backward)
+    patch.setattr(P, "backward_step", interrupted)
+    with pytest.raises(SystemExit) as stopped:
         P.train_pst(config, run)
-        patch.undo()
-        assert bool(sharded) == (name in ("fsdp", "loaded") and ranks.world() > 1)
+    assert stopped.value.code == 130
+    assert checkpoints.list_checkpoints(run / "pst")[-1].name == "stage-1-step-2"
+    patch.setattr(P, "backward_step", backward)
+    P.train_pst(config, run)
+    assert bool(sharded) == (name in ("fsdp", "loaded") and ranks.world() > 1)
 
 
 def part_dies(folder):
@@ -206,12 +206,12 @@ def main():
     pst(folder, sys.argv[3:])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Equal to one process
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, run):  # noqa: F811
+def alone(tmp_path_factory, run):
     """What one process makes of UPDATES and PST."""
     folder = tmp_path_factory.mktemp("alone")
     shutil.copytree(run / "data", folder / "data")
@@ -235,9 +235,8 @@ def metrics(run):
 
 
 def compare_pst(alone, folder, name):
-    rounding = (
-        name == "muon"
-    )  # torch's Muon works in bfloat16: the gradients' last bits move its steps by 2^-8 of themselves
+    # torch's Muon works in bfloat16: the gradients' last bits move its steps by 2^-8 of themselves.
+    rounding = name == "muon"
     same_weights(
         *(f / name / "pst/final/model.safetensors" for f in (alone, folder)),
         name,
@@ -250,7 +249,7 @@ def compare_pst(alone, folder, name):
 
 
 @pytest.mark.parametrize("n, cases", [(2, [*PST]), (4, ["adamw"])], ids=["2", "4"])
-def test_ranks_equal_one_process(alone, run, tmp_path, n, cases):  # noqa: F811
+def test_ranks_equal_one_process(alone, run, tmp_path, n, cases):
     for name in ("data", "start"):
         shutil.copytree(alone / name, tmp_path / name)
     done = launch(n, SELF, "all", tmp_path, *cases, fsdp="fsdp" in cases)
@@ -275,7 +274,7 @@ def test_ranks_equal_one_process(alone, run, tmp_path, n, cases):  # noqa: F811
             assert {k: v.shape for k, v in one.items()} == {k: v.shape for k, v in other.items()}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Ends
 
 
@@ -301,7 +300,7 @@ def test_a_bad_config_is_said_once():
     assert done.returncode != 0 and done.stderr.count("error: unknown config key `vrl.step`") == 1
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # A whole run
 
 

@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import make_data  # noqa: E402
 from lib import tasks  # noqa: E402
 from lib.experiment import DataConfig, load_config  # noqa: E402
 from lib.figures import BENCH, word_runs  # noqa: E402

@@ -232,7 +232,8 @@ def test_a_qwen3_vl_with_its_adapter(vl, chatty, tmp_path):
         "torchvision",
         reason="torchvision is not installed; `.ci/run` says how it loads beside a CPU's torch",
     )
-    from lib.policy import load_policy, load_tokenizer
+    from lib.policy import load_policy
+    from lib.tokens import load_tokenizer
 
     folder = shutil.copytree(vl[1], tmp_path / "vl")
     config = replace(

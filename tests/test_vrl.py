@@ -27,22 +27,20 @@ from lib.checkpoints import trained_parameters  # noqa: E402
 from lib.engine_check import sync_sampler  # noqa: E402
 from lib.evaluation import part_variances, score_rollouts  # noqa: E402
 from lib.experiment import Config, build  # noqa: E402
-from lib.policy import (  # noqa: E402
-    add_lora,
-    build_policy,
-    encode_agent,
-    encode_prompt,
-    encode_tool_messages,
-    encode_trajectory,
-    load_tokenizer,
-    token_logprobs,
-)
+from lib.policy import add_lora, build_policy, token_logprobs  # noqa: E402
 from lib.rollout import Rollout  # noqa: E402
 from lib.runs import read_jsonl, seeded_rng  # noqa: E402
 from lib.sampler import sample_rollouts  # noqa: E402
 from lib.tasks import make_tasks  # noqa: E402
 from lib.text import tag  # noqa: E402
 from lib.tokenizer import train_tokenizer  # noqa: E402
+from lib.tokens import (  # noqa: E402
+    encode_agent,
+    encode_prompt,
+    encode_tool_messages,
+    encode_trajectory,
+    load_tokenizer,
+)
 from make_data import vision_agent  # noqa: E402
 from rewards import PARTS  # noqa: E402
 from train_vrl import (  # noqa: E402
