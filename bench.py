@@ -1,24 +1,23 @@
 """VisGenBench (Sec. 5): play it, measure and grade it, set it beside the paper; and the policies of
 a run on its held-out tasks.
 
-python bench.py --config configs/tiny.yaml                 # untrained, PST, PST + VRL of runs/tiny
-python bench.py --table runs/tiny runs/tiny-1 runs/tiny-2  # mean and spread over measured runs
-python bench.py --config configs/tiny.yaml --agent policy  # VisGenBench-104; --subset, --no-files,
-                                                           #   --sampled
+python bench.py --config configs/tiny.yaml                  # untrained, PST, VRL of runs/tiny
+python bench.py --table runs/tiny runs/tiny-1 runs/tiny-2   # mean and spread over measured runs
+python bench.py --config configs/tiny.yaml --agent policy   # VisGenBench-104; --subset, --sampled
 
 A FOLDER is what --agent made, runs/<name>/bench/<agent>-<subset>:
 
-python bench.py report FOLDER                # report.html: columns, failures, films that play
-python bench.py demo FILE.jsonl [ID]         # demo.html: one trajectory (Fig. 12)
-python bench.py tables FOLDER ...            # the paper's tables with rows of ours
-python bench.py compare FOLDER_A FOLDER_B    # paired tests on the same tasks; seeds: A0,A1 B0,B1
-python bench.py ablate configs/ablations/ --seeds 3 --jobs 2   # Table 4's rows; without a folder:
-                                             #   what data/ablations.json holds
+python bench.py report FOLDER                       # report.html: columns, failures, films
+python bench.py demo FILE.jsonl [ID]                # demo.html: one trajectory (Fig. 12)
+python bench.py tables FOLDER ...                   # the paper's tables with rows of ours
+python bench.py compare FOLDER_A FOLDER_B           # paired tests; several seeds: A0,A1 B0,B1
+python bench.py ablate configs/ablations/ --seeds 3 # Table 4's rows
+python bench.py ablate                              # what data/ablations.json holds of them
 python bench.py controls FOLDER --set llm.url=...   # does the VLM-Grader look at the media?
-python bench.py sheet FOLDER [FOLDER ...]    # a blind sheet for people to score on, HTML and CSV
+python bench.py sheet FOLDER [FOLDER ...]           # a blind sheet for people to score on
 python bench.py calibrate scores.csv [FOLDER ...]   # the VLM-Grader's scores against people's
 python bench.py human scores.csv [FOLDER ...]       # Tables 3, 5 and 6 from people's scores
-python bench.py media [FOLDER]               # draw the media database, or add your own files to it
+python bench.py media [FOLDER]                      # draw the media database, or add your files
 """
 
 import argparse

@@ -246,10 +246,10 @@ def run_row(row: str, seed: int, path: Path, home: Callable[[], Path] | None) ->
             copy_shared_parts(ROOT / "runs" / first.name, run)
     began = time.time()
     script = "train_vrl.py" if row.startswith("RL") else "train_pst.py"
-    policy = ["--agent", "policy", "--subset", "heldout", "--no-files"]
+    measure = ["--agent", "policy", "--subset", "heldout", "--no-files"]
     run_script(f"{row}-{seed}", path, script, "bench.tasks=8", "bench.sampled=false")
-    run_script(f"{row}-{seed}", path, "bench.py", *policy)
-    run_script(f"{row}-{seed}", path, "bench.py", *policy, "--sampled")
+    run_script(f"{row}-{seed}", path, "bench.py", *measure)
+    run_script(f"{row}-{seed}", path, "bench.py", *measure, "--sampled")
     values = row_values(run / "bench")
     result = {"values": values, "seconds": round(time.time() - began)}
     write_atomic(kept, to_json(result))
@@ -286,10 +286,12 @@ def run_script(name: str, config: Path, script: str, *arguments: str) -> None:
 
 
 def row_values(bench: Path) -> dict[str, list[float]]:
-    """{figure: values in the order of task ids} of a run's bench folder. R_vrt is plan x fine."""
+    """{figure: values in the order of task ids} of a run's bench folder.
+
+    R_vrt is plan x fine, whatever form the row was trained on.
+    """
     _, grades, greedy = read_bench(bench / "policy-heldout")
     _, _, sampled = read_bench(bench / "policy-heldout-sampled")
-    # Whatever form the row was trained on.
     values = {
         "R_vrt": {i: t["reward"]["plan"] * t["reward"]["fine"] for i, t in greedy.items()},
         "R_vrt sampled": {i: t["reward"]["plan"] * t["reward"]["fine"] for i, t in sampled.items()},
