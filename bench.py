@@ -1,17 +1,23 @@
-"""VisGenBench (Sec. 5): play it, measure and grade it, set it beside the paper; and the policies of a run on held-out tasks.
+"""VisGenBench (Sec. 5): play it, measure and grade it, set it beside the paper; and the policies of
+a run on its held-out tasks.
 
-python bench.py --config configs/tiny.yaml                          # untrained, PST, PST + VRL of runs/tiny on its held-out tasks
-python bench.py --table runs/tiny runs/tiny-1 runs/tiny-2           # mean and spread over runs that are measured
-python bench.py --config configs/tiny.yaml --agent policy           # VisGenBench-104; --subset, --no-files, --sampled
-python bench.py report runs/tiny/bench/policy-104                   # report.html: columns, failures, trajectories with films that play
-python bench.py demo runs/tiny/vrl/rollouts/step-1.jsonl [ID]       # demo.html: one trajectory (Fig. 12)
-python bench.py tables FOLDER ...                                   # the paper's tables with rows of ours, runs/<name>/bench/<agent>-<subset>
-python bench.py compare FOLDER_A FOLDER_B                           # paired tests on the same tasks; several seeds: A0,A1,A2 B0,B1,B2
-python bench.py ablate configs/ablations/ --seeds 3 --jobs 2        # Table 4's rows; without a folder: what data/ablations.json holds
-python bench.py controls FOLDER --set llm.url=...             # does the VLM-Grader look at the media? shuffled, grey, again
-python bench.py sheet FOLDER [FOLDER ...]                           # a blind sheet for people to score on, HTML and CSV
-python bench.py calibrate scores.csv [FOLDER ...]                   # the VLM-Grader's scores against people's; human scores.csv: Tables 3, 5, 6
-python bench.py media [FOLDER]                                      # draw the media database, data/media/, or add your own files to it
+python bench.py --config configs/tiny.yaml                  # untrained, PST, VRL of runs/tiny
+python bench.py --table runs/tiny runs/tiny-1 runs/tiny-2   # mean and spread over measured runs
+python bench.py --config configs/tiny.yaml --agent policy   # VisGenBench-104; --subset, --sampled
+
+A FOLDER is what --agent made, runs/<name>/bench/<agent>-<subset>:
+
+python bench.py report FOLDER                       # report.html: columns, failures, films
+python bench.py demo FILE.jsonl [ID]                # demo.html: one trajectory (Fig. 12)
+python bench.py tables FOLDER ...                   # the paper's tables with rows of ours
+python bench.py compare FOLDER_A FOLDER_B           # paired tests; several seeds: A0,A1 B0,B1
+python bench.py ablate configs/ablations/ --seeds 3 # Table 4's rows
+python bench.py ablate                              # what data/ablations.json holds of them
+python bench.py controls FOLDER --set llm.url=...   # does the VLM-Grader look at the media?
+python bench.py sheet FOLDER [FOLDER ...]           # a blind sheet for people to score on
+python bench.py calibrate scores.csv [FOLDER ...]   # the VLM-Grader's scores against people's
+python bench.py human scores.csv [FOLDER ...]       # Tables 3, 5 and 6 from people's scores
+python bench.py media [FOLDER]                      # draw the media database, or add your files
 """
 
 import argparse
@@ -21,6 +27,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -29,13 +36,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lib.ablate import ablate
-from lib.experiment import command_line, load_config
+from lib.calibration import calibrate
+from lib.experiment import Config, RewardConfig, command_line, load_config
 from lib.figures import BENCH
 from lib.grader import controls, subjective_grades
-from lib.human import calibrate, export_sheet, human_tables
+from lib.human import export_sheet, human_tables
 from lib.lineage import content_words, deliverables, on_topic, read_media
 from lib.media import SUFFIXES, from_tool, materialize, media, probe, real_file
-from lib.pages import pages
+from lib.pages import demo_command, report_command
 from lib.runs import (
     ROOT,
     append_jsonl,
@@ -46,395 +54,44 @@ from lib.runs import (
     write_atomic,
     write_jsonl,
 )
-from lib.tables import SUBJECTIVE, columns_of, compare, tables
+from lib.tables import SUBJECTIVE, columns_of, compare, grades_name, tables
 from lib.text import to_json
 from make_data import make_trajectories
 from rewards import PARTS, consistency_reward
 
-
-# ---------------------------------------------------------------------------- measuring policies
-def stages_of(config, run):
-    """{name: where its weights stand} of what the run has: untrained, pst, vrl (the last checkpoint)."""
-    from lib.checkpoints import list_checkpoints
-
-    final, saved = (
-        ROOT / config.pst.init_from if config.pst.init_from else run / "pst" / "final",
-        list_checkpoints(run / "vrl"),
-    )
-    return {
-        "untrained": None,
-        **({"pst": final} if final.is_dir() else {}),
-        **({"vrl": saved[-1]} if saved else {}),
-    }
-
-
-def load_stage(config, run, name, device, tokenizer):
-    """The policy of a run as one of stages_of has it, in fp32 and frozen."""
-    from lib.checkpoints import read_checkpoint, restore
-    from lib.engine_check import sync_sampler
-    from lib.policy import add_lora, load_policy
-    from train_pst import base_policy
-
-    stages = stages_of(config, run)
-    from_base = name == "untrained" or (name == "vrl" and config.vrl.start == "base")
-    start = (
-        partial(base_policy, config, run, tokenizer, device)
-        if from_base
-        else partial(load_policy, stages["pst"], config, tokenizer, device)
-    )
-    model = start().float()
-    if name == "vrl":
-        policy = (
-            add_lora(config, start(), norm=config.vrl.norm_lr > 0)
-            if config.vrl.tune == "lora"
-            else model
-        )
-        restore(policy, [], *read_checkpoint(config, stages["vrl"]))
-        sync_sampler(model, policy)
-    return model.eval().requires_grad_(False)
-
-
-def measure(config, run):
-    """Evaluate each policy that the run has; a policy measured before is not measured again. Returns {policy: figures}."""
-    from lib.evaluation import evaluate
-    from lib.policy import set_up
-    from lib.tokens import load_tokenizer
-
-    path, stages = run / "bench" / "results.json", stages_of(config, run)
-    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    device, tokenizer = set_up(config), load_tokenizer(config, run)
-    tasks = read_jsonl(run / "data" / "heldout.jsonl")[: config.bench.tasks]
-    print(f"bench: {len(tasks)} held-out tasks, each policy about a minute")
-    for name in ("untrained", "pst", "vrl"):
-        origin = stages["vrl"].name if name == "vrl" and "vrl" in stages else name
-        if (
-            name not in stages
-            or name in results
-            and (results[name]["n"], results[name]["from"]) == (len(tasks), origin)
-        ):
-            print(f"  {name}: {'measured before' if name in stages else 'not trained in this run'}")
-            continue
-        figures, _ = evaluate(
-            load_stage(config, run, name, device, tokenizer), tokenizer, tasks, config, run, name
-        )
-        results[name] = {**figures, "n": len(tasks), "seed": config.seed, "from": origin}
-        write_atomic(path, to_json(results))
-    return results
-
-
-def rows_of(figures):
-    """The table's rows of one policy: (label, value)."""
-    for mode in ("greedy", "sampled"):
-        if mode in figures:
-            yield f"{mode}  R_vrt", figures[mode]["reward"]
-            yield f"{mode}  R_vrt > 0.99", figures[mode]["strict"]
-            for part in ("plan", "fine", *PARTS):
-                yield f"{mode}  R_{part}", figures[mode][part]
-    for kind, share in figures["general"].items():
-        yield f"exact match  {kind}", share
-
-
-def print_table(many):
-    """Print mean and, over several runs, the spread (sample standard deviation). `many`: a results dict a run."""
-    names = [n for n in ("untrained", "pst", "vrl") if all(n in r for r in many)]
-    n = {r[name]["n"] for r in many for name in names}
-    print(
-        f"\n{len(many)} run(s), seeds {sorted({r[names[0]]['seed'] for r in many})}, n = {', '.join(map(str, sorted(n)))} held-out tasks; "
-        "judge: rules; environment: VisGenEnv"
-        + ("; mean +- standard deviation over runs" if len(many) > 1 else "")
-    )
-    print(f"{'':26}" + "".join(f"{name:>18}" for name in names))
-    for i, (label, _) in enumerate(rows_of(many[0][names[0]])):
-        cells = []
-        for name in names:
-            values = [v for r in many if (v := list(rows_of(r[name]))[i][1]) is not None]
-            spread = f" +- {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.3f}{spread}" if values else "-")
-        print(f"{label:26}" + "".join(f"{c:>18}" for c in cells))
-
-
 CHUNK = 64  # tasks that a policy plays at once; each lot is saved
-QUICKEST = {
-    "image": ".jpg",
-    "video": ".mov",
-    "audio": ".wav",
-}  # to write and to probe: PNG takes four times as long as JPEG, and AAC longer than PCM
+# The quickest forms to write and to probe: PNG takes four times as long as JPEG, AAC longer than
+# PCM.
+QUICKEST = {"image": ".jpg", "video": ".mov", "audio": ".wav"}
 
 
-def bench_tasks(subset, run):
-    """VisGenBench's tasks: all 1200, its stratified 104, N of them evenly spread, or a run's held-out tasks (`heldout`)."""
-    if subset == "heldout":
-        return read_jsonl(run / "data" / "heldout.jsonl")
-    tasks = list(each_line(BENCH))
-    if subset == "104":
-        return [t for t in tasks if t["in_104"]]
-    if not subset.isdecimal() or not 1 <= int(subset) <= len(tasks):
-        raise SystemExit(
-            f"error: --subset is {subset!r}; it must be 104, heldout or a number from 1 to {len(tasks)}"
-        )
-    return [tasks[i * len(tasks) // int(subset)] for i in range(int(subset))]
+# ---------------------------------------------------------------------------- VisGenBench (Sec. 5)
+def run_bench(
+    config: Config, run: Path, agent: str, subset: str, with_files: bool, sampled: bool = False
+) -> Path:
+    """VisGenBench for one agent: play, measure, grade, print. Returns the folder that holds it all.
 
-
-def policy_of(config, run, folder):
-    """Whose trajectories `folder` holds: the last policy of the run, such as "runs/tiny/vrl/step-60". SystemExit: none, or another one played there."""
-    name, where = list(stages_of(config, run).items())[-1]
-    if name == "untrained":
-        raise SystemExit(
-            f"error: {run.relative_to(ROOT)} has no trained policy; `python train_vrl.py --config ...` trains one"
-        )
-    where, kept = os.path.relpath(where, ROOT), folder / "policy.json"
-    before = (
-        json.loads(kept.read_text(encoding="utf-8"))["policy"]
-        if kept.is_file()
-        else "a policy that is not known"
-    )
-    if (folder / "trajectories.jsonl").is_file() and before != where:
-        raise SystemExit(
-            f"error: {folder} holds what {before} played, and the run's policy is {where} now; remove that folder, or move it away"
-        )
-    write_atomic(kept, to_json({"policy": where}))
-    done = name == "vrl" and where.endswith(f"/step-{config.vrl.steps}")
-    print(
-        f"policy: {where}"
-        + (
-            ""
-            if done
-            else f"; VRL has not ended (vrl.steps is {config.vrl.steps})"
-            if name == "vrl"
-            else ", before VRL"
-        )
-    )
-    return where
-
-
-def act(agent, tasks, config, run, folder, temperature=0.0):
-    """Every task played once by the agent, in VisGenEnv: trajectories.jsonl in `folder`, appended as they come, so a stopped run goes on."""
-    path = folder / "trajectories.jsonl"
-    if agent != "policy":
-        write_jsonl(folder / "queries.jsonl", tasks)
-        make_trajectories(
-            replace(
-                config,
-                data=replace(config.data, agent="openai" if agent == "openai" else "scripted"),
-            ),
-            folder,
-        )
-    else:
-        from lib.evaluation import score_rollouts
-        from lib.policy import set_up
-        from lib.sampler import sample_rollouts
-        from lib.tokens import load_tokenizer
-
-        cut_tail(path)
-        made = {t["task"]["id"] for t in each_line(path)} if path.is_file() else set()
-        left, device, tokenizer = (
-            [t for t in tasks if t["id"] not in made],
-            set_up(config),
-            load_tokenizer(config, run),
-        )
-        model = (
-            load_stage(config, run, list(stages_of(config, run))[-1], device, tokenizer)
-            if left
-            else None
-        )
-        for at in range(0, len(left), CHUNK):
-            rollouts = sample_rollouts(
-                model,
-                tokenizer,
-                left[at : at + CHUNK],
-                config,
-                temperature,
-                seed=config.seed,
-                progress=f"from task {at}",
-            )
-            score_rollouts(rollouts, config)
-            append_jsonl(path, [r.trajectory for r in rollouts])
-    found = {t["task"]["id"]: t for t in each_line(path)}
-    return [found[t["id"]] for t in tasks if t["id"] in found]
-
-
-def measure_files(trajectory):
-    """What the answer hands over, written as files and probed: {id: what probe saw}, and in words where file and record disagree.
-
-    The simulator's books are not believed: sizes, frames, seconds and cuts are counted on the decoded pixels. A disagreement is a fault of ours. The
-    file that a real tool made is probed as it is; one that cannot be decoded is a fault as well.
+    It is runs/<name>/bench/<agent>-<subset>[-sampled]/. `agent`: expert, openai or policy.
     """
-    seen, faults = {}, []
-    with tempfile.TemporaryDirectory() as folder:
-        for a in (a for a in deliverables(trajectory) if a["kind"] in SUFFIXES):
-            path = Path(folder) / f"{a['id']}{QUICKEST[a['kind']]}"
-            if from_tool(a):
-                path = real_file(a)
-            else:
-                materialize(a, path)
-            try:
-                found = seen[a["id"]] = probe(path)
-            except (ValueError, OSError) as e:
-                faults.append(
-                    f"{trajectory['task']['id']}: {a['id']} cannot be decoded from {path.name}, so it counts as not handed over: {e}"
-                )
-                continue
-            booked = {
-                **{k: a[k] for k in ("kind", "width", "height", "n_frames", "has_audio")},
-                "cuts": a["shots"] and a["shots"] - 1,
-            }
-            faults += [
-                f"{trajectory['task']['id']}: {a['id']} has {k} {found[k]} in its file and {v} in its record"
-                for k, v in booked.items()
-                if found[k] is not None and v is not None and found[k] != v
-            ]
-            if (
-                a["duration_s"]
-                and found["duration_s"]
-                and abs(a["duration_s"] - found["duration_s"]) > 0.03
-            ):
-                faults.append(
-                    f"{trajectory['task']['id']}: {a['id']} lasts {found['duration_s']} s in its file and {a['duration_s']} s in its record"
-                )
-    return seen, faults
-
-
-def booked_files(trajectory):
-    """measure_files from the simulator's records alone (--no-files): much faster, and no evidence."""
-    return {
-        a["id"]: {
-            **{k: a[k] for k in ("kind", "width", "height", "n_frames", "duration_s", "has_audio")},
-            "cuts": a["shots"] and a["shots"] - 1,
-        }
-        for a in deliverables(trajectory)
-        if a["kind"] in SUFFIXES
-    }, []
-
-
-def objective_scores(task, files, config):
-    """S-Rate and the objective columns of one task from its measured files; None where the request states no such thing (grades ours).
-
-    s_rate: a picture (or film) was delivered where one was asked for. amount: as many as asked, 1 or 0. duration: 1 within the tolerance, else 1 less the
-    relative error, at least 0, the mean over films; the paper's column is real-valued too. storyboard: as many shots, counted by cuts, 1 or 0, the mean.
-
-    >>> from rewards import RewardConfig
-    >>> task = {"modality": "video", "constraints": {"images": 0, "videos": 1, "duration_s": 10, "shots": 2}}
-    >>> objective_scores(task, {"vid_1": {"kind": "video", "duration_s": 8.0, "cuts": 1}}, RewardConfig())
-    {'s_rate': 1.0, 'amount': 1.0, 'duration': 0.8, 'storyboard': 1.0}
-    """
-    c, right = task["constraints"], [f for f in files.values() if f["kind"] == task["modality"]]
-    close = lambda f: abs(f["duration_s"] - c["duration_s"]) / c["duration_s"]  # noqa: E731
-    graded = (
-        [1.0 if close(f) <= config.duration_tolerance else max(0.0, 1.0 - close(f)) for f in right]
-        if c["duration_s"]
-        else []
-    )
-    return {
-        "s_rate": float(bool(right)),
-        "amount": float(len(right) == c["images"] + c["videos"]),
-        "duration": (sum(graded) / max(1, len(graded)) if c["duration_s"] else None),
-        "storyboard": (
-            sum(f["cuts"] + 1 == c["shots"] for f in right) / max(1, len(right))
-            if c["shots"]
-            else None
-        ),
-    }
-
-
-def structural_scores(trajectory, config):
-    """What records can show of the subjective dimensions, each in [0, 1]: a stand-in for the VLM-Grader under a name of its own (all ours).
-
-    match: share of the subject's words in the prompt behind each delivered picture or clip, the worst one; object, scene: made from one reference;
-    style: the style's words in the prompts, or one reference where the request names no style; variety: share of deliverables that look different by seed and
-    prompt, times the share of distinct prompts. creative: None, since no record shows an idea.
-    """
-    task, media = trajectory["task"], read_media(trajectory)
-    c, items = (
-        task["constraints"],
-        [a for a in deliverables(trajectory) if a["kind"] == task["modality"]],
-    )
-    if not items:
-        return dict.fromkeys(SUBJECTIVE, 0.0) | {"creative": None}
-    together, _ = consistency_reward(trajectory, media)
-    looks = {media.looks[a["id"]] for a in items}
-    prompts = {
-        str(media.by_id[part]["arguments"].get("prompt", ""))
-        for a in items
-        for part in media.footage[a["id"]]
-    }
-    parts = sum(len(media.footage[a["id"]]) for a in items)
-    said = lambda text: min(on_topic(a["id"], media, content_words(text)) for a in items)  # noqa: E731
-    return {
-        "creative": None,
-        "match": said(c["subject"]),
-        "object": together,
-        "scene": together,
-        "style": said(c["style"]) if c["style"] else together,
-        "variety": len(looks) / len(items) * len(prompts) / parts,
-    }
-
-
-def grade(trajectory, config, with_files):
-    """One line of grades.jsonl: what the task's columns are made of, from its trajectory."""
-    task = trajectory["task"]
-    files, faults = (measure_files if with_files else booked_files)(trajectory)
-    return {
-        "id": task["id"],
-        "modality": task["modality"],
-        "dimension": task["dimension"],
-        "scenario": task["scenario"],
-        "files": files,
-        "faults": faults,
-        **objective_scores(task, files, config.reward),
-        "structural": structural_scores(trajectory, config.reward),
-        "vlm": None,
-    }
-
-
-def grade_all(trajectories, config, folder, with_files):
-    """grades.jsonl of `folder`, a line a task in the tasks' order; made on all cores, appended as it comes, and gone on with where it stopped."""
-    path = folder / ("grades.jsonl" if with_files else "grades-from-records.jsonl")
-    cut_tail(path)
-    done = {g["id"]: g for g in each_line(path)} if path.is_file() else {}
-    left = [t for t in trajectories if t["task"]["id"] not in done]
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        work = pool.map(
-            partial(grade, config=config, with_files=with_files),
-            left,
-            chunksize=1 if with_files else 50,
-        )
-        for g in tqdm(
-            work,
-            total=len(left),
-            desc="files measured" if with_files else "records read",
-            unit="task",
-            mininterval=1,
-            disable=not left,
-        ):
-            append_jsonl(path, [g])
-            done[g["id"]] = g
-    return [done[t["task"]["id"]] for t in trajectories]
-
-
-def run_bench(config, run, agent, subset, with_files, sampled=False):
-    """VisGenBench for one agent: play, measure, grade, print. Returns the folder, runs/<name>/bench/<agent>-<subset>[-sampled]/."""
-    folder, began = run / "bench" / (f"{agent}-{subset}" + "-sampled" * sampled), time.time()
+    folder = run / "bench" / (f"{agent}-{subset}" + "-sampled" * sampled)
+    began = time.time()
     tasks = bench_tasks(subset, run)
-    who = {"expert": "scripted", "openai": config.llm.model}.get(agent) or policy_of(
-        config, run, folder
-    )
+    if agent == "expert":
+        who = decoder = "scripted"
+    elif agent == "openai":
+        who, decoder = config.llm.model, f"temperature {config.llm.temperature:g}"
+    else:
+        who = policy_of(config, run, folder)
+        decoder = "temperature 1" if sampled else "greedy"
     trajectories = act(agent, tasks, config, run, folder, temperature=float(sampled))
     if not trajectories:
         raise SystemExit(f"error: no task of --subset {subset} was played; the lines above say why")
     played = time.time()
     grades = grade_all(trajectories, config, folder, with_files)
     measured = time.time()
-    grades, grader, grading = subjective_grades(
-        trajectories,
-        grades,
-        config,
-        folder / ("grades.jsonl" if with_files else "grades-from-records.jsonl"),
-    )
-    faults = [f for g in grades for f in g["faults"]]
-    decoder = {"expert": "scripted", "openai": f"temperature {config.llm.temperature:g}"}.get(
-        agent, "temperature 1" if sampled else "greedy"
-    )
-    found = {
+    path = folder / grades_name(with_files)
+    grades, grader, grading = subjective_grades(trajectories, grades, config, path)
+    head = {
         "agent": agent,
         "who": who,
         "subset": subset,
@@ -448,51 +105,497 @@ def run_bench(config, run, agent, subset, with_files, sampled=False):
         "decoder": decoder,
         "fidelity": config.rollout.fidelity,
         "columns": columns_of(grades, grader),
-        "faults": faults,
+        "faults": [fault for g in grades for fault in g["faults"]],
     }
-    write_atomic(folder / "columns.json", to_json(found))
-    print(
-        f"{agent} on {len(tasks)} tasks, {len(trajectories)} played: {played - began:.0f} s to play, {measured - played:.0f} s to "
-        f"{'write files and measure them' if with_files else 'read the records; nothing was measured'}"
-    )
-    print(
-        f"{len(faults)} disagreements between files and records"
-        + "".join(f"\n  {f}" for f in faults[:10])
-    )
-    print(
-        f"the six subjective columns are the {grader} grader's"
-        + (f": {grading['grading']}" if grading["grading"] else "")
-    )
-    for column, c in found["columns"].items():
-        print(
-            f"  {column:12}"
-            + (
-                f"{c['mean']:.3f}  [{c['low']:.3f}, {c['high']:.3f}]  n = {c['n']}"
-                if c
-                else "not graded"
-            )
-        )
+    write_atomic(folder / "columns.json", to_json(head))
+    print_bench(head, played - began, measured - played)
     return folder
 
 
-def grading(command, arguments):
-    """`bench.py controls | sheet | calibrate | human`: the command's own --help says what it reads and writes."""
-    run = {
-        "controls": controls,
-        "sheet": export_sheet,
-        "calibrate": calibrate,
-        "human": human_tables,
-    }[command]
+def bench_tasks(subset: str, run: Path) -> list[dict]:
+    """VisGenBench's tasks: all 1200, its stratified 104, N of them evenly spread, or `heldout`.
+
+    The last are the run's held-out tasks. SystemExit for any other subset.
+    """
+    if subset == "heldout":
+        return read_jsonl(run / "data" / "heldout.jsonl")
+    tasks = list(each_line(BENCH))
+    if subset == "104":
+        return [t for t in tasks if t["in_104"]]
+    if not subset.isdecimal() or not 1 <= int(subset) <= len(tasks):
+        raise SystemExit(
+            f"error: --subset is {subset!r}; it must be 104, heldout or a number from 1 to "
+            f"{len(tasks)}"
+        )
+    n = int(subset)
+    return [tasks[i * len(tasks) // n] for i in range(n)]
+
+
+def print_bench(head: dict, play_s: float, measure_s: float) -> None:
+    """Print what columns.json holds, and how long it took."""
+    done = "write files and measure them"
+    if not head["files"]:
+        done = "read the records; nothing was measured"
+    print(
+        f"{head['agent']} on {head['tasks']} tasks, {head['played']} played: {play_s:.0f} s to "
+        f"play, {measure_s:.0f} s to {done}"
+    )
+    print(f"{len(head['faults'])} disagreements between files and records")
+    for fault in head["faults"][:10]:
+        print(f"  {fault}")
+    grading = f": {head['grading']}" if head["grading"] else ""
+    print(f"the six subjective columns are the {head['grader']} grader's{grading}")
+    for column, c in head["columns"].items():
+        shown = "not graded"
+        if c:
+            shown = f"{c['mean']:.3f}  [{c['low']:.3f}, {c['high']:.3f}]  n = {c['n']}"
+        print(f"  {column:12}{shown}")
+
+
+# ---------------------------------------------------------------------------- playing
+def policy_of(config: Config, run: Path, folder: Path) -> str:
+    """Whose trajectories `folder` holds: the run's last policy, such as "runs/tiny/vrl/step-60".
+
+    SystemExit if there is none, or if another one has played there.
+    """
+    name, where = list(stages_of(config, run).items())[-1]
+    if name == "untrained":
+        raise SystemExit(
+            f"error: {run.relative_to(ROOT)} has no trained policy; "
+            "`python train_vrl.py --config ...` trains one"
+        )
+    where = os.path.relpath(where, ROOT)
+    kept = folder / "policy.json"
+    before = "a policy that is not known"
+    if kept.is_file():
+        before = json.loads(kept.read_text(encoding="utf-8"))["policy"]
+    if (folder / "trajectories.jsonl").is_file() and before != where:
+        raise SystemExit(
+            f"error: {folder} holds what {before} played, and the run's policy is {where} now; "
+            "remove that folder, or move it away"
+        )
+    write_atomic(kept, to_json({"policy": where}))
+    note = ""
+    if name != "vrl":
+        note = ", before VRL"
+    elif not where.endswith(f"/step-{config.vrl.steps}"):
+        note = f"; VRL has not ended (vrl.steps is {config.vrl.steps})"
+    print(f"policy: {where}{note}")
+    return where
+
+
+def act(
+    agent: str, tasks: list[dict], config: Config, run: Path, folder: Path, temperature: float = 0.0
+) -> list[dict]:
+    """Every task played once by the agent, in VisGenEnv, into trajectories.jsonl of `folder`.
+
+    Returns the trajectories in the tasks' order, without those that could not be played. They are
+    appended as they come, so a stopped run goes on.
+    """
+    path = folder / "trajectories.jsonl"
+    if agent == "policy":
+        play_policy(tasks, config, run, path, temperature)
+    else:
+        write_jsonl(folder / "queries.jsonl", tasks)
+        data = replace(config.data, agent="openai" if agent == "openai" else "scripted")
+        make_trajectories(replace(config, data=data), folder)
+    found = {t["task"]["id"]: t for t in each_line(path)}
+    return [found[t["id"]] for t in tasks if t["id"] in found]
+
+
+def play_policy(
+    tasks: list[dict], config: Config, run: Path, path: Path, temperature: float
+) -> None:
+    """Append what the run's last policy does on the tasks that `path` does not hold yet."""
+    from lib.evaluation import score_rollouts
+    from lib.policy import set_up
+    from lib.tokens import load_tokenizer
+    from lib.sampler import sample_rollouts
+
+    cut_tail(path)
+    made = {t["task"]["id"] for t in each_line(path)} if path.is_file() else set()
+    left = [t for t in tasks if t["id"] not in made]
+    device, tokenizer = set_up(config), load_tokenizer(config, run)
+    if not left:
+        return
+    stage = list(stages_of(config, run))[-1]
+    policy = load_stage(config, run, stage, device, tokenizer)
+    for at in range(0, len(left), CHUNK):
+        rollouts = sample_rollouts(
+            policy,
+            tokenizer,
+            left[at : at + CHUNK],
+            config,
+            temperature,
+            seed=config.seed,
+            progress=f"from task {at}",
+        )
+        score_rollouts(rollouts, config)
+        append_jsonl(path, [r.trajectory for r in rollouts])
+
+
+# ---------------------------------------------------------------------------- measuring, grading
+def grade_all(
+    trajectories: list[dict], config: Config, folder: Path, with_files: bool
+) -> list[dict]:
+    """The grades of `folder`, a line a task in its grades.jsonl, in the tasks' order.
+
+    Made on all cores, appended as they come, and gone on with where they stopped.
+    """
+    path = folder / grades_name(with_files)
+    cut_tail(path)
+    done = {g["id"]: g for g in each_line(path)} if path.is_file() else {}
+    left = [t for t in trajectories if t["task"]["id"] not in done]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        work = pool.map(
+            partial(grade, config=config, with_files=with_files),
+            left,
+            chunksize=1 if with_files else 50,
+        )
+        bar = tqdm(
+            work,
+            total=len(left),
+            desc="files measured" if with_files else "records read",
+            unit="task",
+            mininterval=1,
+            disable=not left,
+        )
+        for g in bar:
+            append_jsonl(path, [g])
+            done[g["id"]] = g
+    return [done[t["task"]["id"]] for t in trajectories]
+
+
+def grade(trajectory: dict, config: Config, with_files: bool) -> dict:
+    """One line of grades.jsonl: what the task's columns are made of, from its trajectory."""
+    task = trajectory["task"]
+    if with_files:
+        files, faults = measure_files(trajectory)
+    else:
+        files, faults = booked_files(trajectory), []
+    return {
+        "id": task["id"],
+        "modality": task["modality"],
+        "dimension": task["dimension"],
+        "scenario": task["scenario"],
+        "files": files,
+        "faults": faults,
+        **objective_scores(task, files, config.reward),
+        "structural": structural_scores(trajectory, config.reward),
+        "vlm": None,
+    }
+
+
+def measure_files(trajectory: dict) -> tuple[dict[str, dict], list[str]]:
+    """What the answer hands over, written as files and probed: ({id: what probe saw}, faults).
+
+    The simulator's books are not believed: sizes, frames, seconds and cuts are counted on the
+    decoded pixels. Where file and record disagree, that is a fault of ours, said in words. The file
+    that a real tool made is probed as it is; one that cannot be decoded is a fault as well.
+    """
+    seen, faults = {}, []
+    with tempfile.TemporaryDirectory() as folder:
+        for a in media_handed_over(trajectory):
+            where = f"{trajectory['task']['id']}: {a['id']}"
+            path = Path(folder) / f"{a['id']}{QUICKEST[a['kind']]}"
+            if from_tool(a):
+                path = real_file(a)
+            else:
+                materialize(a, path)
+            try:
+                seen[a["id"]] = probe(path)
+            except (ValueError, OSError) as e:
+                faults.append(
+                    f"{where} cannot be decoded from {path.name}, so it counts as not handed "
+                    f"over: {e}"
+                )
+                continue
+            faults += [f"{where} {text}" for text in disagreements(seen[a["id"]], booked(a))]
+    return seen, faults
+
+
+def media_handed_over(trajectory: dict) -> list[dict]:
+    """The answer's pictures, films and sounds."""
+    return [a for a in deliverables(trajectory) if a["kind"] in SUFFIXES]
+
+
+def booked(artifact: dict) -> dict:
+    """An artifact's record in the form of `probe`."""
+    return {
+        "kind": artifact["kind"],
+        "width": artifact["width"],
+        "height": artifact["height"],
+        "n_frames": artifact["n_frames"],
+        "duration_s": artifact["duration_s"],
+        "has_audio": artifact["has_audio"],
+        "cuts": artifact["shots"] and artifact["shots"] - 1,
+    }
+
+
+def disagreements(seen: dict, record: dict) -> list[str]:
+    """What a file has otherwise than its record, in words. Seconds may differ by 0.03 (ours)."""
+    faults = []
+    for name in ("kind", "width", "height", "n_frames", "has_audio", "cuts"):
+        found, said = seen[name], record[name]
+        if found is not None and said is not None and found != said:
+            faults.append(f"has {name} {found} in its file and {said} in its record")
+    found, said = seen["duration_s"], record["duration_s"]
+    if found and said and abs(said - found) > 0.03:
+        faults.append(f"lasts {found} s in its file and {said} s in its record")
+    return faults
+
+
+def booked_files(trajectory: dict) -> dict[str, dict]:
+    """measure_files from the simulator's records alone (--no-files): faster, and no evidence."""
+    return {a["id"]: booked(a) for a in media_handed_over(trajectory)}
+
+
+def objective_scores(task: dict, files: dict[str, dict], config: RewardConfig) -> dict:
+    """S-Rate and the objective columns of one task from its measured files (the grades are ours).
+
+    None where the request states no such thing. s_rate: a picture (or film) was delivered where one
+    was asked for. amount: as many as asked, 1 or 0. duration: 1 within the tolerance, else 1 less
+    the relative error, at least 0, the mean over films; the paper's column is real-valued too.
+    storyboard: as many shots, counted by cuts, 1 or 0, the mean.
+
+    >>> wanted = {"images": 0, "videos": 1, "duration_s": 10, "shots": 2}
+    >>> files = {"vid_1": {"kind": "video", "duration_s": 8.0, "cuts": 1}}
+    >>> objective_scores({"modality": "video", "constraints": wanted}, files, RewardConfig())
+    {'s_rate': 1.0, 'amount': 1.0, 'duration': 0.8, 'storyboard': 1.0}
+    """
+    c = task["constraints"]
+    right = [f for f in files.values() if f["kind"] == task["modality"]]
+    duration, storyboard = None, None
+    if c["duration_s"]:
+        durations = []
+        for f in right:
+            error = abs(f["duration_s"] - c["duration_s"]) / c["duration_s"]
+            durations.append(1.0 if error <= config.duration_tolerance else max(0.0, 1.0 - error))
+        duration = sum(durations) / max(1, len(right))
+    if c["shots"]:
+        storyboard = sum(f["cuts"] + 1 == c["shots"] for f in right) / max(1, len(right))
+    return {
+        "s_rate": float(bool(right)),
+        "amount": float(len(right) == c["images"] + c["videos"]),
+        "duration": duration,
+        "storyboard": storyboard,
+    }
+
+
+def structural_scores(trajectory: dict, config: RewardConfig) -> dict[str, float | None]:
+    """What records can show of the subjective dimensions, each in [0, 1] (all of it ours).
+
+    It stands in for the VLM-Grader under a name of its own. match: share of the subject's words in
+    the prompt behind each delivered picture or clip, the worst one; object, scene: made from one
+    reference; style: the style's words in the prompts, or one reference where the request names no
+    style; variety: share of deliverables that look different by seed and prompt, times the share of
+    distinct prompts. creative: None, since no record shows an idea.
+    """
+    task, seen = trajectory["task"], read_media(trajectory)
+    c = task["constraints"]
+    items = [a for a in deliverables(trajectory) if a["kind"] == task["modality"]]
+    if not items:
+        return dict.fromkeys(SUBJECTIVE, 0.0) | {"creative": None}
+    together, _ = consistency_reward(trajectory, seen)
+    looks = {seen.looks[a["id"]] for a in items}
+    parts = [part for a in items for part in seen.footage[a["id"]]]
+    prompts = {str(seen.by_id[part]["arguments"].get("prompt", "")) for part in parts}
+
+    def said(text):
+        return min(on_topic(a["id"], seen, content_words(text)) for a in items)
+
+    return {
+        "creative": None,
+        "match": said(c["subject"]),
+        "object": together,
+        "scene": together,
+        "style": said(c["style"]) if c["style"] else together,
+        "variety": len(looks) / len(items) * len(prompts) / len(parts),
+    }
+
+
+# ---------------------------------------------------------------------------- a run's policies
+def stages_of(config: Config, run: Path) -> dict[str, Path | None]:
+    """{name: where its weights stand} of what the run has: untrained, pst, vrl (the last step)."""
+    from lib.checkpoints import list_checkpoints
+
+    stages = {"untrained": None}
+    final = run / "pst" / "final"
+    if config.pst.init_from:
+        final = ROOT / config.pst.init_from
+    if final.is_dir():
+        stages["pst"] = final
+    saved = list_checkpoints(run / "vrl")
+    if saved:
+        stages["vrl"] = saved[-1]
+    return stages
+
+
+def load_stage(config: Config, run: Path, name: str, device, tokenizer):
+    """The policy of a run as one of stages_of has it, in fp32 and frozen, on a torch.device."""
+    from lib.checkpoints import read_checkpoint, restore
+    from lib.engine_check import sync_sampler
+    from lib.policy import add_lora, load_policy
+    from train_pst import base_policy
+
+    stages = stages_of(config, run)
+
+    def start():
+        """What the stage's training began with; the stage itself but for VRL."""
+        if name == "untrained" or (name == "vrl" and config.vrl.start == "base"):
+            return base_policy(config, run, tokenizer, device)
+        return load_policy(stages["pst"], config, tokenizer, device)
+
+    model = start().float()
+    if name == "vrl":
+        policy = model
+        if config.vrl.tune == "lora":
+            policy = add_lora(config, start(), norm=config.vrl.norm_lr > 0)
+        restore(policy, [], *read_checkpoint(config, stages["vrl"]))
+        sync_sampler(model, policy)
+    return model.eval().requires_grad_(False)
+
+
+def measure(config: Config, run: Path) -> dict[str, dict]:
+    """Evaluate each policy that the run has on its held-out tasks. Returns {policy: figures}.
+
+    A policy measured before is not measured again.
+    """
+    from lib.evaluation import evaluate
+    from lib.policy import set_up
+    from lib.tokens import load_tokenizer
+
+    path = run / "bench" / "results.json"
+    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    stages = stages_of(config, run)
+    device, tokenizer = set_up(config), load_tokenizer(config, run)
+    tasks = read_jsonl(run / "data" / "heldout.jsonl")[: config.bench.tasks]
+    print(f"bench: {len(tasks)} held-out tasks, each policy about a minute")
+    for name in ("untrained", "pst", "vrl"):
+        if name not in stages:
+            print(f"  {name}: not trained in this run")
+            continue
+        origin = stages["vrl"].name if name == "vrl" else name
+        if name in results:
+            before = results[name]
+            if (before["n"], before["from"]) == (len(tasks), origin):
+                print(f"  {name}: measured before")
+                continue
+        policy = load_stage(config, run, name, device, tokenizer)
+        figures, _ = evaluate(policy, tokenizer, tasks, config, run, name)
+        results[name] = {**figures, "n": len(tasks), "seed": config.seed, "from": origin}
+        write_atomic(path, to_json(results))
+    return results
+
+
+def print_table(runs: list[dict[str, dict]]) -> None:
+    """Print the mean and, over several runs, the spread (sample standard deviation) of each figure.
+
+    `runs`: measure's results, a dict a run. Policies that some run lacks are left out.
+    """
+    names = [name for name in ("untrained", "pst", "vrl") if all(name in run for run in runs)]
+    counts = sorted({run[name]["n"] for run in runs for name in names})
+    seeds = sorted({run[names[0]]["seed"] for run in runs})
+    print(
+        f"\n{len(runs)} run(s), seeds {seeds}, n = {', '.join(map(str, counts))} held-out tasks; "
+        "judge: rules; environment: VisGenEnv"
+        + ("; mean +- standard deviation over runs" if len(runs) > 1 else "")
+    )
+    print(f"{'':26}" + "".join(f"{name:>18}" for name in names))
+    rows = {name: [list(rows_of(run[name])) for run in runs] for name in names}
+    for i, (label, _) in enumerate(rows[names[0]][0]):
+        cells = [mean_and_spread([own[i][1] for own in rows[name]]) for name in names]
+        print(f"{label:26}" + "".join(f"{cell:>18}" for cell in cells))
+
+
+def rows_of(figures: dict) -> Iterator[tuple[str, float | None]]:
+    """The table's rows of one policy: (label, value)."""
+    for mode in ("greedy", "sampled"):
+        if mode in figures:
+            yield f"{mode}  R_vrt", figures[mode]["reward"]
+            yield f"{mode}  R_vrt > 0.99", figures[mode]["strict"]
+            for part in ("plan", "fine", *PARTS):
+                yield f"{mode}  R_{part}", figures[mode][part]
+    for kind, share in figures["general"].items():
+        yield f"exact match  {kind}", share
+
+
+def mean_and_spread(values: list[float | None]) -> str:
+    """A cell of the table; a part that applied to no task (None) is left out."""
+    known = [v for v in values if v is not None]
+    if not known:
+        return "-"
+    spread = f" +- {statistics.stdev(known):.3f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.3f}{spread}"
+
+
+# ---------------------------------------------------------------------------- the commands
+def table_command(arguments: list[str]) -> None:
+    """`bench.py --table RUN ...`: the table over runs that are measured."""
+    paths = [Path(argument) / "bench" / "results.json" for argument in arguments]
+    for path in paths:
+        if not path.is_file():
+            raise SystemExit(
+                f"error: {path} is missing; "
+                f"`python bench.py --config ... name={path.parent.parent.name}` makes it"
+            )
+    runs = []
+    for path in paths:
+        try:
+            results = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as e:
+            raise SystemExit(
+                f"error: {path} is cut off ({e.msg}); remove it and measure again"
+            ) from e
+        if not results:
+            raise SystemExit(f"error: {path} holds no policy; remove it and measure again")
+        runs.append(results)
+    print_table(runs)
+
+
+def controls_command(arguments: list[str]) -> None:
+    """`bench.py controls FOLDER`."""
+    given, config = scoring_arguments("controls", controls.__doc__, arguments)
+    check_folders(given.paths)
+    controls(given.paths[0], config, given.n)
+
+
+def sheet_command(arguments: list[str]) -> None:
+    """`bench.py sheet FOLDER [FOLDER ...]`."""
+    given, config = scoring_arguments("sheet", export_sheet.__doc__, arguments)
+    check_folders(given.paths)
+    export_sheet(given.paths, config, given.n)
+
+
+def calibrate_command(arguments: list[str]) -> None:
+    """`bench.py calibrate scores.csv [FOLDER ...]`."""
+    given, config = scoring_arguments("calibrate", calibrate.__doc__, arguments)
+    check_folders(given.paths[1:])
+    calibrate(given.paths[0], given.paths[1:], config.seed)
+
+
+def human_command(arguments: list[str]) -> None:
+    """`bench.py human scores.csv [FOLDER ...]`."""
+    given, _ = scoring_arguments("human", human_tables.__doc__, arguments)
+    check_folders(given.paths[1:])
+    human_tables(given.paths[0], given.paths[1:])
+
+
+def scoring_arguments(
+    command: str, description: str, arguments: list[str]
+) -> tuple[argparse.Namespace, Config]:
+    """The arguments that the four commands on scores share, and the config they name."""
     parser = argparse.ArgumentParser(
         prog=f"bench.py {command}",
-        description=run.__doc__,
+        description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "paths",
         nargs="+",
         type=Path,
-        help="the CSV of scores (calibrate, human), then folders runs/<name>/bench/<agent>-<subset>",
+        help="the CSV of scores (calibrate, human), then folders "
+        "runs/<name>/bench/<agent>-<subset>",
     )
     parser.add_argument("--n", type=int, help="tasks in the sample (controls, sheet)")
     parser.add_argument(
@@ -507,51 +610,61 @@ def grading(command, arguments):
         metavar="section.key=value",
         help="config values on top, such as llm.url=...",
     )
-    args = parser.parse_args(arguments)
-    for folder in args.paths[command in ("calibrate", "human") :]:
+    given = parser.parse_args(arguments)
+    if given.n is not None and given.n < 1:
+        raise SystemExit(f"error: --n is {given.n}; it must be at least 1")
+    return given, load_config(given.config, given.set)
+
+
+def check_folders(folders: list[Path]) -> None:
+    """SystemExit for a folder that `--agent` did not make."""
+    for folder in folders:
         if not (folder / "trajectories.jsonl").is_file():
             raise SystemExit(
-                f"error: {folder / 'trajectories.jsonl'} is missing; `python bench.py --config ... --agent ...` makes such folders"
+                f"error: {folder / 'trajectories.jsonl'} is missing; "
+                "`python bench.py --config ... --agent ...` makes such folders"
             )
-    if args.n is not None and args.n < 1:
-        raise SystemExit(f"error: --n is {args.n}; it must be at least 1")
-    run(args.paths, load_config(args.config, args.set), args.n)
 
 
-def main():
-    if sys.argv[1:2] and sys.argv[1] in ("controls", "sheet", "calibrate", "human"):
-        return grading(sys.argv[1], sys.argv[2:])
-    if sys.argv[1:2] == ["media"]:
-        return media(sys.argv[2:], ROOT / "data" / "media")
-    if sys.argv[1:2] in (["report"], ["demo"]):
-        return pages(sys.argv[1], sys.argv[2:])
-    if command := {"tables": tables, "compare": compare, "ablate": ablate}.get(
-        "".join(sys.argv[1:2])
-    ):
-        return command(sys.argv[2:])
-    if len(sys.argv) > 2 and sys.argv[1] == "--table":
-        paths = [Path(p) / "bench" / "results.json" for p in sys.argv[2:]]
-        for path in paths:
-            if not path.is_file():
-                raise SystemExit(
-                    f"error: {path} is missing; `python bench.py --config ... name={path.parent.parent.name}` makes it"
-                )
-        many = []
-        for path in paths:
-            try:
-                many.append(json.loads(path.read_text(encoding="utf-8")))
-            except json.JSONDecodeError as e:
-                raise SystemExit(
-                    f"error: {path} is cut off ({e.msg}); remove it and measure again"
-                ) from e
-            if not many[-1]:
-                raise SystemExit(f"error: {path} holds no policy; remove it and measure again")
-        return print_table(many)
+def media_command(arguments: list[str]) -> None:
+    """`bench.py media [FOLDER]`."""
+    media(arguments, ROOT / "data" / "media")
+
+
+COMMANDS = {
+    "report": report_command,
+    "demo": demo_command,
+    "tables": tables,
+    "compare": compare,
+    "ablate": ablate,
+    "controls": controls_command,
+    "sheet": sheet_command,
+    "calibrate": calibrate_command,
+    "human": human_command,
+    "media": media_command,
+}
+
+
+def main() -> None:
+    """A command of COMMANDS, `--table`, VisGenBench (`--agent`), or the run's own policies."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    arguments = sys.argv[2:]
+    if name in COMMANDS:
+        COMMANDS[name](arguments)
+    elif name == "--table" and arguments:
+        table_command(arguments)
+    else:
+        run_command()
+
+
+def run_command() -> None:
+    """`bench.py --config ... [--agent ...]`: one run's policies, or one agent on VisGenBench."""
     options = [
         (
             "--agent",
             None,
-            "VisGenBench: who acts: expert (VisionAgent, scripted), openai (VisionAgent by section llm), policy (what the run trained)",
+            "VisGenBench: who acts: expert (VisionAgent, scripted), openai (VisionAgent by section "
+            "llm), policy (what the run trained)",
         ),
         ("--subset", None, "VisGenBench: 104 (default), a number up to 1200, or heldout"),
     ]
@@ -562,20 +675,15 @@ def main():
     config, given = command_line(__doc__, switches, options)
     run = open_run(config)
     if "--agent" in given:
-        if given["--agent"] not in ("expert", "openai", "policy"):
-            raise SystemExit(f"error: --agent is {given['--agent']!r}; expert, openai or policy")
-        run_bench(
-            config,
-            run,
-            given["--agent"],
-            given.get("--subset", "104"),
-            "--no-files" not in given,
-            "--sampled" in given,
-        )
+        agent, subset = given["--agent"], given.get("--subset", "104")
+        if agent not in ("expert", "openai", "policy"):
+            raise SystemExit(f"error: --agent is {agent!r}; expert, openai or policy")
+        run_bench(config, run, agent, subset, "--no-files" not in given, "--sampled" in given)
         return
     if not (run / "data" / "done.json").is_file():
         raise SystemExit(
-            f"error: {run.relative_to(ROOT)} has no data yet; `python train_vrl.py --config ...` makes the run"
+            f"error: {run.relative_to(ROOT)} has no data yet; "
+            "`python train_vrl.py --config ...` makes the run"
         )
     print_table([measure(config, run)])
 

@@ -1,8 +1,13 @@
-"""What bench.py's pages show of trajectories: each turn and call, the plan as a graph, films that play, and why episodes fall short."""
+"""bench.py's pages: report.html of a bench folder, demo.html of one trajectory (Fig. 12).
+
+A card shows a trajectory: each turn and call, the plan as a graph, films that play. Whatever an
+agent wrote is escaped by the templates; pages stand alone and ask for nothing else.
+"""
 
 import argparse
 import base64
 import json
+import math
 import statistics
 import tempfile
 from collections import Counter
@@ -15,248 +20,210 @@ from lib.experiment import Config, load_config
 from lib.lineage import deliverables
 from lib.media import materialize, thumbnail
 from lib.runs import each_line, seeded_rng, write_atomic
-from lib.tables import own_score, read_paper
+from lib.tables import grades_name, own_score, read_paper
 from lib.tasks import load_scenarios
 from lib.text import fill_template, to_json
 from lib.toolbox import makes
 from rewards import PARTS, explain, ltr_reward, unrepaired
 
-# ---------------------------------------------------------------------------- pages: the report of a bench folder, the demo of one trajectory
 LOWEST = 10  # trajectories that a report always shows
+# What keeps a page below 25 MB: films that play, their most seconds and pixels a side, and pictures
+# of one film.
+CLIPS = 24
+CLIP_S = 120
+CLIP_PX = 240
+SHOTS = 24
 
 
-def report(folder, config, most):
-    """report.html of a bench folder. Its cards, lowest first: the LOWEST by own column's score, then R_vrt, and others by seed, `most` in all."""
+# ---------------------------------------------------------------------------- the commands
+def report_command(arguments: list[str]) -> None:
+    """`bench.py report FOLDER [--most N]`, under the config of the run that the folder lies in."""
+    parser = argparse.ArgumentParser(prog="bench.py report")
+    parser.add_argument("path", type=Path, help="runs/<name>/bench/<agent>-<subset>")
+    parser.add_argument(
+        "--most", type=int, default=60, help="most trajectories shown (default: %(default)s)"
+    )
+    given = parser.parse_args(arguments)
+    report(given.path, config_of(given.path), given.most)
+
+
+def demo_command(arguments: list[str]) -> None:
+    """`bench.py demo FILE.jsonl [ID]`: write demo.html beside the file.
+
+    Under the config of the run that the file lies in. SystemExit: no such trajectory.
+    """
+    parser = argparse.ArgumentParser(prog="bench.py demo")
+    parser.add_argument("path", type=Path, help="a JSONL file of trajectories")
+    parser.add_argument(
+        "id", nargs="?", help="task.id of the trajectory (default: the first one's)"
+    )
+    given = parser.parse_args(arguments)
+    config = config_of(given.path)
+    for record in each_line(given.path):
+        # A task has no calls yet.
+        if "calls" in record and given.id in (None, record["task"]["id"]):
+            break
+    else:
+        lacking = "; a task is none yet"
+        if given.id:
+            lacking = f" {given.id!r}; its id stands at task.id"
+        raise SystemExit(f"error: {given.path} has no trajectory{lacking}")
+    target = given.path.with_name("demo.html")
+    write_atomic(target, fill_template("templates/demo.jinja", card=cards_of([record], config)[0]))
+    print(f"{target}: {record['task']['id']}")
+
+
+def config_of(path: Path) -> Config:
+    """The config of the run that a file or folder lies in; the defaults outside a run."""
+    for parent in path.resolve().parents:
+        if (parent / "config.yaml").is_file():
+            return load_config(parent / "config.yaml")
+    return Config()
+
+
+# ---------------------------------------------------------------------------- the report
+def report(folder: Path, config: Config, most: int) -> None:
+    """Write report.html of a bench folder, with `most` cards. SystemExit: nothing to report."""
     if most < LOWEST:
         raise SystemExit(
-            f"error: --most is {most}; at least {LOWEST}, since the {LOWEST} lowest are always shown"
+            f"error: --most is {most}; at least {LOWEST}, since the {LOWEST} lowest are always "
+            "shown"
         )
     if not (folder / "columns.json").is_file():
         raise SystemExit(
-            f"error: {folder} has no columns.json; `python bench.py --config ... --agent expert` makes runs/<name>/bench/expert-104"
+            f"error: {folder} has no columns.json; `python bench.py --config ... --agent expert` "
+            "makes runs/<name>/bench/expert-104"
         )
-    found = json.loads((folder / "columns.json").read_text(encoding="utf-8"))
-    grades = {
-        g["id"]: g
-        for g in each_line(
-            folder / ("grades.jsonl" if found["files"] else "grades-from-records.jsonl")
-        )
-    }
-    played = {
-        t["task"]["id"]: {**t, "own": own_score(g, found["grader"]), "s_rate": g["s_rate"]}
-        for t in each_line(folder / "trajectories.jsonl")
-        if (g := grades.get(t["task"]["id"]))
-    }.values()
+    head = json.loads((folder / "columns.json").read_text(encoding="utf-8"))
+    played = graded_trajectories(folder, head)
     if not played:
         raise SystemExit(
             f"error: {folder} holds no trajectory with a grade; remove it and run the bench again"
         )
-    order = sorted(
-        played,
-        key=lambda t: [
-            min(known([score]), default=1.0) for score in (t["own"], t["reward"]["total"])
-        ],
+    shown = lowest_and_others(played, most, config.seed)
+    parts = ("total", "plan", "fine", *PARTS)
+    page = fill_template(
+        "templates/report.jinja",
+        found=head,
+        config=config,
+        paper=read_paper(),
+        cards=cards_of(shown, config),
+        n=len(played),
+        calls=sum(len(t["calls"]) for t in played),
+        rewards={part: figures_of([t["reward"][part] for t in played]) for part in parts},
+        failures=failures_of(played),
+        spent={name: figures_of([t[name] for t in played]) for name in ("virtual_s", "price_usd")},
+        scenarios=by_scenario(played),
     )
-    others = range(LOWEST, len(order))
-    some = order[:LOWEST] + [
-        order[i]
-        for i in sorted(
-            seeded_rng(config.seed, "report").sample(others, min(len(others), most - LOWEST))
-        )
-    ]
-    names = dict.fromkeys(
-        [*load_scenarios("en")["scenarios"], *(t["task"]["scenario"] for t in played)]
-    )
-    of = {name: [t for t in played if t["task"]["scenario"] == name] for name in names}
-    write_atomic(
-        folder / "report.html",
-        fill_template(
-            "templates/report.jinja",
-            found=found,
-            config=config,
-            paper=read_paper(),
-            cards=cards_of(some, config),
-            n=len(played),
-            calls=sum(len(t["calls"]) for t in played),
-            rewards={
-                part: figures_of([t["reward"][part] for t in played])
-                for part in ("total", "plan", "fine", *PARTS)
-            },
-            failures=failures_of(played),
-            spent={k: figures_of([t[k] for t in played]) for k in ("virtual_s", "price_usd")},
-            scenarios=[
-                (
-                    name,
-                    len(ts),
-                    figures_of([t["own"] for t in ts]),
-                    figures_of([t["s_rate"] for t in ts]),
-                )
-                for name, ts in of.items()
-            ],
-        ),
-    )
-    print(
-        f"{folder / 'report.html'}: {(folder / 'report.html').stat().st_size / 1e6:.1f} MB, {len(some)} of {len(played)} trajectories as cards"
-    )
+    target = folder / "report.html"
+    write_atomic(target, page)
+    size = target.stat().st_size / 1e6
+    print(f"{target}: {size:.1f} MB, {len(shown)} of {len(played)} trajectories as cards")
 
 
-def pages(command, arguments):
-    """`bench.py report FOLDER [--most N]` and `bench.py demo FILE.jsonl [ID]`, under the config of the run that the folder or file lies in."""
-    parser = argparse.ArgumentParser(prog=f"bench.py {command}")
-    parser.add_argument(
-        "path",
-        type=Path,
-        help="runs/<name>/bench/<agent>-<subset>"
-        if command == "report"
-        else "a JSONL file of trajectories",
-    )
-    more = {
-        "report": (
-            "--most",
-            {"type": int, "default": 60, "help": "most trajectories shown (default: %(default)s)"},
-        ),
-        "demo": (
-            "id",
-            {"nargs": "?", "help": "task.id of the trajectory (default: the first one's)"},
-        ),
-    }[command]
-    parser.add_argument(more[0], **more[1])
-    given = parser.parse_args(arguments)
-    config = next(
-        (
-            load_config(p / "config.yaml")
-            for p in given.path.resolve().parents
-            if (p / "config.yaml").is_file()
-        ),
-        Config(),
-    )
-    if command == "report":
-        return report(given.path, config, given.most)
-    chosen = next(
-        (t for t in each_line(given.path) if "calls" in t and given.id in (None, t["task"]["id"])),
-        None,
-    )
-    if chosen is None:
-        raise SystemExit(
-            f"error: {given.path} has no trajectory{f' {given.id!r}; its id stands at task.id' if given.id else '; a task is none yet'}"
-        )
-    write_atomic(
-        given.path.with_name("demo.html"),
-        fill_template("templates/demo.jinja", card=cards_of([chosen], config)[0]),
-    )
-    print(f"{given.path.with_name('demo.html')}: {chosen['task']['id']}")
+def graded_trajectories(folder: Path, head: dict) -> list[dict]:
+    """The folder's trajectories that have a grade, each with `own` column's score and `s_rate`."""
+    grades = {g["id"]: g for g in each_line(folder / grades_name(head["files"]))}
+    found = {}
+    for t in each_line(folder / "trajectories.jsonl"):
+        task_id = t["task"]["id"]
+        if grade := grades.get(task_id):
+            own = own_score(grade, head["grader"])
+            found[task_id] = {**t, "own": own, "s_rate": grade["s_rate"]}
+    return list(found.values())
 
 
-CLIPS, CLIP_S, CLIP_PX, SHOTS = (
-    24,
-    120,
-    240,
-    24,
-)  # of a page: films that play, their most seconds and pixels a side, pictures a film: below 25 MB
+def lowest_and_others(played: list[dict], most: int, seed: int) -> list[dict]:
+    """The LOWEST trajectories by own column's score, then R_vrt, and others by seed, `most` in all.
 
-
-def known(values):
-    """Those that are numbers: None is not graded, NaN a judge that failed."""
-    return [v for v in values if v is not None and v == v]
-
-
-def figures_of(values):
-    """{"n", "mean", "total", "most"} of the known values; None if there are none."""
-    values = known(values)
-    return (
-        {
-            "n": len(values),
-            "mean": statistics.mean(values),
-            "total": sum(values),
-            "most": max(values),
-        }
-        if values
-        else None
-    )
-
-
-def plan_graph(plan):
-    """A plan as a drawing: its steps with column (one right of all that they come after) and row, and arrows between indices of steps.
-
-    >>> g = plan_graph([{"id": 1, "tool": "llm", "after": []}, {"id": 2, "tool": "llm", "after": [1]}, {"id": 3, "tool": "llm", "after": [1, 9]}])
-    >>> [(s["column"], s["row"]) for s in g["steps"]], g["arrows"]
-    ([(0, 0), (1, 0), (1, 1)], [(0, 1), (0, 2)])
+    In the order of their scores, the lowest first; what has no score counts as 1.
     """
-    steps, arrows, place, rows = [], [], {}, Counter()
-    for i, step in enumerate(plan):
-        before = sorted({place[k] for k in step["after"] if k in place})
-        column = max((steps[b]["column"] + 1 for b in before), default=0)
-        steps.append({**step, "column": column, "row": rows[column], "makes": makes(step["tool"])})
-        arrows += [(b, i) for b in before]
-        rows[column] += 1
-        place[step["id"]] = i
+
+    def key(t):
+        return [1.0 if is_unknown(score) else score for score in (t["own"], t["reward"]["total"])]
+
+    order = sorted(played, key=key)
+    others = range(LOWEST, len(order))
+    rng = seeded_rng(seed, "report")
+    picked = sorted(rng.sample(others, min(len(others), most - LOWEST)))
+    return order[:LOWEST] + [order[i] for i in picked]
+
+
+def by_scenario(played: list[dict]) -> list[tuple]:
+    """[(scenario, tasks, figures of the own column, figures of S-Rate)], Table 8's names first."""
+    names = [*load_scenarios("en")["scenarios"], *(t["task"]["scenario"] for t in played)]
+    found = []
+    for name in dict.fromkeys(names):
+        some = [t for t in played if t["task"]["scenario"] == name]
+        own = figures_of([t["own"] for t in some])
+        found.append((name, len(some), own, figures_of([t["s_rate"] for t in some])))
+    return found
+
+
+def is_unknown(value: float | None) -> bool:
+    """Whether a score is missing: None is not graded, NaN a judge that failed."""
+    return value is None or math.isnan(value)
+
+
+def figures_of(values: list) -> dict | None:
+    """{"n", "mean", "total", "most"} of the known values; None if there are none."""
+    known = [v for v in values if not is_unknown(v)]
+    if not known:
+        return None
     return {
-        "steps": steps,
-        "arrows": arrows,
-        "columns": len(rows),
-        "rows": max(rows.values(), default=0),
+        "n": len(known),
+        "mean": statistics.mean(known),
+        "total": sum(known),
+        "most": max(known),
     }
 
 
-def turns_of(t):
-    """A trajectory's turns: what parse_utpc reads in each, the text where that has faults, and the calls with arguments, reply and repair."""
-    lost, replies = (
-        {id(c) for c in unrepaired(t["calls"])},
-        [m["content"] for m in t["messages"] if m["role"] == "tool"],
-    )
-    calls = [
-        {
-            **c,
-            "number": n,
-            "reply": reply,
-            "lost": id(c) in lost,
-            "written": [
-                (k, v if isinstance(v, str) else to_json(v))
-                for k, v in (c["arguments"] or {}).items()
-            ],
-        }
-        for n, (c, reply) in enumerate(zip(t["calls"], replies, strict=True), 1)
-    ]
-    said = [m["content"] for m in t["messages"] if m["role"] == "assistant"]
-    return [
-        {
-            **u,
-            "text": text if u["faults"] else "",
-            "calls": [c for c in calls if c["turn"] == n],
-            "plan": u["plan"] and plan_graph(u["plan"]),
-        }
-        for n, text in enumerate(said, 1)
-        for u in [parse_utpc(text)]
-    ]
+def failures_of(trajectories: list[dict]) -> dict:
+    """Why episodes fall short: {"ended", "codes", "checks"}.
+
+    ended: {how: n}; codes: {error code: [failed calls, repaired ones]}; checks: {a reward's check:
+    [n below 1, n, mean]}.
+    """
+    failed, repaired, checks = Counter(), Counter(), {}
+    for t in trajectories:
+        lost = {id(call) for call in unrepaired(t["calls"])}
+        for call in t["calls"]:
+            if not call["error"]:
+                continue
+            failed[call["error"]["code"]] += 1
+            repaired[call["error"]["code"]] += id(call) not in lost
+        for name, score in t["reward"]["checks"].items():
+            known = checks.setdefault(name, [])
+            if not is_unknown(score):
+                known.append(score)
+    return {
+        "ended": Counter(t["ended"] for t in trajectories),
+        "codes": {code: [n, repaired[code]] for code, n in failed.items()},
+        "checks": {
+            name: [sum(score < 1 for score in scores), len(scores), statistics.mean(scores)]
+            for name, scores in checks.items()
+            if scores
+        },
+    }
 
 
-def small_clip(film):
-    """A film with the same frames, cuts and sound, CLIP_PX pixels a side at most, as a data URI."""
-    scale = min(1, CLIP_PX / max(film["width"], film["height"])) / 2
-    sides = {
-        k: 2 * max(1, round(film[k] * scale)) for k in ("width", "height")
-    }  # even, since browsers may not play 4:4:4
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "clip.mp4"
-        materialize({**film, **sides}, path)
-        return "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
+# ---------------------------------------------------------------------------- cards
+def cards_of(trajectories: list[dict], config: Config) -> list[dict]:
+    """What a page shows of each trajectory.
 
-
-def cards_of(trajectories, config):
-    """What a page shows of each trajectory. The first CLIPS films up to CLIP_S seconds play; the others are storyboards alone."""
-    cards, left = [], CLIPS
+    The first CLIPS films of up to CLIP_S seconds play; the others are storyboards alone.
+    """
+    cards, clips_left = [], CLIPS
     for t in tqdm(trajectories, desc="cards", unit="card", mininterval=1):
-        shown = [
-            {
-                **a,
-                "pictures": [
-                    thumbnail(a, i) for i in range(min(SHOTS, a["shots"] or 1)) if a["width"]
-                ],
-            }
-            for a in deliverables(t)
-        ]
-        for a in [a for a in shown if a["kind"] == "video" and a["duration_s"] <= CLIP_S][:left]:
-            a["clip"], left = small_clip(a), left - 1
+        shown = []
+        for a in deliverables(t):
+            shots = range(min(SHOTS, a["shots"] or 1))
+            pictures = [thumbnail(a, shot) for shot in shots if a["width"]]
+            shown.append({**a, "pictures": pictures})
+        for a in shown:
+            if a["kind"] == "video" and a["duration_s"] <= CLIP_S and clips_left:
+                a["clip"] = small_clip(a)
+                clips_left -= 1
         reward = t["reward"] or ltr_reward(t, config.reward, t.get("pool"), config.llm)
         cards.append(
             {
@@ -271,21 +238,71 @@ def cards_of(trajectories, config):
     return cards
 
 
-def failures_of(trajectories):
-    """Why episodes fall short: {"ended": {how: n}, "codes": {code: [failed calls, repaired]}, "checks": {check: [n below 1, n, mean]}}."""
-    codes, repaired, checks = Counter(), Counter(), {}
-    for t in trajectories:
-        lost = {id(c) for c in unrepaired(t["calls"])}
-        codes.update(c["error"]["code"] for c in t["calls"] if c["error"])
-        repaired.update(c["error"]["code"] for c in t["calls"] if c["error"] and id(c) not in lost)
-        for name, score in t["reward"]["checks"].items():
-            checks.setdefault(name, []).extend(known([score]))
+def small_clip(film: dict) -> str:
+    """A film with the same frames, cuts and sound, at most CLIP_PX pixels a side, as a data URI."""
+    scale = min(1, CLIP_PX / max(film["width"], film["height"])) / 2
+    # Even sides, since browsers may not play 4:4:4.
+    sides = {side: 2 * max(1, round(film[side] * scale)) for side in ("width", "height")}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        materialize({**film, **sides}, path)
+        return "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def turns_of(trajectory: dict) -> list[dict]:
+    """A trajectory's turns: what parse_utpc reads in each, with `text`, `calls` and `plan`.
+
+    text: as written, where it has faults. calls: with arguments, reply, and whether the call was
+    `lost`, that is failed and not repaired. plan: as plan_graph has it.
+    """
+    lost = {id(call) for call in unrepaired(trajectory["calls"])}
+    replies = [m["content"] for m in trajectory["messages"] if m["role"] == "tool"]
+    calls = []
+    for n, (call, reply) in enumerate(zip(trajectory["calls"], replies, strict=True), 1):
+        written = [
+            (name, value if isinstance(value, str) else to_json(value))
+            for name, value in (call["arguments"] or {}).items()
+        ]
+        more = {"number": n, "reply": reply, "lost": id(call) in lost, "written": written}
+        calls.append({**call, **more})
+    texts = [m["content"] for m in trajectory["messages"] if m["role"] == "assistant"]
+    turns = []
+    for n, text in enumerate(texts, 1):
+        turn = parse_utpc(text)
+        turns.append(
+            {
+                **turn,
+                "text": text if turn["faults"] else "",
+                "calls": [call for call in calls if call["turn"] == n],
+                "plan": turn["plan"] and plan_graph(turn["plan"]),
+            }
+        )
+    return turns
+
+
+def plan_graph(plan: list[dict]) -> dict:
+    """A plan as a drawing: its steps with column and row, and arrows between indices of steps.
+
+    A step's column is one right of all that it comes after.
+
+    >>> steps = [{"id": 1, "after": []}, {"id": 2, "after": [1]}, {"id": 3, "after": [1, 9]}]
+    >>> g = plan_graph([{"tool": "llm", **step} for step in steps])
+    >>> [(s["column"], s["row"]) for s in g["steps"]], g["arrows"]
+    ([(0, 0), (1, 0), (1, 1)], [(0, 1), (0, 2)])
+    """
+    steps, arrows, rows = [], [], Counter()
+    # {a step's id: its index in `steps`}; what names a later or unknown step is left out.
+    place = {}
+    for i, step in enumerate(plan):
+        before = sorted({place[k] for k in step["after"] if k in place})
+        column = max((steps[b]["column"] + 1 for b in before), default=0)
+        steps.append({**step, "column": column, "row": rows[column], "makes": makes(step["tool"])})
+        arrows += [(b, i) for b in before]
+        rows[column] += 1
+        place[step["id"]] = i
     return {
-        "ended": Counter(t["ended"] for t in trajectories),
-        "codes": {code: [n, repaired[code]] for code, n in codes.items()},
-        "checks": {
-            name: [sum(v < 1 for v in scores), len(scores), statistics.mean(scores)]
-            for name, scores in checks.items()
-            if scores
-        },
+        "steps": steps,
+        "arrows": arrows,
+        "columns": len(rows),
+        "rows": max(rows.values(), default=0),
     }

@@ -1,4 +1,7 @@
-"""bench.py's table on made-up results; tasks played, measured on files and graded, stopped and gone on with; whose policy it was."""
+"""bench.py's table on made-up results; tasks played, measured on files and graded.
+
+Also: a bench stopped and gone on with; whose policy it was.
+"""
 
 import json
 import shutil
@@ -141,12 +144,12 @@ def test_table_without_a_run_says_what_to_give():
     assert done.returncode != 0 and "Traceback" not in done.stderr and "--table" in done.stderr
 
 
-# ---------------------------------------------------------------------------- playing, measuring, grading
+# ---------------------------------------------------------------------- playing, measuring, grading
 
 
 @pytest.fixture(scope="module")
 def benched(tmp_path_factory):
-    """(config, run, folder) of six tasks of VisGenBench, played by the expert and measured on files."""
+    """(config, run, folder) of six tasks of VisGenBench, played by the expert, files measured."""
     run = tmp_path_factory.mktemp("run")
     config = load_config(ROOT / "configs" / "tiny.yaml")
     return config, run, B.run_bench(config, run, "expert", "6", True)
@@ -166,7 +169,7 @@ def test_a_bench_is_measured_on_files_without_a_fault(benched):
     )
     for i, t in trajectories.items():
         assert grades[i] == json.loads(json.dumps(B.grade(t, benched[0], with_files=True)))
-        assert grades[i]["files"].keys() == B.booked_files(t)[0].keys()
+        assert grades[i]["files"].keys() == B.booked_files(t).keys()
 
 
 def test_a_stopped_bench_goes_on_and_a_done_one_is_not_made_again(benched, tmp_path, monkeypatch):
@@ -196,7 +199,7 @@ def test_a_stopped_bench_goes_on_and_a_done_one_is_not_made_again(benched, tmp_p
     ],
 )
 def test_a_file_unlike_its_record_is_a_fault_of_ours(benched, monkeypatch, change, words):
-    """The file is written from a changed record: what is counted on it wins, and the disagreement is said."""
+    """The file is written from a changed record: what is counted on it wins, and that is said."""
     film = min(
         (
             t

@@ -1,4 +1,7 @@
-"""The VLM-Grader against a scripted vision server, its controls, the calibration on made-up scores, the scoring sheet, and the paper's Tables 3, 5 and 6."""
+"""The VLM-Grader against a scripted vision server, its controls, and people's scores.
+
+The latter: the calibration on made-up scores, the scoring sheet, the paper's Tables 3, 5 and 6.
+"""
 
 import base64
 import csv
@@ -22,18 +25,16 @@ import bench  # noqa: E402
 from bench import bench_tasks, grade_all  # noqa: E402
 from env import VisGenEnv  # noqa: E402
 from lib import tables  # noqa: E402
+from lib.calibration import calibrate, kendall, spearman  # noqa: E402
 from lib.experiment import BenchConfig, Config, LlmConfig  # noqa: E402
 from lib.grader import controls, grade_by_vlm, pictures_to_grade, subjective_grades  # noqa: E402
 from lib.human import (  # noqa: E402
     SHEET_COLUMNS,
-    calibrate,
     detail,
     export_sheet,
     human_tables,
-    kendall,
     model_of,
     overall,
-    spearman,
 )
 from lib.media import moments, stills  # noqa: E402
 from lib.runs import append_jsonl, read_jsonl, seeded_rng, write_jsonl  # noqa: E402
@@ -43,7 +44,10 @@ from make_data import vision_agent  # noqa: E402
 
 
 def answers(request, answer="yes"):
-    """A reply in the form that a request's schema asks for; `answer`: a word, or a function of the item's number."""
+    """A reply in the form that a request's schema asks for.
+
+    `answer`: a word, or a function of the item's number.
+    """
     names = request["response_format"]["json_schema"]["schema"]["required"]
     return json.dumps(
         {
@@ -77,7 +81,10 @@ def shown_in(request):
 
 @pytest.fixture(scope="module")
 def played():
-    """VisionAgent's trajectories on the six subjective dimensions: 24 tasks of pictures, and the 3 films that are the fastest to write."""
+    """VisionAgent's trajectories on the six subjective dimensions.
+
+    24 tasks of pictures, and the 3 films that are the fastest to write.
+    """
     tasks = [t for t in bench_tasks("1200", None) if t["rubric"]]
     pictures = [t for t in tasks if t["modality"] == "image"][::12][:24]
     films = sorted(
@@ -117,7 +124,7 @@ def config(server, tmp_path):
             "cache": str(tmp_path / "cache"),
             **llm,
         }
-        return Config(bench=BenchConfig(grader="vlm", llm=LlmConfig(**own)))
+        return Config(bench=BenchConfig(grader="vlm"), llm=LlmConfig(**own))
 
     return settings
 
@@ -219,7 +226,10 @@ def test_frames_of_a_film_show_every_shot_and_the_right_moment(tmp_path):
     materialize(film, tmp_path / "x.mp4")
     seen = stills(tmp_path / "x.mp4", places)
     assert [at for at, _ in seen] == pytest.approx([p * 4 for p in places], abs=1 / 24)
-    mean = lambda picture: numpy.asarray(picture.convert("RGB"), dtype=float).mean()  # noqa: E731
+
+    def mean(picture):
+        return numpy.asarray(picture.convert("RGB"), dtype=float).mean()
+
     for (_, picture), shot in zip(seen, (0, 0, 1, 1, 2, 2)):
         assert (
             abs(mean(picture) - mean(background(film, shot, 3))) < 15
@@ -254,7 +264,7 @@ def test_a_real_file_is_shown_and_a_missing_one_is_not(played, tmp_path, monkeyp
         and any(handed[1]["id"] in f and "cannot be decoded from text.png" in f for f in faults)
     )
     handed[1]["media"] = str(tmp_path / "none.png")
-    monkeypatch.setattr("data.media.media_files", lambda kind: [str(tmp_path / "red.png")])
+    monkeypatch.setattr("lib.media.media_files", lambda kind: [str(tmp_path / "red.png")])
     assert (
         pictures_to_grade(t)["real"] == 0 and pictures_to_grade(t)["pictures"] == found["pictures"]
     ), "a file of the media database is no tool's work"
@@ -357,7 +367,8 @@ def test_too_many_failures_stop_the_run(server, config, played, tmp_path):
     server.script = fails(500)
     with pytest.raises(
         SystemExit,
-        match=r"VLM-Grader at .* failed on \d+ of \d+ tasks; config key `bench.llm.max_failures` allows 5%",
+        match=r"VLM-Grader at .* failed on \d+ of \d+ tasks; "
+        r"config key `llm.max_failures` allows 5%",
     ):
         graded(played[:24], config(tries=1), tmp_path)
 
@@ -436,7 +447,7 @@ def test_controls_see_through_a_server_that_says_yes_to_everything(
     server, config, played, tmp_path, capsys
 ):
     write_jsonl(tmp_path / "trajectories.jsonl", played[:24])
-    controls([tmp_path], config(), 8)
+    controls(tmp_path, config(), 8)
     found = json.loads((tmp_path / "controls.json").read_text())
     assert found["all"] == {"n": 8, "right": 1.0, "shuffled": 1.0, "blank": 1.0} and found[
         "test_retest"
@@ -482,7 +493,7 @@ def test_controls_pass_a_server_that_looks(server, config, played, tmp_path, cap
         )
 
     server.script = script
-    controls([tmp_path], config(), None)
+    controls(tmp_path, config(), None)
     found = json.loads((tmp_path / "controls.json").read_text())
     assert (
         found["all"]["n"] == 24
@@ -499,7 +510,7 @@ def test_controls_pass_a_server_that_looks(server, config, played, tmp_path, cap
 def test_controls_without_scores_say_so(server, config, played, tmp_path, capsys):
     write_jsonl(tmp_path / "trajectories.jsonl", played[:3])
     server.script = fails(400)
-    controls([tmp_path], config(), 3)
+    controls(tmp_path, config(), 3)
     out = capsys.readouterr().out
     assert (
         "WARNING: no score of right media" in out
@@ -508,7 +519,7 @@ def test_controls_without_scores_say_so(server, config, played, tmp_path, capsys
     )
     write_jsonl(tmp_path / "trajectories.jsonl", [{**played[0], "answer": None}])
     with pytest.raises(SystemExit, match="nothing to grade"):
-        controls([tmp_path], config(), 3)
+        controls(tmp_path, config(), 3)
 
 
 # --- calibration
@@ -541,7 +552,7 @@ def scores_of(n, human, models=("",), seed=0, dimension="match"):
 
 def calibrated(tmp_path, rows, names=("dimension", "task", "model", "grader", "human")):
     write_scores(tmp_path / "scores.csv", rows, names)
-    calibrate([tmp_path / "scores.csv"], Config(), None)
+    calibrate(tmp_path / "scores.csv", [], 0)
     return json.loads((tmp_path / "calibration.json").read_text())
 
 
@@ -597,7 +608,7 @@ def test_the_gate_fires_on_noise_on_few_and_on_contrariness(tmp_path, capsys):
 
 
 def test_folds_hold_whole_tasks(tmp_path):
-    """With 5 tasks of 20 models, each task with a level of its own, training on a task's other rows would tell its level."""
+    """Training on a task's other rows would tell its level: 5 tasks of 20 models, each its own."""
     rows = [
         {**r, "human": int(r["task"][1:]) / 4}
         for r in scores_of(5, lambda g, rng: 0, models=[f"m{i}" for i in range(20)])
@@ -650,7 +661,7 @@ def test_broken_lines_are_said_by_number_and_skipped(tmp_path, capsys):
         ),
         encoding="utf-8",
     )
-    calibrate([tmp_path / "s.csv"], Config(), None)
+    calibrate(tmp_path / "s.csv", [], 0)
     found, out = json.loads((tmp_path / "calibration.json").read_text()), capsys.readouterr().out
     assert (
         found["skipped"] == len(bad)
@@ -665,14 +676,14 @@ def test_broken_lines_are_said_by_number_and_skipped(tmp_path, capsys):
     with pytest.raises(
         SystemExit, match="no column dimension, human, task or item; its columns are a, b"
     ):
-        calibrate([tmp_path / "s.csv"], Config(), None)
+        calibrate(tmp_path / "s.csv", [], 0)
     (tmp_path / "s.csv").write_text("")
     with pytest.raises(SystemExit, match="its columns are none"):
-        calibrate([tmp_path / "s.csv"], Config(), None)
+        calibrate(tmp_path / "s.csv", [], 0)
     (tmp_path / "s.csv").write_text(
         "dimension;task;grader;human\nmatch;t1;0.5;3\n"
     )  # as spreadsheets of some countries save
-    calibrate([tmp_path / "s.csv"], Config(), None)
+    calibrate(tmp_path / "s.csv", [], 0)
     assert (
         json.loads((tmp_path / "calibration.json").read_text())["dimensions"]["match"]["error_out"]
         is None
@@ -696,7 +707,7 @@ def test_correlations_against_values_worked_by_hand():
 
 @pytest.fixture
 def folders(played, tmp_path):
-    """Two benchmark folders: one agent handed everything over, the other nothing on half of the tasks."""
+    """Two benchmark folders: one agent handed all over, the other nothing on half of the tasks."""
     made = [tmp_path / "run" / "bench" / "expert-24", tmp_path / "run" / "bench" / "policy-24"]
     write_jsonl(made[0] / "trajectories.jsonl", played[:8])
     write_jsonl(
@@ -714,7 +725,7 @@ def test_sheet_is_blind_whole_and_read_back(folders, tmp_path, capsys):
     )
     assert (
         len(rows) == 12 * 5
-        and tuple(rows[0]) == COLUMNS
+        and tuple(rows[0]) == SHEET_COLUMNS
         and {r["s_rate"] for r in rows} == {"1.0", "0.5"}
         and len({r["model"] for r in rows}) == 2
     )
@@ -741,23 +752,22 @@ def test_sheet_is_blind_whole_and_read_back(folders, tmp_path, capsys):
         [{**r, "human": int(r["item"]) - 1, "scorer": "x"} for r in rows],
         SHEET_COLUMNS,
     )
-    calibrate([tmp_path / "scores.csv", *folders], Config(), None)
+    calibrate(tmp_path / "scores.csv", folders, 0)
     found = json.loads((tmp_path / "calibration.json").read_text())
     assert sum(f["n"] for f in found["dimensions"].values()) == 12 and found["without_grader"] == 0
     assert set(found["models"]) == {"run/expert-24", "run/policy-24"} and found["models"][
         "run/expert-24"
     ]["human"] == pytest.approx(2 / 5)
     with pytest.raises(SystemExit, match="no score on what the grader graded"):
-        calibrate([tmp_path / "scores.csv"], Config(), None)
+        calibrate(tmp_path / "scores.csv", [], 0)
     own = [
         {k: v for k, v in r.items() if k != "model"} | {"human": 3}
         for r in rows
         if r["model"] == model_of(folders[0])[0]
     ]
-    write_scores(tmp_path / "one.csv", own, [c for c in COLUMNS if c != "model"])
-    calibrate(
-        [tmp_path / "one.csv", folders[0]], Config(), None
-    )  # one folder: whose work it is needs no column
+    write_scores(tmp_path / "one.csv", own, [c for c in SHEET_COLUMNS if c != "model"])
+    # one folder: whose work it is needs no column
+    calibrate(tmp_path / "one.csv", folders[:1], 0)
     assert (
         sum(
             f["n"]
@@ -765,7 +775,7 @@ def test_sheet_is_blind_whole_and_read_back(folders, tmp_path, capsys):
         )
         == 8
     )
-    human_tables([tmp_path / "scores.csv", *folders], Config(), None)
+    human_tables(tmp_path / "scores.csv", folders)
     out = capsys.readouterr().out
     assert (
         "Table 3  run/policy-24: image success 50.00% score 2.00, Overall - (needs both modalities)"
@@ -807,8 +817,9 @@ def test_table_3_as_printed():
         assert overall({"image": i, "video": v}, {"image": hi, "video": hv}) == result
 
 
-# Success rate, the products printed, Overall as printed, and the modality's human evaluation of Table 3. GPT-5 stands in Table 3 with 95.95 %; its row of Table 5
-# was made with 95.05 %. Its row of Table 6 is left out: in the paper's text six of its thirteen numbers are Gemini's.
+# Success rate, the products printed, Overall as printed, and the modality's human evaluation of
+# Table 3. GPT-5 stands in Table 3 with 95.95 %; its row of Table 5 was made with 95.05 %. Its row
+# of Table 6 is left out: in the paper's text six of its thirteen numbers are Gemini's.
 DETAILS = {
     "5 GPT-5": (
         0.9505,
@@ -943,7 +954,7 @@ def test_human_prints_the_paper_s_row(tmp_path, capsys):
                 for k in range(3)
             ]
     write_scores(tmp_path / "s.csv", rows, list(rows[0]))
-    human_tables([tmp_path / "s.csv"], Config(), None)
+    human_tables(tmp_path / "s.csv", [])
     out = capsys.readouterr().out
     assert (
         "Table 5  VC: d0 3.6432, d1 3.8412" in out
@@ -951,12 +962,12 @@ def test_human_prints_the_paper_s_row(tmp_path, capsys):
         and "Overall 3.3504" in out
     )
     assert (
-        "Table 3  VC: image success 99.00% score 3.53, video success 96.00% score 3.49, Overall 3.42"
-        in out
+        "Table 3  VC: image success 99.00% score 3.53, video success 96.00% score 3.49, "
+        "Overall 3.42" in out
     )
     write_scores(tmp_path / "s.csv", [*rows, {**rows[0], "s_rate": 0.5}], list(rows[0]))
     with pytest.raises(SystemExit, match="gives VC two success rates on image"):
-        human_tables([tmp_path / "s.csv"], Config(), None)
+        human_tables(tmp_path / "s.csv", [])
 
 
 def command(*args):

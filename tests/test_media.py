@@ -1,4 +1,4 @@
-"""Records against real files: what materialize writes, what probe sees, what MoviePy makes of the same edits; the database."""
+"""Records against real files: what materialize writes, what probe sees, MoviePy; the database."""
 
 import hashlib
 import json
@@ -12,12 +12,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-import env as simulator  # noqa: E402
 from env import VisGenEnv  # noqa: E402
-from lib import media as media_files
+from lib import media as media_files  # noqa: E402
 from lib import toolbox  # noqa: E402
 from lib.experiment import RolloutConfig  # noqa: E402
-from lib.media import CUT, frames, index_folder, make_media_database, materialize, media, probe  # noqa: E402
+from lib.media import (  # noqa: E402
+    CUT,
+    frames,
+    index_folder,
+    make_media_database,
+    materialize,
+    media,
+    probe,
+)
 from lib.text import to_json  # noqa: E402
 from lib.toolbox import load_tools  # noqa: E402
 
@@ -76,7 +83,8 @@ def differences(artifact, path):
     """[(field, record, file)] of all that the file has otherwise than its record."""
     seen, names = probe(path), ("kind", "width", "height", "has_audio", "n_frames", "fps")
     found = [(name, artifact[name], seen[name]) for name in names if artifact[name] != seen[name]]
-    # a record counts microseconds, or milliseconds for sounds; a sound's file can be off by half a sample
+    # a record counts microseconds, or milliseconds for sounds; a sound's file can be off by half
+    # a sample
     slack = 0.5 / 22_050 if artifact["kind"] == "audio" else 1.1e-6
     if artifact["kind"] != "image" and abs(artifact["duration_s"] - seen["duration_s"]) > slack:
         found.append(("duration_s", artifact["duration_s"], seen["duration_s"]))
@@ -85,7 +93,7 @@ def differences(artifact, path):
     return found
 
 
-# ---------------------------------------------------------------------------- random chains of tools, as files
+# ----------------------------------------------------------------- random chains of tools, as files
 
 
 def some_inputs(rng):
@@ -139,7 +147,10 @@ def some_call(env, rng):
         )
     )
     properties = {name: tool["parameters"]["properties"] for name, tool in load_tools().items()}
-    pick = lambda tool, param: rng.choice(properties[tool][param]["enum"])  # noqa: E731
+
+    def pick(tool, param):
+        return rng.choice(properties[tool][param]["enum"])
+
     edits = (
         ("tool_video_trim_edit", {"video": film["id"], "start": start, "end": end}),
         ("tool_video_speed_adjust", {"video": film["id"], "factor": round(rng.uniform(0.5, 4), 2)}),
@@ -207,7 +218,8 @@ def some_call(env, rng):
         ("tool_image_edit_qwen", {"images": [picture["id"]], "prompt": "at night"}),
         ("tool_image_edit_gemini", {"images": [picture["id"]], "prompt": "at night"}),
     )
-    long = (  # full-size clips of several seconds, and songs of minutes: few, as they cost most of the time
+    # full-size clips of several seconds, and songs of minutes: few, as they cost most of the time
+    long = (
         (
             "tool_text2video_veo",
             {
@@ -261,7 +273,10 @@ def test_files_are_what_the_records_say(group, tmp_path):
 
 
 def test_a_wrong_record_is_noticed(tmp_path):
-    """Every attribute that the chains compare can be told from the file: one frame, one pixel, one millisecond, one cut."""
+    """Every attribute that the chains compare can be told from the file.
+
+    One frame, one pixel, one millisecond, one cut.
+    """
     film, tone = clip(shots=3, has_audio=True), song()
     materialize(film, tmp_path / "a.mp4")
     materialize(tone, tmp_path / "a.mp3")
@@ -396,7 +411,8 @@ def test_same_artifact_same_bytes_another_one_others(tmp_path):
         assert digest(record, "b" + suffix) == first
         assert digest({**record, "id": "other_1"}, "c" + suffix) != first
         assert digest({**record, "arguments": {"prompt": "an owl"}}, "d" + suffix) != first
-        code = f"from data.media import materialize; materialize({record!r}, {str(tmp_path / ('e' + suffix))!r})"
+        path = str(tmp_path / ("e" + suffix))
+        code = f"from lib.media import materialize; materialize({record!r}, {path!r})"
         subprocess.run(
             [sys.executable, "-c", code],
             cwd=ROOT,
@@ -442,12 +458,16 @@ def test_a_suffix_that_cannot_hold_the_kind_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# ---------------------------------------------------------------------------- the same edits by MoviePy
+# ------------------------------------------------------------------------ the same edits by MoviePy
 
 
 def open_clip(path):
-    """MoviePy's clip of a file, as long as the film is. MoviePy reads the duration that ffmpeg prints, which is in hundredths (25 frames at
-    24 fps are 1.04 s, of which it makes 24) and counts sound that goes on after the last frame, as in the films MoviePy writes."""
+    """MoviePy's clip of a file, as long as the film is.
+
+    MoviePy reads the duration that ffmpeg prints, which is in hundredths (25 frames at 24 fps are
+    1.04 s, of which it makes 24) and counts sound that goes on after the last frame, as in the
+    films MoviePy writes.
+    """
     from moviepy import VideoFileClip
 
     film, seen = VideoFileClip(str(path)), probe(path)
@@ -456,8 +476,26 @@ def open_clip(path):
     return film.with_duration(seconds)
 
 
+def effect_of(step):
+    """MoviePy's effect of one step of tool_video_postprocess."""
+    from moviepy import vfx
+
+    if step["op"] == "loop":
+        return vfx.Loop(n=step["count"])
+    if step["op"] == "rotate":
+        return vfx.Rotate(step["angle"])
+    if step["op"] == "crop":
+        return vfx.Crop(x1=0, y1=0, width=step["width"], height=step["height"])
+    if step["op"] == "resize":
+        return vfx.Resize((step["width"], step["height"]))
+    return {"reverse": vfx.TimeMirror}[step["op"]]()
+
+
 def edit(name, args, files, out):
-    """One tool's call by MoviePy on files by id; writes `out`. Returns the clip's duration in s and its fps as MoviePy has them."""
+    """One tool's call by MoviePy on files by id; writes `out`.
+
+    Returns the clip's duration in s and its fps as MoviePy has them.
+    """
     from moviepy import (
         AudioFileClip,
         CompositeAudioClip,
@@ -496,18 +534,10 @@ def edit(name, args, files, out):
             )
             film = film.with_audio(CompositeAudioClip(heard).with_duration(film.duration))
     elif name == "tool_video_postprocess":
-        made = (
-            film.without_audio()
-        )  # MoviePy 2.2 raises an IndexError where it mirrors or loops a file's sound
+        # MoviePy 2.2 raises an IndexError where it mirrors or loops a file's sound
+        made = film.without_audio()
         for step in args["operations"]:
-            effects = {
-                "loop": lambda: vfx.Loop(n=step["count"]),
-                "reverse": vfx.TimeMirror,
-                "rotate": lambda: vfx.Rotate(step["angle"]),
-                "crop": lambda: vfx.Crop(x1=0, y1=0, width=step["width"], height=step["height"]),
-                "resize": lambda: vfx.Resize((step["width"], step["height"])),
-            }
-            made = made.with_effects([effects[step["op"]]()])
+            made = made.with_effects([effect_of(step)])
         film = (
             made.with_audio(CompositeAudioClip([film.audio]).with_duration(made.duration))
             if film.audio
@@ -530,8 +560,11 @@ def edit(name, args, files, out):
 
 
 def compare(artifact, name, args, files, folder):
-    """Edit with MoviePy, hold the file against the record, and file it for the next edit. Returns the frames that MoviePy lost to
-    binary fractions: int(0.6 * 30) is right, int((0.7 - 0.1) * 30) is 17. Then the next edit starts from the record's own file."""
+    """Edit with MoviePy, hold the file against the record, and file it for the next edit.
+
+    Returns the frames that MoviePy lost to binary fractions: int(0.6 * 30) is right,
+    int((0.7 - 0.1) * 30) is 17. Then the next edit starts from the record's own file.
+    """
     out = folder / f"{artifact['id']}.mp4"
     seconds, fps = edit(name, args, files, out)
     found, lost = (
@@ -657,7 +690,10 @@ def moviepy_call(env, rng, step):
 @pytest.mark.parametrize("fps", [24, 25, 30])
 @pytest.mark.parametrize("seed", range(2))
 def test_random_chains_in_moviepy(fps, seed, tmp_path):
-    """Eight edits in a row, each on MoviePy's own file of the one before: frames, size and sound are the record's."""
+    """Eight edits in a row, each on MoviePy's own file of the one before.
+
+    Frames, size and sound are the record's.
+    """
     rng = random.Random(f"{fps} {seed}")
     env, files = studio(
         tmp_path, rng.randint(8, 15) / 10, rng.randint(8, 15) / 10, fps=fps, seed=seed
@@ -675,7 +711,10 @@ def test_random_chains_in_moviepy(fps, seed, tmp_path):
 
 
 def test_the_drawn_database_is_the_one_that_records_name(tmp_path, monkeypatch):
-    """env.py reads the index; and names the same files when there is none, so that no record depends on the database."""
+    """The index is read; and the same files are named when there is none.
+
+    So no record depends on the database.
+    """
 
     def stand_ins():
         toolbox.media_files.cache_clear()
@@ -690,7 +729,7 @@ def test_the_drawn_database_is_the_one_that_records_name(tmp_path, monkeypatch):
 
     fresh([])  # the prompt's template is read before the root moves
     rows = make_media_database(tmp_path / "data/media", per_kind=3)
-    monkeypatch.setattr(simulator, "ROOT", tmp_path)
+    monkeypatch.setattr(toolbox, "ROOT", tmp_path)
     without = stand_ins()
     assert len(set(without)) > 60
     (tmp_path / "data/media/index.jsonl").write_text(
@@ -719,7 +758,7 @@ def test_drawing_is_seeded(tmp_path):
 def test_a_users_folder_is_added_and_bad_files_are_named(tmp_path, monkeypatch, capsys):
     database, own = tmp_path / "media", tmp_path / "mine"
     monkeypatch.setattr(
-        media_files, "draw_media", lambda folder: make_media_database(folder, per_kind=1)
+        media_files, "make_media_database", lambda folder: make_media_database(folder, per_kind=1)
     )
     media([], database)
     materialize(clip(shots=2, has_audio=True), own / "deep/film.mp4")

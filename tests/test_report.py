@@ -1,4 +1,7 @@
-"""bench.py's pages: what a report and a demo say, that nothing an agent wrote becomes markup, and how they behave in a browser."""
+"""bench.py's pages: what a report and a demo say, that nothing an agent wrote becomes markup.
+
+Also how they behave in a browser.
+"""
 
 import doctest
 import json
@@ -59,7 +62,10 @@ def bench_folder(root, trajectories, grades, **more):
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory):
-    """(trajectories, grades) of 14 tasks of VisGenBench, played by the scripted expert; at least one is long."""
+    """(trajectories, grades) of 14 tasks of VisGenBench, played by the scripted expert.
+
+    At least one is long.
+    """
     folder, config = (
         tmp_path_factory.mktemp("act"),
         load_config(ROOT / "configs" / "tiny.yaml", ["rollout.failure_scale=1"]),
@@ -73,11 +79,11 @@ def played(tmp_path_factory):
 def site(played, tmp_path_factory):
     """A bench folder with report.html and demo.html (the longest film). Nobody may write there."""
     folder = bench_folder(tmp_path_factory.mktemp("run"), *played)
-    pages.pages("report", [str(folder)])
+    pages.report_command([str(folder)])
     longest = max(
         (t for t in played[0] if t["task"]["modality"] == "video"), key=lambda t: len(t["calls"])
     )
-    pages.pages("demo", [str(folder / "trajectories.jsonl"), longest["task"]["id"]])
+    pages.demo_command([str(folder / "trajectories.jsonl"), longest["task"]["id"]])
     return folder
 
 
@@ -107,8 +113,8 @@ def poisoned(played, tmp_path_factory):
         ]
         t["reward"]["reasons"] = {"traj": EVIL, "requirement": EVIL}
     folder = bench_folder(tmp_path_factory.mktemp("poisoned"), trajectories, grades)
-    pages.pages("report", [str(folder)])
-    pages.pages("demo", [str(folder / "trajectories.jsonl")])
+    pages.report_command([str(folder)])
+    pages.demo_command([str(folder / "trajectories.jsonl")])
     return folder
 
 
@@ -126,7 +132,10 @@ def browser():
 
 @pytest.fixture
 def visit(browser):
-    """Opens a file at a width; afterwards no page may have raised, complained, or asked for anything but itself."""
+    """Opens a file at a width.
+
+    Afterwards no page may have raised, complained, or asked for anything but itself.
+    """
     seen, pages = [], []
 
     def open_page(path, width=1200):
@@ -166,7 +175,7 @@ def plain(html):
 
 
 def test_doctests():
-    for module, least in ((bench, 2), (cards, 2)):
+    for module, least in ((bench, 2), (pages, 2)):
         result = doctest.testmod(module)
         assert result.attempted >= least and result.failed == 0
 
@@ -197,7 +206,8 @@ def test_head_columns_and_scenarios(site, played):
     assert "Our rows cannot be set against the paper's" in text.replace("&#39;", "'")
     table = html[html.index("Scenarios") : html.index("Reward, failures")]
     rows = re.findall(
-        r"<tr><td>([a-z ]+)</td><td class=\"n\">(\d+)</td><td[^>]*>(.*?)</td><td[^>]*>(.*?)</td></tr>",
+        r"<tr><td>([a-z ]+)</td><td class=\"n\">(\d+)</td>"
+        r"<td[^>]*>(.*?)</td><td[^>]*>(.*?)</td></tr>",
         table,
     )
     assert len(rows) == 42 and sum(int(n) for _, n, _, _ in rows) == 14
@@ -241,7 +251,7 @@ def test_failures_tell_repaired_from_not():
     call = {"turn": 1, "name": "a", "status": "ok", "error": None}
     bad = {**call, "status": "error", "error": {"code": "timeout"}}
     checks = {"count": 1.0, "worked": 0.5, "beat": None}
-    found = cards.failures_of(
+    found = pages.failures_of(
         [
             {"ended": "answer", "calls": [bad, call], "reward": {"checks": checks}},
             {
@@ -289,16 +299,16 @@ def test_pages_stand_alone_and_stay_small(site, name):
     } == {"data:"}
     assert not re.search(r"https?://|@import|url\(", html)
     assert len(html) < 25e6 and html.startswith("<!DOCTYPE html>")
-    assert html.count("<video") <= cards.CLIPS
+    assert html.count("<video") <= pages.CLIPS
 
 
 def test_only_so_many_films_play(played, monkeypatch):
-    monkeypatch.setattr(cards, "small_clip", lambda film: "data:video/mp4;base64,AAAA")
+    monkeypatch.setattr(pages, "small_clip", lambda film: "data:video/mp4;base64,AAAA")
     films = [t for t in played[0] if t["task"]["modality"] == "video"]
-    made = cards.cards_of(films * 5, load_config(ROOT / "configs" / "tiny.yaml"))
+    made = pages.cards_of(films * 5, load_config(ROOT / "configs" / "tiny.yaml"))
     clips = ["clip" in a for card in made for a in card["shown"]]
-    assert len(clips) > cards.CLIPS and clips == [True] * cards.CLIPS + [False] * (
-        len(clips) - cards.CLIPS
+    assert len(clips) > pages.CLIPS and clips == [True] * pages.CLIPS + [False] * (
+        len(clips) - pages.CLIPS
     )
 
 
@@ -316,7 +326,7 @@ def test_the_lowest_are_always_shown_and_others_drawn_by_seed(played, tmp_path):
     write_jsonl(folder / "trajectories.jsonl", trajectories)
     ids = []
     for most in ("11", "11", "12", "60"):
-        pages.pages("report", [str(folder), "--most", most])
+        pages.report_command([str(folder), "--most", most])
         html = (folder / "report.html").read_text()
         ids.append(re.findall(r"<b>(vgb1-\d+)</b>", html))
         assert "nothing was handed over" in html
@@ -329,7 +339,7 @@ def test_measured_files_are_said(played, tmp_path):
     folder = bench_folder(
         tmp_path / "run", played[0][:1], played[1][:1], files=True, faults=["one"], tasks=3
     )
-    pages.pages("report", [str(folder)])
+    pages.report_command([str(folder)])
     text = plain((folder / "report.html").read_text())
     assert (
         "files measured" in text
@@ -339,15 +349,16 @@ def test_measured_files_are_said(played, tmp_path):
 
 
 def test_bad_arguments_are_one_line(site, tmp_path, capsys):
+    report, demo = pages.report_command, pages.demo_command
     for command, arguments, said in (
-        ("report", [str(tmp_path)], "columns.json"),
-        ("report", [str(site), "--most", "3"], "--most is 3; at least 10"),
-        ("demo", [str(site / "trajectories.jsonl"), "nobody"], "no trajectory 'nobody'"),
-        ("demo", [str(ROOT / "data" / "visgenbench.jsonl")], "a task is none yet"),
-        ("demo", [str(tmp_path / "none.jsonl")], "is missing"),
+        (report, [str(tmp_path)], "columns.json"),
+        (report, [str(site), "--most", "3"], "--most is 3; at least 10"),
+        (demo, [str(site / "trajectories.jsonl"), "nobody"], "no trajectory 'nobody'"),
+        (demo, [str(ROOT / "data" / "visgenbench.jsonl")], "a task is none yet"),
+        (demo, [str(tmp_path / "none.jsonl")], "is missing"),
     ):
         with pytest.raises(SystemExit, match=re.escape(said)) as stop:
-            pages.pages(command, arguments)
+            command(arguments)
         assert str(stop.value).startswith("error: ") and "\n" not in str(stop.value)
 
 
@@ -357,7 +368,7 @@ def test_a_trajectory_without_reward_or_plan_is_shown(tmp_path):
         tmp_path / "one.jsonl",
         [{**t, "reward": {}, "plan": None, "plans": [], "answer": None, "ended": "malformed"}],
     )
-    pages.pages("demo", [str(tmp_path / "one.jsonl")])
+    pages.demo_command([str(tmp_path / "one.jsonl")])
     html = (tmp_path / "demo.html").read_text()
     assert (
         "no readable plan" in html and "nothing was handed over" in html and "R_vrt 0.000" in html
@@ -368,11 +379,12 @@ def test_faulty_turns_are_shown_as_written(played, tmp_path):
     env = VisGenEnv()
     env.reset(played[0][0]["task"], 1)
     env.step(
-        '<think>a</think><tool_call>{"name": 3}</tool_call><tool_call>{"name": "tool_fly", "arguments": {"to": [1]}}</tool_call>'
+        '<think>a</think><tool_call>{"name": 3}</tool_call>'
+        '<tool_call>{"name": "tool_fly", "arguments": {"to": [1]}}</tool_call>'
     )
     env.step("so <b>bold</b>")
     write_jsonl(tmp_path / "one.jsonl", [env.trajectory()])
-    pages.pages("demo", [str(tmp_path / "one.jsonl")])
+    pages.demo_command([str(tmp_path / "one.jsonl")])
     text = plain((tmp_path / "demo.html").read_text())
     for said in (
         "bad_call",
@@ -387,14 +399,16 @@ def test_faulty_turns_are_shown_as_written(played, tmp_path):
 
 
 def test_plan_graph_survives_any_plan():
-    step = lambda i, *after: {"id": i, "tool": "llm", "goal": "", "after": list(after)}  # noqa: E731
-    g = cards.plan_graph(
+    def step(i, *after):
+        return {"id": i, "tool": "llm", "goal": "", "after": list(after)}
+
+    g = pages.plan_graph(
         [step(1, 1, 2), step(1), step(2, 1, 1), step(3, 2, 99)]
     )  # on itself, on a later one, an id twice, an unknown one
     assert [(s["column"], s["row"]) for s in g["steps"]] == [(0, 0), (0, 1), (1, 0), (2, 0)] and g[
         "arrows"
     ] == [(1, 2), (2, 3)]
-    assert cards.plan_graph([]) == {"steps": [], "arrows": [], "columns": 0, "rows": 0}
+    assert pages.plan_graph([]) == {"steps": [], "arrows": [], "columns": 0, "rows": 0}
 
 
 def test_what_was_written_stays_text(poisoned):
@@ -428,7 +442,8 @@ def test_nothing_written_runs(poisoned, visit):
         assert page.evaluate("window.hit === undefined")
         assert (
             page.evaluate(
-                "[...document.querySelectorAll('*')].flatMap(e => [...e.attributes]).filter(a => a.name.startsWith('on')).length"
+                "[...document.querySelectorAll('*')].flatMap(e => [...e.attributes])"
+                ".filter(a => a.name.startsWith('on')).length"
             )
             == 0
         )
@@ -437,7 +452,10 @@ def test_nothing_written_runs(poisoned, visit):
 
 def test_the_filter(site, visit, played):
     page = visit(site / "report.html")
-    visible = lambda: page.locator("article:visible").count()  # noqa: E731
+
+    def visible():
+        return page.locator("article:visible").count()
+
     assert visible() == 14
     for key in ("modality", "dimension", "scenario"):
         value = played[0][0]["task"][key]
@@ -462,15 +480,17 @@ def test_the_filter(site, visit, played):
 def test_a_film_plays(site, visit, name):
     page = visit(site / name)
     page.evaluate(
-        "document.querySelectorAll('details').forEach(d => d.open = d.contains(document.querySelector('video')))"
+        "document.querySelectorAll('details')"
+        ".forEach(d => d.open = d.contains(document.querySelector('video')))"
     )
     film = page.evaluate("""async () => {
         const v = document.querySelector('video'); v.muted = true; await v.play();
         await new Promise(done => setTimeout(done, 1500));
-        return {at: v.currentTime, seconds: v.duration, sides: [v.videoWidth, v.videoHeight], error: v.error && v.error.message};
+        return {at: v.currentTime, seconds: v.duration, sides: [v.videoWidth, v.videoHeight],
+                error: v.error && v.error.message};
     }""")
     assert film["error"] is None and film["at"] > 0.2 and film["seconds"] >= 2
-    assert max(film["sides"]) <= cards.CLIP_PX and all(side % 2 == 0 for side in film["sides"])
+    assert max(film["sides"]) <= pages.CLIP_PX and all(side % 2 == 0 for side in film["sides"])
 
 
 @pytest.mark.parametrize("name", ["report.html", "demo.html"])

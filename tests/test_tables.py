@@ -1,4 +1,7 @@
-"""The paper's tables as data, rows of ours beside them, two runs compared, Table 4's orderings and the ablation's loop; no training here."""
+"""The paper's tables as data, rows of ours beside them, two runs compared.
+
+Also Table 4's orderings and the ablation's loop; no training here.
+"""
 
 import json
 import random
@@ -13,18 +16,16 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-import data.paper  # noqa: E402
-
-import bench  # noqa: E402
+from lib import ablate as ablation  # noqa: E402
 from lib import experiment, runs  # noqa: E402
 from lib.ablate import (  # noqa: E402
     FIGURES,
-    ablate,  # noqa: E402
+    ablate,
     print_ablations,
     row_config,
     verdict,
 )
-from lib.tables import (  # noqa: E402  # noqa: E402
+from lib.tables import (  # noqa: E402
     COLUMNS,
     columns_of,
     compare,
@@ -35,6 +36,7 @@ from lib.tables import (  # noqa: E402  # noqa: E402
     read_paper,
     tables,
 )
+from lib.tables import PAPER as PAPER_FILE  # noqa: E402
 from rewards import PARTS  # noqa: E402
 
 PAPER = read_paper()
@@ -66,7 +68,7 @@ def test_o_score_is_the_mean_of_the_ten_columns(table):
 
 
 def test_the_misprint_is_noted():
-    text = data.paper.PAPER.read_text(encoding="utf-8")
+    text = PAPER_FILE.read_text(encoding="utf-8")
     assert "RL2" in text and "misprint" in text and "0.646" in text
 
 
@@ -77,9 +79,15 @@ def test_table_3_overall_from_its_columns():
 
 
 def test_subset_of_104_shows_in_its_figures():
-    """Amounts are multiples of 1/5, Storyboards of 1/8, S-Rates of 1/104 but RL4's, which is Table 2's S-Rate of VisionCreator-8B."""
+    """Amounts are multiples of 1/5, Storyboards of 1/8, S-Rates of 1/104 but RL4's.
+
+    That is Table 2's S-Rate of VisionCreator-8B.
+    """
     at = {c: i for i, c in enumerate(PAPER["columns"])}
-    near = lambda v, n: abs(v * n - round(v * n)) <= 0.0006 * n  # noqa: E731
+
+    def near(v, n):
+        return abs(v * n - round(v * n)) <= 0.0006 * n
+
     for name, row in PAPER["table_4"].items():
         assert near(row[at["amount"]], 5) and near(row[at["storyboard"]], 8), name
         assert (
@@ -99,7 +107,7 @@ def test_orderings_name_rows_and_say_where_table_4_disagrees():
     )  # v4 < v5, which Table 4 contradicts
 
 
-# ---------------------------------------------------------------------------- made-up runs of bench.py --agent
+# ----------------------------------------------------------------- made-up runs of bench.py --agent
 
 
 def made_up(folder, level=0.5, n=60, seed=0, prefix="task", **head):
@@ -180,7 +188,10 @@ def test_per_task_means_are_the_columns(tmp_path):
 
 
 def test_interval_of_the_o_score_is_the_stratified_one(tmp_path):
-    """A draw of tasks changes how many tasks a dimension has; that must not widen the interval, nor lead out of [0, 1]."""
+    """A resampling changes how many tasks a dimension has.
+
+    That must not widen the interval, nor lead out of [0, 1].
+    """
     grades = list(read_bench(made_up(tmp_path / "a", 0.9, n=300))[1].values())
     _, low, high = interval([list(per_task(grades, [], "structural")["o_score"].values())])
     columns = columns_of(grades)["o_score"]
@@ -199,7 +210,7 @@ def test_failed_judge_is_left_out():
 
 
 def test_compare_finds_a_known_difference(tmp_path, capsys):
-    table = compare([made_up(tmp_path / "a", 0.4), made_up(tmp_path / "b", 0.5)], draws=2000)
+    table = compare([made_up(tmp_path / "a", 0.4), made_up(tmp_path / "b", 0.5)], resamples=2000)
     for label in ("R_vrt", "o_score", "match"):
         assert table[label]["difference"] == pytest.approx(
             0.1 if label != "o_score" else table[label]["b"] - table[label]["a"], abs=0.02
@@ -212,12 +223,12 @@ def test_compare_finds_a_known_difference(tmp_path, capsys):
 
 
 def test_compare_of_equal_runs_finds_nothing(tmp_path, capsys):
-    same = compare([made_up(tmp_path / "a"), made_up(tmp_path / "b")], draws=500)
+    same = compare([made_up(tmp_path / "a"), made_up(tmp_path / "b")], resamples=500)
     assert all(
         t["difference"] == 0 and t["p"] == 1 and t["low"] == t["high"] == 0 for t in same.values()
     )
     near = compare(
-        [str(tmp_path / "a"), made_up(tmp_path / "c", seed=1)], draws=2000
+        [str(tmp_path / "a"), made_up(tmp_path / "c", seed=1)], resamples=2000
     )  # same level, other luck
     assert near["R_vrt"]["low"] < 0 < near["R_vrt"]["high"] and near["R_vrt"]["p"] > 0.05
 
@@ -225,7 +236,7 @@ def test_compare_of_equal_runs_finds_nothing(tmp_path, capsys):
 def test_sign_flip_p_is_right_under_no_difference():
     """Of 200 pairs of equal agents about 5 % come out below 0.05."""
     rng = numpy.random.default_rng(0)
-    p = [paired(*rng.normal(size=(2, 30)), draws=400)["p"] for _ in range(200)]
+    p = [paired(*rng.normal(size=(2, 30)), resamples=400)["p"] for _ in range(200)]
     assert 0.01 <= numpy.mean(numpy.array(p) < 0.05) <= 0.10 and min(p) >= 1 / 401
 
 
@@ -243,7 +254,7 @@ def test_compare_says_what_else_differs(tmp_path, capsys):
             made_up(tmp_path / "a"),
             made_up(tmp_path / "b", n=48, decoder="temperature 1", subset="104"),
         ],
-        draws=100,
+        resamples=100,
     )
     text = capsys.readouterr().out
     assert "48 tasks are in all folders, which have 60, 48" in text
@@ -267,8 +278,8 @@ def test_compare_without_a_common_task(tmp_path):
 def test_compare_averages_seeds_first(tmp_path, capsys):
     a = [made_up(tmp_path / f"a{s}", 0.4, seed=s) for s in range(2)]
     b = [made_up(tmp_path / f"b{s}", 0.5, seed=s) for s in range(2)]
-    table = compare([",".join(a), ",".join(b)], draws=500)
-    single = [compare([x, y], draws=100)["R_vrt"] for x, y in zip(a, b)]
+    table = compare([",".join(a), ",".join(b)], resamples=500)
+    single = [compare([x, y], resamples=100)["R_vrt"] for x, y in zip(a, b)]
     assert table["R_vrt"]["n"] == 60 and table["R_vrt"]["difference"] == pytest.approx(
         numpy.mean([t["difference"] for t in single])
     )
@@ -318,7 +329,7 @@ def test_tables_print_both(tmp_path, capsys):
     assert PAPER["not_comparable"] in text and "simulated" in text and "million parameters" in text
 
 
-# ---------------------------------------------------------------------------- intervals and orderings
+# -------------------------------------------------------------------------- intervals and orderings
 
 
 def test_interval_knows_tasks_and_seeds():
@@ -349,7 +360,10 @@ def results(**levels):
 
 def test_verdicts():
     rows = results(v2=0.4, v6=0.5, v7=0.5, RL4=0.6)
-    claim = lambda better, *worse: verdict(rows, {"better": better, "worse": list(worse)}, "R_vrt")  # noqa: E731
+
+    def claim(better, *worse):
+        return verdict(rows, {"better": better, "worse": list(worse)}, "R_vrt")
+
     assert (
         claim("v7", "v2")[0] == "holds"
         and claim("v2", "v7")[0] == "does not hold"
@@ -377,7 +391,10 @@ def test_ablations_are_printed_and_drawn(tmp_path, capsys):
     row = next(line for line in text.splitlines() if line.startswith("v7 "))
     assert row.split()[1] == "3" and "0.440" in row and "102" in row and "General-20%" in row
     lines = text.split("The paper's orderings")[1].splitlines()[2:]
-    of = lambda start: next(line for line in lines if line.startswith(start))  # noqa: E731
+
+    def of(start):
+        return next(line for line in lines if line.startswith(start))
+
     assert sum(" > " in line for line in lines) == len(PAPER["orderings"])
     assert of("v7 > v2").count("holds +0.1") == len(FIGURES) and "not hold" not in of("v7 > v2")
     assert of("v5 > v4").count("not run") == len(FIGURES) and "against the text" in of("v5 > v4")
@@ -397,10 +414,12 @@ SMALL = {
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A root of its own with configs of v2, v7 and RL4; scripts are not run but counted, and write made-up results."""
-    for module in (bench, data.paper):
-        monkeypatch.setattr(module, "ROOT", tmp_path)
-    monkeypatch.setattr(bench, "open_run", lambda config: None)
+    """A root of its own with configs of v2, v7 and RL4.
+
+    Scripts are not run but counted, and write made-up results.
+    """
+    monkeypatch.setattr(ablation, "ROOT", tmp_path)
+    monkeypatch.setattr(ablation, "open_run", lambda config: None)
     folder = tmp_path / "configs" / "ablations"
     folder.mkdir(parents=True)
     (tmp_path / "data").mkdir()
@@ -430,7 +449,7 @@ def place(tmp_path, monkeypatch):
             command, 1 if (tmp_path / "fail").exists() and path.stem == "v2-0" else 0
         )
 
-    monkeypatch.setattr(bench.subprocess, "run", run)
+    monkeypatch.setattr(ablation.subprocess, "run", run)
     return tmp_path, folder, ran
 
 
@@ -540,11 +559,9 @@ def test_ablate_names_a_missing_config_and_an_unknown_row(place):
 
 def test_ablate_refuses_a_run_of_another_scale(place, monkeypatch):
     """open_run is the real one here: a finished row of another config is not taken for this one."""
-    from lib import experiment
-
     root, folder, _ = place
-    monkeypatch.setattr(experiment, "ROOT", root)
-    monkeypatch.setattr(bench, "open_run", runs.open_run)
+    monkeypatch.setattr(runs, "ROOT", root)
+    monkeypatch.setattr(ablation, "open_run", runs.open_run)
     ablate([str(folder), "--only", "v7"])
     (root / "data" / "ablate.yaml").write_text(yaml.safe_dump({**SMALL, "tokens": 0.25}))
     with pytest.raises(SystemExit, match="ablations.json was made at another scale"):
@@ -554,7 +571,10 @@ def test_ablate_refuses_a_run_of_another_scale(place, monkeypatch):
 
 
 def test_rows_of_the_repository_resolve():
-    """Each row's config that stands in configs/ablations/ can be read, and RL1 to RL4 differ in what Table 4 says and in nothing else."""
+    """Each row's config that stands in configs/ablations/ can be read.
+
+    RL1 to RL4 differ in what Table 4 says and in nothing else.
+    """
     read = {
         row: experiment.load_config(ROOT / "configs" / "ablations" / f"{row.lower()}.yaml")
         for row in ("RL1", "RL2", "RL3", "RL4")
@@ -573,9 +593,11 @@ def test_rows_of_the_repository_resolve():
 
 
 def test_commands_from_the_shell(tmp_path):
-    run = lambda *args: subprocess.run(
-        [sys.executable, "bench.py", *args], cwd=ROOT, capture_output=True, text=True
-    )  # noqa: E731
+    def run(*args):
+        return subprocess.run(
+            [sys.executable, "bench.py", *args], cwd=ROOT, capture_output=True, text=True
+        )
+
     a, b = made_up(tmp_path / "a"), made_up(tmp_path / "b", 0.6)
     shown = run("compare", a, b)
     assert shown.returncode == 0 and "R_vrt" in shown.stdout and "10,000 draws" in shown.stdout
