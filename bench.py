@@ -30,7 +30,6 @@ from tqdm import tqdm
 
 from lib.ablate import ablate
 from lib.experiment import command_line, load_config
-from lib.figures import BENCH
 from lib.grader import controls, subjective_grades
 from lib.human import calibrate, export_sheet, human_tables
 from lib.lineage import content_words, deliverables, on_topic, read_media
@@ -47,6 +46,7 @@ from lib.runs import (
     write_jsonl,
 )
 from lib.tables import SUBJECTIVE, columns_of, compare, tables
+from lib.tasks import BENCH
 from lib.text import to_json
 from make_data import make_trajectories
 from rewards import PARTS, consistency_reward
