@@ -247,9 +247,9 @@ def final_turn(c, steps, replies, mind, voice, rng):
     whole = all(step["done"] for step in steps)
     if "verification" in mind:
         whole = whole and all(as_asked(replies[i], c) for i in ids)
-    words = {"made": ", ".join(ids) or "nothing", "facts": facts_of(c)}
-    think = rng.choice(voice["done" if whole else "short"]).format(**words)
-    summary = rng.choice(voice["summary" if whole else "part"]).format(**words)
+    slots = {"made": ", ".join(ids) or "nothing", "facts": facts_of(c)}
+    think = rng.choice(voice["done" if whole else "short"]).format(**slots)
+    summary = rng.choice(voice["summary" if whole else "part"]).format(**slots)
     pages = [i for step in steps if step["key"] == "page" for i in step["ids"]]
     answer = {"deliverables": ids + pages, "summary": summary}
     return "\n".join([tag("think", think), tag("answer", answer)])
@@ -368,10 +368,12 @@ def look_of(c):
 
 
 def aspect_of(c):
+    """The argument for a shape that the request asks for."""
     return {"aspect_ratio": c["aspect_ratio"]} if c["aspect_ratio"] else {}
 
 
 def number_of(step):
+    """The argument for several results of one call."""
     return {"n": step["expect"]} if step["expect"] > 1 else {}
 
 
@@ -426,7 +428,7 @@ def make_trajectories(config: Config, folder: Path) -> None:
     left = [task for task in tasks if task["id"] not in judged]
     if config.data.agent == "openai":
         made, _ = llm_agents(left, config, folder / "agent.jsonl")
-        score(made, [trajectory["pool"] for trajectory in made], config)
+        add_rewards(made, [trajectory["pool"] for trajectory in made], config)
         append_jsonl(path, made)
         return
     env = VisGenEnv(config.rollout)
@@ -438,7 +440,7 @@ def make_trajectories(config: Config, folder: Path) -> None:
                 seed = seeded_rng(config.seed, "visgen", task["id"]).getrandbits(31)
                 made.append(vision_agent(task, env, seed))
                 pools.append(env.pool)
-            score(made, pools, config)
+            add_rewards(made, pools, config)
             append_jsonl(path, made)
             bar.update(len(made))
 
@@ -461,7 +463,7 @@ def judged_before(path, tasks):
     return {i for i, again in unjudged.items() if not again}
 
 
-def score(trajectories, pools, config):
+def add_rewards(trajectories, pools, config):
     """Give each trajectory its LtrReward. `pools`: the tools that each could call."""
     rewards = ltr_rewards(trajectories, config.reward, pools, config.llm)
     for trajectory, reward in zip(trajectories, rewards):
@@ -478,17 +480,17 @@ def sift(trajectories: Iterable[dict], config: Config) -> tuple[dict[str, str], 
     """
     keys, removed = {}, []
     places = {}  # scenario -> [(how many had this plan, how many came before, id)] of what passed
-    alike = Counter()  # (scenario, plan) -> how many passed
+    alike = Counter()  # (scenario, its plan's tools and order) -> how many passed
     for trajectory in trajectories:
         task = trajectory["task"]
         if fault := fault_of(trajectory, config.data.min_reward):
             stage, reason = fault
             removed.append({"id": task["id"], "stage": stage, "reason": reason})
             continue
-        plan = to_json([(step["tool"], step["after"]) for step in trajectory["plan"] or []])
-        alike[task["scenario"], plan] += 1
+        shape = to_json([(step["tool"], step["after"]) for step in trajectory["plan"] or []])
+        alike[task["scenario"], shape] += 1
         same_type = places.setdefault(task["scenario"], [])
-        same_type.append((alike[task["scenario"], plan], len(same_type), task["id"]))
+        same_type.append((alike[task["scenario"], shape], len(same_type), task["id"]))
         keys[task["id"]] = key_of(trajectory)
     most = config.data.per_type
     extra = set()
@@ -658,7 +660,7 @@ def ensure_data(config: Config, run: Path) -> None:
         raise SystemExit(
             "error: no trajectory passed `data.min_reward`; lower it or raise `data.queries`"
         )
-    general = ensure_general(config, folder)
+    general = write_general(config, folder)
     if not config.model.path:
         make_tokenizer(visgen, general, config.model.vocab_size, folder)
     tools_used = len({call["name"] for trajectory in visgen for call in trajectory["calls"]})
@@ -675,7 +677,7 @@ def ensure_data(config: Config, run: Path) -> None:
     write_atomic(folder / "done.json", to_json(counts))
 
 
-def ensure_general(config, folder):
+def write_general(config, folder):
     """Write general.jsonl (PST's general part), base.jsonl (words to copy, for a base policy from
     scratch) and general_heldout.jsonl; returns the general part."""
     if config.data.general_source == "offline":

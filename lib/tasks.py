@@ -92,9 +92,9 @@ def make_task(
         "pool": pool,
     }
     if dimension:
-        words = {"subject": thing, **{f"detail_{i}": d for i, d in enumerate(details, 1)}}
+        slots = {"subject": thing, **{f"detail_{i}": d for i, d in enumerate(details, 1)}}
         items = book["rubrics"][scenario["modality"]].get(dimension, [])
-        task["rubric"] = [item.format(**words) for item in items]
+        task["rubric"] = [item.format(**slots) for item in items]
     return task
 
 
