@@ -38,7 +38,6 @@ from tqdm import tqdm
 from lib.ablate import ablate
 from lib.calibration import calibrate
 from lib.experiment import Config, RewardConfig, command_line, load_config
-from lib.figures import BENCH
 from lib.grader import controls, subjective_grades
 from lib.human import export_sheet, human_tables
 from lib.lineage import content_words, deliverables, on_topic, read_media
@@ -55,6 +54,7 @@ from lib.runs import (
     write_jsonl,
 )
 from lib.tables import SUBJECTIVE, columns_of, compare, grades_name, tables
+from lib.tasks import BENCH
 from lib.text import to_json
 from make_data import make_trajectories
 from rewards import PARTS, consistency_reward
@@ -209,8 +209,8 @@ def play_policy(
     """Append what the run's last policy does on the tasks that `path` does not hold yet."""
     from lib.evaluation import score_rollouts
     from lib.policy import set_up
-    from lib.tokens import load_tokenizer
     from lib.sampler import sample_rollouts
+    from lib.tokens import load_tokenizer
 
     cut_tail(path)
     made = {t["task"]["id"] for t in each_line(path)} if path.is_file() else set()

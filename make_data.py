@@ -1,21 +1,25 @@
-"""Tasks, VisionAgent, VisGenData, the general mix and the tokenizer (Sec. 3).
+"""VisionAgent and the data it makes: VisGenData's funnel, and all data of one experiment (Sec. 3).
 
-One YAML describes one experiment (configs/*.yaml); lib/experiment.py lists every key with its default and meaning.
-Data go to runs/<name>/data/: heldout.jsonl and train.jsonl (task requests), visgen.jsonl (expert trajectories),
-general.jsonl and general_heldout.jsonl (the general part of PST), base.jsonl and tokenizer/ (policies from scratch); done.json has counts.
+One YAML describes one experiment (configs/*.yaml); lib/experiment.py lists every key. Data go to
+runs/<name>/data/: heldout.jsonl and train.jsonl (task requests), visgen.jsonl (expert
+trajectories), general.jsonl and general_heldout.jsonl (the general part of PST), base.jsonl and
+tokenizer/ (for policies from scratch); done.json has counts.
 
-    python make_data.py --config configs/tiny.yaml              # all of it, for one experiment
+    python make_data.py --config configs/tiny.yaml       # all of it, for one experiment
     python make_data.py --config configs/tiny.yaml data.queries=200 seed=1
-    python make_data.py --keys                                  # every config key, default and meaning
+    python make_data.py --keys                           # every config key, default and meaning
 
-The stages of Fig. 3 one by one, by default of configs/visgen.yaml, the paper's scale; each reads the file of the one before and goes on where it stopped:
+The stages of Fig. 3 one by one, by default of configs/visgen.yaml, the paper's scale; each reads
+the file of the one before and goes on where it stopped:
 
-    python make_data.py queries | trajectories | filter         # queries.jsonl, trajectories.jsonl, visgen.jsonl with the reasons of removal
-    python make_data.py review [--verdicts FILE]                # review.html for a human; reads back what it saved
-    python make_data.py visgen --queries 20000                  # all of them
-    python make_data.py statistics | card                       # Fig. 5 beside the paper's figures; a data card
-    python make_data.py metacognition                           # VisionAgent with and without it
-    python make_data.py bench                                   # write data/visgenbench.jsonl again
+    python make_data.py queries                          # queries.jsonl: what users ask
+    python make_data.py trajectories                     # trajectories.jsonl: what VisionAgent did
+    python make_data.py filter                           # visgen.jsonl; removed.jsonl says why
+    python make_data.py review [--verdicts FILE]         # review.html for a human; reads it back
+    python make_data.py visgen --queries 20000           # all of them
+    python make_data.py statistics | card                # Fig. 5 beside the paper's; a data card
+    python make_data.py metacognition                    # VisionAgent with and without it
+    python make_data.py bench                            # write data/visgenbench.jsonl again
 """
 
 import json
@@ -23,6 +27,7 @@ import math
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -30,11 +35,12 @@ import yaml
 from tqdm import tqdm
 
 from env import VisGenEnv
-from lib.experiment import command_line
-from lib.figures import BENCH, plot_statistics, statistics_of
+from lib.data_statistics import plot_statistics, statistics_of
+from lib.experiment import Config, command_line
 from lib.general import general_item, make_general
 from lib.hub import hub_general
 from lib.llm_agent import llm_agents
+from lib.reading import facts_of, read_request
 from lib.review import export_review, key_of, read_verdicts
 from lib.runs import (
     ROOT,
@@ -47,282 +53,338 @@ from lib.runs import (
     write_atomic,
     write_jsonl,
 )
-from lib.tasks import HAN, facts_of, make_bench, make_tasks, read_request
+from lib.scenarios import HAN
+from lib.tasks import BENCH, make_bench, make_tasks
 from lib.text import fill_template, tag, to_json
 from lib.tokenizer import train_tokenizer
 from lib.toolbox import clip_lengths, load_tools, makes, tool_schemas
 from lib.workflows import clip_seconds, expand_workflow, fitting_workflows, n_shots
 from rewards import PARTS, ltr_rewards
 
-
-@lru_cache(maxsize=1)
-def load_voice():
-    """data/voice.yaml: how the scripted MetaAgent words its thinking."""
-    return yaml.safe_load((ROOT / "data" / "voice.yaml").read_text(encoding="utf-8"))
-
-
-def route_of(c, steps):
-    """MetaAgent's reasoning about clip lengths: '2 clips of 8 s make 16 s, trim to 15.'"""
-    clip = next((clip_lengths(s["tool"]) for s in steps if s["key"] == "clip"), None)
-    if not clip:
-        return "One call." if len(steps) == 1 else f"{len(steps)} steps."
-    shots, seconds = n_shots(c), clip_seconds(c, clip)
-    trim = "".join(
-        f", {s['key']} to {c['duration_s']}" for s in steps if s["key"] in ("trim", "speed")
-    )
-    return f"{shots} x {seconds} = {shots * seconds} s{trim}."
-
-
-GPT_SIZES = {"1:1": "1024x1024", "3:2": "1536x1024", "2:3": "1024x1536", None: "1024x1024"}
-
-
-def call_arguments(step, c, made, fed, voice, rng):
-    """Arguments of a plan step's call. `made`: step key -> ids that came back; `fed`: ids from the steps that this one follows."""
-    tool, key_, i = step["tool"], step["key"], step["index"]
-    look = c["subject"] + (f", {c['style']}" if c["style"] else "")
-    # Optional arguments are written only where the request asks for something.
-    aspect = {"aspect_ratio": c["aspect_ratio"]} if c["aspect_ratio"] else {}
-    several = {"n": step["expect"]} if step["expect"] > 1 else {}
-    film = [
-        *made.get("caption", []),
-        *made.get("voice", []),
-        *made.get("speed", []),
-        *made.get("trim", []),
-        *made.get("join", []),
-        *made.get("clip", []),
-    ]
-    if key_ in ("image", "large", "ref", "frame", "cutout") and tool.startswith("tool_text2image"):
-        prompt = f"{look}, {voice['views'][i % len(voice['views'])]}" if key_ == "frame" else look
-        if tool == "tool_text2image_gpt":
-            return {
-                "prompt": prompt,
-                "size": GPT_SIZES[c["aspect_ratio"]],
-                **several,
-                "background": "transparent",
-            }
-        large = {"size": "2K"} if tool == "tool_text2image_seed" and c["resolution"] == "2K" else {}
-        return {"prompt": prompt, **large, **aspect, **several}
-    if key_ in ("edit", "frame", "restyle"):
-        source = made.get("image") or made.get("ref") or ["in_1"]
-        prompt = (
-            look
-            if key_ == "restyle"
-            else f"same subject, {voice['views'][i % len(voice['views'])]}"
-        )
-        return {
-            "images": source[:1],
-            "prompt": prompt,
-            **(aspect if key_ == "restyle" else {}),
-            **several,
-        }
-    if key_ == "clip":
-        seconds = clip_seconds(c, clip_lengths(tool))
-        if tool == "tool_image2video_keling":
-            return {
-                "image": fed[0],
-                "prompt": voice["motions"][i % len(voice["motions"])],
-                "duration": seconds,
-                **({"mode": "pro"} if c["resolution"] == "1080p" else {}),
-            }
-        view = f", {voice['views'][i % len(voice['views'])]}" if n_shots(c) > 1 else ""
-        return {
-            "prompt": look + view,
-            "duration": seconds,
-            **aspect,
-            **({"resolution": "1080p"} if c["resolution"] else {}),
-            **several,
-        }
-    if key_ == "board":
-        return {"script": c["subject"], "n_shots": c["images"]}
-    if key_ == "page":
-        return {
-            "title": c["subject"],
-            "sections": [
-                {"heading": c["subject"], "media_ids": made["image"] + made.get("edit", [])}
-            ],
-        }
-    if key_ == "music":
-        return {"prompt": rng.choice(voice["music"])}
-    if key_ == "sfx":
-        return {
-            "prompt": rng.choice(voice["sfx"]),
-            "duration": min(30, c["duration_s"] or n_shots(c) * 5),
-        }
-    if key_ == "beat":
-        return {"audio": made["music"][0]}
-    if key_ == "join":
-        sound = made.get("music") or made.get("sfx")
-        return {"videos": made["clip"], **({"audio": sound[0]} if sound else {})}
-    if key_ == "trim":
-        return {"video": film[0], "start": 0, "end": c["duration_s"]}
-    if key_ == "speed":
-        return {"video": film[0], "target_duration": c["duration_s"]}
-    if key_ == "voice":
-        return {
-            "video": film[0],
-            "text": f"这是{c['subject']}。"
-            if HAN.search(c["subject"])
-            else f"This is {c['subject']}.",
-        }
-    return {
-        "video": film[0],
-        "subtitles": [{"start": 0, "end": 2, "text": c["subject"]}],
-    }  # caption
-
-
-def jobs_at_once(tool):
-    """How many calls of a tool its service documents to run side by side (infinite where tools.yaml has no such limit)."""
-    return min(
-        (limit["jobs"] for limit in load_tools()[tool].get("limits", []) if "jobs" in limit),
-        default=math.inf,
-    )
-
-
-def as_asked(reply, c):
-    """Whether a tool's reply on a picture or film has the seconds and the shape that the request asks for, within 5 %; what it does not say passes."""
-    width, height = map(int, reply.get("size", "1x1").split("x"))
-    across, down = map(int, (c["aspect_ratio"] or f"{width}:{height}").split(":"))
-    seconds = c["duration_s"] and reply.get("duration_s")
-    return abs(width * down / (height * across) - 1) <= 0.05 and (
-        not seconds or abs(seconds / c["duration_s"] - 1) <= 0.05
-    )
-
+# ---------------------------------------------------------------------------- VisionAgent
+# Sec. 3.1 and Fig. 4, scripted. TaskAgent reads the request and routes it (lib/reading.py);
+# MetaAgent thinks, plans, calls and verifies. lib/llm_agent.py is the same by an LLM.
 
 METACOGNITION = ("plan check", "recovery", "verification")
 
 
-def vision_agent(task, env, seed, mind=METACOGNITION):
+def vision_agent(
+    task: dict, env: VisGenEnv, seed: int, mind: tuple[str, ...] = METACOGNITION
+) -> dict:
     """Run the scripted VisionAgent on one task in VisGenEnv and return its trajectory (Sec. 3.1).
 
-    All steps whose inputs are there are called in one turn. Metacognition is what `mind` holds (the paper names none of it in detail; ours):
-    plan check: the clips' lengths are added up and held against the request, so that a step trims them or speeds them up, and no more jobs
-    are begun in one turn than the service documents;
-    recovery: errors are met by class: a retryable call is made up to three times in all, anything else moves the step to the workflow's
-    next tool, with a revised plan; without it every failed call is repeated once; a step that still fails ends the work;
-    verification: what came back is counted, a step that brought less than it should is carried on, and the answer says so where seconds, shape or
-    number are not what was asked; without it any result will do.
+    All steps whose inputs are there are called in one turn. Metacognition is what `mind` holds (the
+    paper names none of it in detail; ours):
+    plan check: the clips' lengths are added up and held against the request, so that a step trims
+        them or speeds them up, and no more jobs are begun in one turn than the service documents;
+    recovery: errors are met by class (see `recover`); without it every failed call is repeated
+        once; a step that still fails ends the work;
+    verification: what came back is counted, a step that brought less than it should is carried on,
+        and the answer says so where seconds, shape or number are not what was asked; without it any
+        result will do.
     """
     rng, voice = seeded_rng(seed, "agent", task["id"]), load_voice()
     messages, _ = env.reset(task, seed)
     c = read_request(messages[-1]["content"])
-    workflow = fitting_workflows(c)[0]
-    steps = expand_workflow(workflow, c)
-    clip = next((clip_lengths(s["tool"]) for s in steps if s["key"] == "clip"), None)
-    if (
-        clip and "plan check" not in mind
-    ):  # whatever length the clips come to passes for the length asked for
-        steps = expand_workflow(
-            workflow, {**c, "shots": n_shots(c), "duration_s": n_shots(c) * clip_seconds(c, clip)}
-        )
-    for s in steps:
-        many = {
-            "image": c["images"] if not any(t["key"] == "edit" for t in steps) else 1,
-            "large": c["images"],
-            "cutout": c["images"],
-            "edit": c["images"] - 1,
-            "restyle": c["images"],
-            "clip": max(1, c["videos"]),
-        }
-        s["expect"], s["tries"], s["ids"] = many.get(s["key"], 1), 0, []
-    plan = [{k: s[k] for k in ("id", "tool", "goal", "after")} for s in steps]
-    facts, blocks, open_steps = facts_of(c), [], list(steps)
-    think = rng.choice(voice["start"]).format(facts=facts, route=route_of(c, steps))
-    done, replied = set(), {}
-    while True:
-        ready = [s for s in open_steps if set(s["after"]) <= done]
-        if not ready:
-            break
-        if "plan check" in mind:
-            ready = [
-                s
-                for i, s in enumerate(ready)
-                if sum(t["tool"] == s["tool"] for t in ready[:i]) < jobs_at_once(s["tool"])
-            ]
-        blocks = [tag("think", think)] + ([tag("plan", plan)] if plan else []) + blocks
-        made = {}
-        for s in steps:
-            made.setdefault(s["key"], []).extend(s["ids"])
-        made = {k: v for k, v in made.items() if v}
+    steps = make_plan(c, mind)
+    plan = shown_plan(steps)
+    replies = {}  # media id -> the reply that brought it
+    think = rng.choice(voice["start"]).format(facts=facts_of(c), route=route_of(c, steps))
+    ready = ready_steps(steps, mind)
+    while ready:
         calls = [
-            {
-                "name": s["tool"],
-                "arguments": call_arguments(
-                    s, c, made, [i for a in s["after"] for i in steps[a - 1]["ids"]], voice, rng
-                ),
-            }
-            for s in ready
+            {"name": step["tool"], "arguments": call_arguments(step, c, steps, voice, rng)}
+            for step in ready
         ]
-        replies, _, terminated, truncated, _ = env.step(
-            "\n".join(blocks + [tag("tool_call", call) for call in calls])
-        )
+        blocks = [tag("think", think)]
+        if plan:
+            blocks.append(tag("plan", plan))
+        blocks += [tag("tool_call", call) for call in calls]
+        messages, _, terminated, truncated, _ = env.step("\n".join(blocks))
         if terminated or truncated:
             return env.trajectory()
-        plan, blocks, trouble = None, [], None
-        for s, reply in zip(ready, map(lambda m: json.loads(m["content"]), replies)):
-            s["tries"] += 1
-            if "error" in reply:
-                retry, others = s["tries"] < 2, []
-                if "recovery" in mind:
-                    retry, others = (
-                        reply["error"]["retryable"] and s["tries"] < 3,
-                        s["tools"][s["tools"].index(s["tool"]) + 1 :],
-                    )
-                trouble = (reply["error"]["code"], "retry" if retry else "switch")
-                if not retry and others:
-                    s["tool"], s["tries"] = others[0], 0
-                    plan = [{k: t[k] for k in ("id", "tool", "goal", "after")} for t in steps]
-                elif not retry:
-                    open_steps.clear()
+
+        plan, trouble, given_up = None, None, False
+        for step, message in zip(ready, messages):
+            reply = json.loads(message["content"])
+            step["tries"] += 1
+            if "error" not in reply:
+                take_in(step, reply, mind)
+                replies |= dict.fromkeys(reply["ids"], reply)
                 continue
-            s["ids"] += reply["ids"][:1] if s["key"] == "music" else reply["ids"]
-            replied.update(dict.fromkeys(reply["ids"], reply))
-            s["expect"] -= len(reply["ids"])
-            if (
-                s["expect"] <= 0 or "verification" not in mind
-            ) and s in open_steps:  # a partial result leaves the rest of the step open
-                done.add(s["id"])
-                open_steps.remove(s)
-        upcoming = [s for s in open_steps if set(s["after"]) <= done]
-        names = ", ".join(i for s in ready for i in s["ids"]) or "nothing"
-        if trouble:
-            think = rng.choice(voice["error"]).format(
-                error=trouble[0], move=voice["moves"][trouble[1]]
-            )
-        else:
-            think = rng.choice(voice["next"]).format(
-                made=names,
-                next=", ".join(dict.fromkeys(s["goal"].split(" of ")[0] for s in upcoming)),
-            )
-    kind = "image" if c["images"] else "video"
-    groups = [s["ids"] for s in steps if makes(s["tool"]) == kind and s["ids"]]
-    ids = [i for group in (groups if kind == "image" else groups[-1:]) for i in group]
-    whole = len(done) == len(steps) and (
-        "verification" not in mind or all(as_asked(replied[i], c) for i in ids)
-    )
-    made = ", ".join(ids) or "nothing"
-    think = rng.choice(voice["done" if whole else "short"]).format(made=made, facts=facts)
-    pages = [i for s in steps if s["key"] == "page" for i in s["ids"]]
-    env.step(
-        "\n".join(
-            [
-                tag("think", think),
-                tag(
-                    "answer",
-                    {
-                        "deliverables": ids + pages,
-                        "summary": rng.choice(voice["summary" if whole else "part"]).format(
-                            made=made, facts=facts
-                        ),
-                    },
-                ),
-            ]
-        )
-    )
+            move = recover(step, reply["error"], mind)
+            trouble = (reply["error"]["code"], "retry" if move == "retry" else "switch")
+            if move == "switch":
+                plan = shown_plan(steps)
+            given_up = given_up or move == "give up"
+        think = reflect(ready, steps, trouble, voice, rng)
+        ready = [] if given_up else ready_steps(steps, mind)
+    env.step(final_turn(c, steps, replies, mind, voice, rng))
     return env.trajectory()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The funnel of Fig. 3: queries -> trajectories -> LtrReward's filter -> human review -> VisGenData. Every stage reads the files of the one before
+@lru_cache(maxsize=1)
+def load_voice() -> dict:
+    """data/voice.yaml: how the scripted MetaAgent words its thinking."""
+    return yaml.safe_load((ROOT / "data" / "voice.yaml").read_text(encoding="utf-8"))
+
+
+def make_plan(c, mind):
+    """The steps of the workflow that fits the request best, each with the state of its work:
+    `expect` (results still to come), `tries` (calls of its tool), `ids` (what came), `done`."""
+    workflow = fitting_workflows(c)[0]
+    steps = expand_workflow(workflow, c)
+    lengths = lengths_of_clips(steps)
+    if lengths and "plan check" not in mind:
+        # Whatever length the clips come to passes for the length asked for.
+        seconds = n_shots(c) * clip_seconds(c, lengths)
+        steps = expand_workflow(workflow, {**c, "shots": n_shots(c), "duration_s": seconds})
+    # With an edit in the plan, one image is made and the others are edits of it.
+    edited = any(step["key"] == "edit" for step in steps)
+    expected = {
+        "image": 1 if edited else c["images"],
+        "large": c["images"],
+        "cutout": c["images"],
+        "edit": c["images"] - 1,
+        "restyle": c["images"],
+        "clip": max(1, c["videos"]),
+    }
+    for step in steps:
+        step |= {"expect": expected.get(step["key"], 1), "tries": 0, "ids": [], "done": False}
+    return steps
+
+
+def lengths_of_clips(steps):
+    """The seconds that the plan's first video generator offers; None where it has none."""
+    return next((clip_lengths(step["tool"]) for step in steps if step["key"] == "clip"), None)
+
+
+def shown_plan(steps):
+    """The plan as UTPC's <plan> block shows it."""
+    return [{k: step[k] for k in ("id", "tool", "goal", "after")} for step in steps]
+
+
+def route_of(c, steps):
+    """MetaAgent's reasoning about clip lengths: '2 x 8 = 16 s, trim to 15.'"""
+    lengths = lengths_of_clips(steps)
+    if not lengths:
+        return "One call." if len(steps) == 1 else f"{len(steps)} steps."
+    shots, seconds = n_shots(c), clip_seconds(c, lengths)
+    changes = [step["key"] for step in steps if step["key"] in ("trim", "speed")]
+    change = "".join(f", {key} to {c['duration_s']}" for key in changes)
+    return f"{shots} x {seconds} = {shots * seconds} s{change}."
+
+
+def open_steps(steps):
+    """The steps that are not done, and whose inputs are there."""
+    done = {step["id"] for step in steps if step["done"]}
+    return [step for step in steps if not step["done"] and done.issuperset(step["after"])]
+
+
+def ready_steps(steps, mind):
+    """The steps to call in the next turn; with the plan check no more of a tool than its service
+    runs side by side."""
+    if "plan check" not in mind:
+        return open_steps(steps)
+    ready, begun = [], Counter()
+    for step in open_steps(steps):
+        if begun[step["tool"]] < jobs_at_once(step["tool"]):
+            ready.append(step)
+        begun[step["tool"]] += 1
+    return ready
+
+
+def jobs_at_once(tool: str) -> float:
+    """How many calls of a tool its service documents to run side by side; infinite where tools.yaml
+    has no such limit."""
+    limits = load_tools()[tool].get("limits", [])
+    return min((limit["jobs"] for limit in limits if "jobs" in limit), default=math.inf)
+
+
+def take_in(step, reply, mind):
+    """Note what a call brought. A partial result leaves the rest of the step open, where it is
+    verified. Of several songs the first is used."""
+    step["ids"] += reply["ids"][:1] if step["key"] == "music" else reply["ids"]
+    step["expect"] -= len(reply["ids"])
+    step["done"] = step["expect"] <= 0 or "verification" not in mind
+
+
+def recover(step, error, mind):
+    """What becomes of a step whose call failed: "retry", "switch" or "give up".
+
+    With recovery a retryable call is made up to three times in all, and anything else moves the
+    step to the workflow's next tool, if it has one. Without it every call is made twice.
+    """
+    if "recovery" not in mind:
+        return "retry" if step["tries"] < 2 else "give up"
+    if error["retryable"] and step["tries"] < 3:
+        return "retry"
+    others = step["tools"][step["tools"].index(step["tool"]) + 1 :]
+    if not others:
+        return "give up"
+    step["tool"], step["tries"] = others[0], 0
+    return "switch"
+
+
+def reflect(called, steps, trouble, voice, rng):
+    """MetaAgent's thinking on the replies to the steps called: what went wrong, as (code, move), or
+    what came back and what is next."""
+    if trouble:
+        code, move = trouble
+        return rng.choice(voice["error"]).format(error=code, move=voice["moves"][move])
+    made = ", ".join(i for step in called for i in step["ids"]) or "nothing"
+    goals = dict.fromkeys(step["goal"].split(" of ")[0] for step in open_steps(steps))
+    return rng.choice(voice["next"]).format(made=made, next=", ".join(goals))
+
+
+def final_turn(c, steps, replies, mind, voice, rng):
+    """The last turn: hand over what was made, and say so where it is not all, or not as asked."""
+    kind = "image" if c["images"] else "video"
+    groups = [step["ids"] for step in steps if makes(step["tool"]) == kind and step["ids"]]
+    if kind == "video":
+        groups = groups[-1:]  # the film as the last step left it
+    ids = [i for group in groups for i in group]
+    whole = all(step["done"] for step in steps)
+    if "verification" in mind:
+        whole = whole and all(as_asked(replies[i], c) for i in ids)
+    slots = {"made": ", ".join(ids) or "nothing", "facts": facts_of(c)}
+    think = rng.choice(voice["done" if whole else "short"]).format(**slots)
+    summary = rng.choice(voice["summary" if whole else "part"]).format(**slots)
+    pages = [i for step in steps if step["key"] == "page" for i in step["ids"]]
+    answer = {"deliverables": ids + pages, "summary": summary}
+    return "\n".join([tag("think", think), tag("answer", answer)])
+
+
+def as_asked(reply, c):
+    """Whether a tool's reply on a picture or film has the seconds and the shape that the request
+    asks for, within 5 %; what it does not say passes."""
+    width, height = map(int, reply.get("size", "1x1").split("x"))
+    across, down = map(int, (c["aspect_ratio"] or f"{width}:{height}").split(":"))
+    if abs(width * down / (height * across) - 1) > 0.05:
+        return False
+    seconds = c["duration_s"] and reply.get("duration_s")
+    return not seconds or abs(seconds / c["duration_s"] - 1) <= 0.05
+
+
+# ---------------------------------------------------------------------------- arguments of a call
+GPT_SIZES = {"1:1": "1024x1024", "3:2": "1536x1024", "2:3": "1024x1536", None: "1024x1024"}
+
+
+def call_arguments(step: dict, c: dict, steps: list[dict], voice: dict, rng) -> dict:
+    """The arguments of a plan step's call, by its key in data/workflows.yaml. Optional ones are
+    written only where the request asks for something."""
+    made = {}  # step key -> ids that came back
+    for other in steps:
+        if other["ids"]:
+            made.setdefault(other["key"], []).extend(other["ids"])
+    key = step["key"]
+    if key in ("image", "large", "ref", "frame", "cutout"):
+        if step["tool"].startswith("tool_text2image"):
+            return picture_arguments(step, c, voice)
+    if key in ("edit", "frame", "restyle"):
+        return edit_arguments(step, c, made, voice)
+    if key == "clip":
+        fed = [i for after in step["after"] for i in steps[after - 1]["ids"]]
+        return clip_arguments(step, c, fed, voice)
+    if key == "board":
+        return {"script": c["subject"], "n_shots": c["images"]}
+    if key == "page":
+        media = made["image"] + made.get("edit", [])
+        return {
+            "title": c["subject"],
+            "sections": [{"heading": c["subject"], "media_ids": media}],
+        }
+    if key == "music":
+        return {"prompt": rng.choice(voice["music"])}
+    if key == "sfx":
+        seconds = min(30, c["duration_s"] or n_shots(c) * 5)
+        return {"prompt": rng.choice(voice["sfx"]), "duration": seconds}
+    if key == "beat":
+        return {"audio": made["music"][0]}
+    if key == "join":
+        sound = made.get("music") or made.get("sfx")
+        return {"videos": made["clip"], **({"audio": sound[0]} if sound else {})}
+    return film_arguments(key, c, made)
+
+
+def film_arguments(key, c, made):
+    """What is done to the film as the latest step left it: cut, sped up, spoken over, subtitled."""
+    after_join = ("caption", "voice", "speed", "trim", "join", "clip")  # the latest first
+    film = next(made[k] for k in after_join if k in made)[0]
+    if key == "trim":
+        return {"video": film, "start": 0, "end": c["duration_s"]}
+    if key == "speed":
+        return {"video": film, "target_duration": c["duration_s"]}
+    subject = c["subject"]
+    if key == "voice":
+        text = f"这是{subject}。" if HAN.search(subject) else f"This is {subject}."
+        return {"video": film, "text": text}
+    return {"video": film, "subtitles": [{"start": 0, "end": 2, "text": subject}]}
+
+
+def picture_arguments(step, c, voice):
+    """A call that makes pictures from text."""
+    prompt = look_of(c)
+    if step["key"] == "frame":
+        prompt += f", {nth(voice['views'], step['index'])}"
+    arguments = {"prompt": prompt}
+    if step["tool"] == "tool_text2image_gpt":
+        arguments["size"] = GPT_SIZES[c["aspect_ratio"]]
+        return arguments | number_of(step) | {"background": "transparent"}
+    if step["tool"] == "tool_text2image_seed" and c["resolution"] == "2K":
+        arguments["size"] = "2K"
+    return arguments | aspect_of(c) | number_of(step)
+
+
+def edit_arguments(step, c, made, voice):
+    """A call that makes pictures from one that is there: another view of it, or its style anew."""
+    source = made.get("image") or made.get("ref") or ["in_1"]
+    if step["key"] == "restyle":
+        arguments = {"images": source[:1], "prompt": look_of(c), **aspect_of(c)}
+    else:
+        prompt = f"same subject, {nth(voice['views'], step['index'])}"
+        arguments = {"images": source[:1], "prompt": prompt}
+    return arguments | number_of(step)
+
+
+def clip_arguments(step, c, fed, voice):
+    """A call that makes a clip, from text or from a frame. `fed`: ids from the steps before it."""
+    seconds = clip_seconds(c, clip_lengths(step["tool"]))
+    if step["tool"] == "tool_image2video_keling":
+        motion = nth(voice["motions"], step["index"])
+        mode = {"mode": "pro"} if c["resolution"] == "1080p" else {}
+        return {"image": fed[0], "prompt": motion, "duration": seconds, **mode}
+    prompt = look_of(c)
+    if n_shots(c) > 1:
+        prompt += f", {nth(voice['views'], step['index'])}"
+    resolution = {"resolution": "1080p"} if c["resolution"] else {}
+    arguments = {"prompt": prompt, "duration": seconds, **aspect_of(c), **resolution}
+    return arguments | number_of(step)
+
+
+def look_of(c):
+    """The subject in its style."""
+    return f"{c['subject']}, {c['style']}" if c["style"] else c["subject"]
+
+
+def aspect_of(c):
+    """The argument for a shape that the request asks for."""
+    return {"aspect_ratio": c["aspect_ratio"]} if c["aspect_ratio"] else {}
+
+
+def number_of(step):
+    """The argument for several results of one call."""
+    return {"n": step["expect"]} if step["expect"] > 1 else {}
+
+
+def nth(items, i):
+    """Item i of a list that begins anew at its end."""
+    return items[i % len(items)]
+
+
+# ---------------------------------------------------------------------------- the funnel of Fig. 3
+# queries -> trajectories -> LtrReward's filter -> human review -> VisGenData. Every stage reads the
+# files of the one before.
 TASK_FIELDS = {
     "id",
     "split",
@@ -339,16 +401,13 @@ TASK_FIELDS = {
 }
 
 
-def make_queries(config, folder):
-    """Stage 1: queries.jsonl, the task records that VisionAgent is asked; kept if it is there (it may be your own). Returns the tasks."""
-    path, n = folder / "queries.jsonl", config.data.queries
+def make_queries(config: Config, folder: Path) -> list[dict]:
+    """Stage 1: queries.jsonl, the task records that VisionAgent is asked; kept if it is there (it
+    may be your own). Returns the tasks; a line that is no task record is named and skipped."""
+    path = folder / "queries.jsonl"
     if not path.is_file():
-        write_jsonl(
-            path,
-            make_tasks(
-                n, "visgen", config.data, seeded_rng(config.seed, "queries").getrandbits(31)
-            ),
-        )
+        seed = seeded_rng(config.seed, "queries").getrandbits(31)
+        write_jsonl(path, make_tasks(config.data.queries, "visgen", config.data, seed))
     tasks = []
     for line, task in each_line(path, numbered=True):
         lacks = sorted(TASK_FIELDS - set(task)) if isinstance(task, dict) else ["everything"]
@@ -359,220 +418,298 @@ def make_queries(config, folder):
     return tasks
 
 
-def make_trajectories(config, folder):
-    """Stage 2: trajectories.jsonl, what VisionAgent did on each query and LtrReward; appended as it comes, so a stopped run goes on."""
-    path, tasks, made, env = (
-        folder / "trajectories.jsonl",
-        make_queries(config, folder),
-        {},
-        VisGenEnv(config.rollout),
-    )
+def make_trajectories(config: Config, folder: Path) -> None:
+    """Stage 2: trajectories.jsonl, what VisionAgent did on each query, with its LtrReward; appended
+    as it comes, so a stopped run goes on."""
+    path = folder / "trajectories.jsonl"
+    tasks = make_queries(config, folder)
     cut_tail(path)
-    if path.is_file():
-        asked = {task["id"]: task["request"] for task in tasks}
-        for t in each_line(path):
-            if asked.get(t["task"]["id"], t["task"]["request"]) != t["task"]["request"]:
-                raise SystemExit(
-                    f"error: {path} has another request for {t['task']['id']} than queries.jsonl; remove it, or give the run a name of its own"
-                )
-            made |= {t["task"]["id"]: math.isnan(t["reward"]["total"])}
-        if any(made.values()):  # what a judge had no verdict on is played and judged again
-            write_jsonl(path, (t for t in each_line(path) if not made[t["task"]["id"]]))
-    left = [task for task in tasks if made.get(task["id"], True)]
+    judged = judged_before(path, tasks) if path.is_file() else set()
+    left = [task for task in tasks if task["id"] not in judged]
     if config.data.agent == "openai":
-        some, _ = llm_agents(left, config, folder / "agent.jsonl")
-        for trajectory, reward in zip(
-            some, ltr_rewards(some, config.reward, [t["pool"] for t in some], config.llm)
-        ):
-            trajectory["reward"] = reward
-        return append_jsonl(path, some)
-    with tqdm(
-        total=len(left), desc="VisionAgent", unit="task", mininterval=1, disable=not left
-    ) as bar:
-        for at in range(0, len(left), 200):
-            some, pools = [], []
-            for task in left[at : at + 200]:
-                some.append(
-                    vision_agent(
-                        task, env, seeded_rng(config.seed, "visgen", task["id"]).getrandbits(31)
-                    )
-                )
+        made, _ = llm_agents(left, config, folder / "agent.jsonl")
+        add_rewards(made, [trajectory["pool"] for trajectory in made], config)
+        append_jsonl(path, made)
+        return
+    env = VisGenEnv(config.rollout)
+    bar = tqdm(total=len(left), desc="VisionAgent", unit="task", mininterval=1, disable=not left)
+    with bar:
+        for start in range(0, len(left), 200):
+            made, pools = [], []
+            for task in left[start : start + 200]:
+                seed = seeded_rng(config.seed, "visgen", task["id"]).getrandbits(31)
+                made.append(vision_agent(task, env, seed))
                 pools.append(env.pool)
-            for trajectory, reward in zip(
-                some, ltr_rewards(some, config.reward, pools, config.llm)
-            ):
-                trajectory["reward"] = reward
-            append_jsonl(path, some)
-            bar.update(len(some))
+            add_rewards(made, pools, config)
+            append_jsonl(path, made)
+            bar.update(len(made))
 
 
-def sift(trajectories, config):
-    """Stage 3, the algorithmic filter: {id: review.key_of it} of what is kept, in order, and rows {id, stage, reason} of what goes.
+def judged_before(path, tasks):
+    """The ids of the trajectories that stand in the file with a reward. What a judge had no verdict
+    on is taken out of it, to be played and judged again. SystemExit for another request."""
+    requests = {task["id"]: task["request"] for task in tasks}
+    unjudged = {}  # task id -> whether its reward is NaN
+    for trajectory in each_line(path):
+        task = trajectory["task"]
+        if requests.get(task["id"], task["request"]) != task["request"]:
+            raise SystemExit(
+                f"error: {path} has another request for {task['id']} than queries.jsonl; remove it"
+                ", or give the run a name of its own"
+            )
+        unjudged[task["id"]] = math.isnan(trajectory["reward"]["total"])
+    if any(unjudged.values()):
+        write_jsonl(path, (t for t in each_line(path) if not unjudged[t["task"]["id"]]))
+    return {i for i, again in unjudged.items() if not again}
 
-    What LtrReward passes is thinned out to `data.per_type` a task type: first one trajectory of each plan, then a second of each, and so on,
-    so that rare plans stay and common ones do not fill the data (ours; the paper keeps 6k of 16k by LtrReward and VLM-Grader).
+
+def add_rewards(trajectories, pools, config):
+    """Give each trajectory its LtrReward. `pools`: the tools that each could call."""
+    rewards = ltr_rewards(trajectories, config.reward, pools, config.llm)
+    for trajectory, reward in zip(trajectories, rewards):
+        trajectory["reward"] = reward
+
+
+def sift(trajectories: Iterable[dict], config: Config) -> tuple[dict[str, str], list[dict]]:
+    """Stage 3, the algorithmic filter: {id: review.key_of it} of what is kept, in order, and
+    records {id, stage, reason} of what goes.
+
+    What LtrReward passes is thinned out to `data.per_type` a task type: first one trajectory of
+    each plan, then a second of each, and so on, so that rare plans stay and common ones do not fill
+    the data (ours; the paper keeps 6k of 16k by LtrReward and VLM-Grader).
     """
-    passed, removed, alike, keys = {}, [], Counter(), {}
-    for t in trajectories:
-        task, reward = t["task"], t["reward"]
-        plan = (
-            task["scenario"],
-            to_json([(step["tool"], step["after"]) for step in t["plan"] or []]),
-        )
-        if t["ended"] != "answer":
-            removed.append(
-                {"id": task["id"], "stage": "trajectories", "reason": f"no answer ({t['ended']})"}
-            )
-        elif math.isnan(reward["total"]):
-            removed.append(
-                {
-                    "id": task["id"],
-                    "stage": "filter",
-                    "reason": "the LLM judge gave no verdict; `trajectories` asks it again",
-                }
-            )
-        elif reward["total"] < config.data.min_reward:
-            worst = min(
-                (p for p in ("plan", *PARTS) if reward[p] is not None), key=lambda p: reward[p]
-            )
-            removed.append(
-                {
-                    "id": task["id"],
-                    "stage": "filter",
-                    "reason": f"LtrReward below {config.data.min_reward}, lowest in {worst}",
-                }
-            )
-        else:
-            alike[plan] += 1
-            keys[task["id"]] = key_of(t)
-            passed.setdefault(task["scenario"], []).append(
-                (alike[plan], len(passed.get(task["scenario"], [])), task["id"])
-            )
-    most, extra = config.data.per_type, set()
-    for rows in passed.values():
-        extra |= {i for _, _, i in sorted(rows)[most:]} if most else set()
-    kept = sorted(i for rows in passed.values() for _, _, i in rows if i not in extra)
-    removed += [
-        {
-            "id": i,
-            "stage": "filter",
-            "reason": f"{most} of its task type stay, and enough of them have its plan",
-        }
-        for i in sorted(extra)
-    ]
-    return {i: keys[i] for i in kept}, removed
+    keys, removed = {}, []
+    places = {}  # scenario -> [(how many had this plan, how many came before, id)] of what passed
+    alike = Counter()  # (scenario, its plan's tools and order) -> how many passed
+    for trajectory in trajectories:
+        task = trajectory["task"]
+        if fault := fault_of(trajectory, config.data.min_reward):
+            stage, reason = fault
+            removed.append({"id": task["id"], "stage": stage, "reason": reason})
+            continue
+        shape = to_json([(step["tool"], step["after"]) for step in trajectory["plan"] or []])
+        alike[task["scenario"], shape] += 1
+        same_type = places.setdefault(task["scenario"], [])
+        same_type.append((alike[task["scenario"], shape], len(same_type), task["id"]))
+        keys[task["id"]] = key_of(trajectory)
+    most = config.data.per_type
+    extra = set()
+    if most:
+        for same_type in places.values():
+            extra.update(i for _, _, i in sorted(same_type)[most:])
+    reason = f"{most} of its task type stay, and enough of them have its plan"
+    removed += [{"id": i, "stage": "filter", "reason": reason} for i in sorted(extra)]
+    return {i: keys[i] for i in sorted(keys) if i not in extra}, removed
 
 
-def make_visgen(config, folder):
-    """Stage 4 and the result: visgen.jsonl (whole trajectories), chat.jsonl (messages and tools alone), removed.jsonl, funnel.json. Returns the counts.
+def fault_of(trajectory, min_reward):
+    """(stage, reason) for which a trajectory is not fit for VisGenData; None if it is."""
+    reward = trajectory["reward"]
+    if trajectory["ended"] != "answer":
+        return "trajectories", f"no answer ({trajectory['ended']})"
+    if math.isnan(reward["total"]):
+        return "filter", "the LLM judge gave no verdict; `trajectories` asks it again"
+    if reward["total"] < min_reward:
+        parts = [part for part in ("plan", *PARTS) if reward[part] is not None]
+        worst = min(parts, key=lambda part: reward[part])
+        return "filter", f"LtrReward below {min_reward}, lowest in {worst}"
+    return None
+
+
+def make_visgen(config: Config, folder: Path) -> dict:
+    """Stage 4 and the result: visgen.jsonl (whole trajectories), chat.jsonl (messages and tools
+    alone), removed.jsonl, funnel.json. Returns the counts.
 
     What no human has judged is labelled unreviewed; nothing else is claimed about it.
     """
     path, verdict_path = folder / "trajectories.jsonl", folder / "verdicts.jsonl"
     kept, removed = sift(each_line(path), config)
-    seen = {*kept, *(r["id"] for r in removed)}
-    absent = (
-        "no reply from the LLM's endpoint" if config.data.agent == "openai" else "no trajectory yet"
-    )
-    removed += [
-        {"id": task["id"], "stage": "trajectories", "reason": absent}
-        for task in make_queries(config, folder)
-        if task["id"] not in seen
-    ]
+    removed += without_trajectory(config, folder, {*kept, *(record["id"] for record in removed)})
     verdicts = read_verdicts(verdict_path, kept) if verdict_path.is_file() else {}
-    dropped = {i for i in kept if verdicts.get(i, {}).get("verdict") == "drop"}
-    removed += [
-        {
-            "id": i,
-            "stage": "review",
-            "reason": f"dropped by a human: {verdicts[i]['reason'] or 'no reason given'}",
-        }
-        for i in kept
-        if i in dropped
-    ]
-    wanted, listed, visgen = set(kept) - dropped, config.rollout.tools == "schema", []
-    for t in (t for t in each_line(path) if t["task"]["id"] in wanted):
-        pool = t.get("pool") or (
-            t["task"]["pool"] if config.rollout.tool_pool == "task" else list(load_tools())
-        )
-        visgen.append(
-            {
-                **t,
-                "tools": tool_schemas(pool) if listed else None,
-                "review": "kept by a human" if t["task"]["id"] in verdicts else "unreviewed",
-            }
-        )
+    dropped = [i for i in kept if i in verdicts and verdicts[i]["verdict"] == "drop"]
+    for i in dropped:
+        reason = f"dropped by a human: {verdicts[i]['reason'] or 'no reason given'}"
+        removed.append({"id": i, "stage": "review", "reason": reason})
+
+    wanted = set(kept).difference(dropped)
+    visgen = []
+    for trajectory in each_line(path):
+        i = trajectory["task"]["id"]
+        if i in wanted:
+            review = "kept by a human" if i in verdicts else "unreviewed"
+            tools = listed_tools(trajectory, config.rollout)
+            visgen.append({**trajectory, "tools": tools, "review": review})
     write_jsonl(folder / "visgen.jsonl", visgen)
     write_jsonl(folder / "chat.jsonl", map(chat_record, visgen))
     write_jsonl(folder / "removed.jsonl", removed)
-    gone = Counter(r["stage"] for r in removed)
+
+    gone = Counter(record["stage"] for record in removed)
+    queries = len(wanted) + len(removed)
+    answered = queries - gone["trajectories"]
     counts = {
-        "queries": len(kept) - len(dropped) + len(removed),
+        "queries": queries,
         "reviewed": len(verdicts),
-        "reasons": Counter(f"{r['stage']}: {r['reason']}" for r in removed),
+        "reasons": Counter(f"{record['stage']}: {record['reason']}" for record in removed),
+        "answered": answered,
+        "candidates": answered - gone["filter"],
+        "kept": len(visgen),
     }
-    counts["answered"] = counts["queries"] - gone["trajectories"]
-    counts |= {"candidates": counts["answered"] - gone["filter"], "kept": len(visgen)}
     write_atomic(folder / "funnel.json", to_json(counts))
     return counts
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What metacognition is worth (Sec. 3.1)
-def metacognition(config, run, n=1000):
-    """Success of VisionAgent with and without metacognition, and without each part, on the same n requests, which no other split uses by its seed.
+def without_trajectory(config, folder, seen):
+    """Records of removal for the queries that VisionAgent has not played."""
+    by_llm = config.data.agent == "openai"
+    reason = "no reply from the LLM's endpoint" if by_llm else "no trajectory yet"
+    return [
+        {"id": task["id"], "stage": "trajectories", "reason": reason}
+        for task in make_queries(config, folder)
+        if task["id"] not in seen
+    ]
 
-    Success: an answer that meets every constraint that the request states (R_result 1). Written to metacognition.json beside the paper's figures."""
-    tasks, env, rows = (
-        make_tasks(
-            n, "visgen", config.data, seeded_rng(config.seed, "metacognition").getrandbits(31)
-        ),
-        VisGenEnv(config.rollout),
-        [],
-    )
-    arms = {
-        "with metacognition": METACOGNITION,
-        **{
-            f"without {part}": tuple(p for p in METACOGNITION if p != part)
-            for part in METACOGNITION
-        },
-        "thinking alone": (),
-    }
+
+def listed_tools(trajectory, rollout):
+    """The JSON Schemas of the tools that the agent was given; None where the chat template does not
+    list them."""
+    if rollout.tools != "schema":
+        return None
+    if trajectory.get("pool"):
+        return tool_schemas(trajectory["pool"])
+    if rollout.tool_pool == "task":
+        return tool_schemas(trajectory["task"]["pool"])
+    return tool_schemas(list(load_tools()))
+
+
+def chat_record(trajectory: dict) -> dict:
+    """{"messages", "tools"} as `datasets`, TRL's SFTTrainer and the OpenAI API take it.
+
+    They want tool replies to answer calls of their own format, and UTPC's calls are text, so a
+    reply goes back as the user's text, in the tags that Qwen's template gives it.
+    """
+    messages = []
+    for message in trajectory["messages"]:
+        if message["role"] != "tool":
+            messages.append({"role": message["role"], "content": message["content"]})
+            continue
+        response = tag("tool_response", message["content"])
+        if messages[-1]["role"] == "user":
+            messages[-1]["content"] += "\n" + response
+        else:
+            messages.append({"role": "user", "content": response})
+    return {"messages": messages, **({"tools": trajectory["tools"]} if trajectory["tools"] else {})}
+
+
+# ---------------------------------------------------------------------------- metacognition
+def metacognition(config: Config, run: Path, n: int = 1000) -> None:
+    """What metacognition is worth (Sec. 3.1): success of VisionAgent with it, without it, and
+    without each part of it, on the same n requests, which no other split uses by its seed.
+
+    Success: an answer that meets every constraint that the request states (R_result 1). Written to
+    metacognition.json and printed beside the paper's figures.
+    """
+    seed = seeded_rng(config.seed, "metacognition").getrandbits(31)
+    tasks = make_tasks(n, "visgen", config.data, seed)
+    arms = {"with metacognition": METACOGNITION}
+    for part in METACOGNITION:
+        arms[f"without {part}"] = tuple(other for other in METACOGNITION if other != part)
+    arms["thinking alone"] = ()
+    rows = []
+    env = VisGenEnv(config.rollout)
     for name, mind in arms.items():
-        made = [
-            (
-                vision_agent(
-                    task,
-                    env,
-                    seeded_rng(config.seed, "metacognition", task["id"]).getrandbits(31),
-                    mind,
-                ),
-                env.pool,
-            )
-            for task in tqdm(tasks, desc=name)
-        ]
-        rewards = ltr_rewards(
-            [t for t, _ in made], config.reward, [pool for _, pool in made], config.llm
-        )
+        made, pools = [], []
+        for task in tqdm(tasks, desc=name):
+            seed = seeded_rng(config.seed, "metacognition", task["id"]).getrandbits(31)
+            made.append(vision_agent(task, env, seed, mind))
+            pools.append(env.pool)
+        rewards = ltr_rewards(made, config.reward, pools, config.llm)
         rows.append(
             {
                 "agent": name,
                 "n": n,
-                "success": sum(r["result"] > 1 - 1e-9 for r in rewards) / n,
-                "reward": sum(r["total"] for r in rewards) / n,
-                "calls": sum(len(t["calls"]) for t, _ in made) / n,
+                "success": sum(reward["result"] > 1 - 1e-9 for reward in rewards) / n,
+                "reward": sum(reward["total"] for reward in rewards) / n,
+                "calls": sum(len(trajectory["calls"]) for trajectory in made) / n,
             }
         )
     write_atomic(run / "metacognition.json", to_json(rows))
+    scale = config.rollout.failure_scale
+    print(fill_template("templates/metacognition.jinja", rows=rows, scale=scale))
+
+
+# ---------------------------------------------------------------------------- an experiment's data
+def ensure_data(config: Config, run: Path) -> None:
+    """Make runs/<name>/data/ if it is not there whole; each file is written whole or not at all.
+    SystemExit if no trajectory is good enough."""
+    folder, data = run / "data", config.data
+    if (folder / "done.json").is_file():
+        return
+    start = time.time()
     print(
-        fill_template(
-            "templates/metacognition.jinja", rows=rows, scale=config.rollout.failure_scale
-        )
+        f"data: {data.queries} queries, {data.general} general examples, {data.heldout_tasks} "
+        f"held-out tasks -> {folder.relative_to(ROOT)} (about a minute)",
+        flush=True,
     )
+    for split, n in (("heldout", data.heldout_tasks), ("train", data.train_tasks)):
+        seed = seeded_rng(config.seed, split).getrandbits(31)
+        write_jsonl(folder / f"{split}.jsonl", make_tasks(n, split, data, seed))
+    make_trajectories(config, folder)
+    counts = make_visgen(config, folder)
+    visgen = read_jsonl(folder / "visgen.jsonl")
+    if not visgen:
+        raise SystemExit(
+            "error: no trajectory passed `data.min_reward`; lower it or raise `data.queries`"
+        )
+    general = write_general(config, folder)
+    if not config.model.path:
+        make_tokenizer(visgen, general, config.model.vocab_size, folder)
+    tools_used = len({call["name"] for trajectory in visgen for call in trajectory["calls"]})
+    counts |= {
+        "general": len(general),
+        "seconds": round(time.time() - start, 1),
+        "tools_used": tools_used,
+    }
+    print(
+        f"  funnel: {counts['queries']} queries -> {counts['answered']} answered -> "
+        f"{counts['kept']} kept by LtrReward >= {data.min_reward} (no human review, unreviewed); "
+        f"{tools_used} tools used; {counts['seconds']} s"
+    )
+    write_atomic(folder / "done.json", to_json(counts))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Commands
+def write_general(config, folder):
+    """Write general.jsonl (PST's general part), base.jsonl (words to copy, for a base policy from
+    scratch) and general_heldout.jsonl; returns the general part."""
+    if config.data.general_source == "offline":
+        general = make_general(config, config.data.general, "train")
+    else:
+        general = hub_general(config)
+    write_jsonl(folder / "general.jsonl", general)
+    rng = seeded_rng(config.seed, "base")
+    base = [general_item(rng, "copy") for _ in range(config.model.base_examples)]
+    write_jsonl(folder / "base.jsonl", base)
+    heldout = make_general(config, config.data.general_heldout, "heldout")
+    write_jsonl(folder / "general_heldout.jsonl", heldout)
+    return general
+
+
+def make_tokenizer(visgen, general, vocab_size, folder):
+    """tokenizer/, trained on VisGenData and as many general examples; what stands in fewer than one
+    of 40 trajectories is rare."""
+    texts = [
+        f"{message['role']}\n{message['content']}"
+        for trajectory in visgen
+        for message in trajectory["messages"]
+    ]
+    texts += [
+        f"{to_json(item['tools'])}\n{message['content']}"
+        for item in general[: len(visgen)]
+        for message in item["messages"]
+    ]
+    train_tokenizer(texts, len(visgen) // 40, vocab_size, folder / "tokenizer")
+
+
+# ---------------------------------------------------------------------------- commands
 COMMANDS = (
     "queries",
     "trajectories",
@@ -586,143 +723,92 @@ COMMANDS = (
 )
 
 
-def ensure_data(config, run):
-    """Make runs/<name>/data/ if it is not there whole; each file is written whole or not at all."""
-    folder, data = run / "data", config.data
-    if (folder / "done.json").is_file():
-        return
-    start = time.time()
-    print(
-        f"data: {data.queries} queries, {data.general} general examples, {data.heldout_tasks} held-out tasks -> {folder.relative_to(ROOT)} "
-        "(about a minute)",
-        flush=True,
-    )
-    for split, n in (("heldout", data.heldout_tasks), ("train", data.train_tasks)):
-        write_jsonl(
-            folder / f"{split}.jsonl",
-            make_tasks(n, split, data, seeded_rng(config.seed, split).getrandbits(31)),
-        )
-    make_trajectories(config, folder)
-    counts = make_visgen(config, folder)
-    visgen = read_jsonl(folder / "visgen.jsonl")
-    if not visgen:
-        raise SystemExit(
-            "error: no trajectory passed `data.min_reward`; lower it or raise `data.queries`"
-        )
-    general = (
-        make_general(config, data.general, "train")
-        if data.general_source == "offline"
-        else hub_general(config)
-    )
-    write_jsonl(folder / "general.jsonl", general)
-    rng = seeded_rng(config.seed, "base")
-    write_jsonl(
-        folder / "base.jsonl",
-        [general_item(rng, "copy") for _ in range(config.model.base_examples)],
-    )
-    write_jsonl(
-        folder / "general_heldout.jsonl", make_general(config, data.general_heldout, "heldout")
-    )
-    if not config.model.path:
-        texts = [f"{m['role']}\n{m['content']}" for r in visgen for m in r["messages"]]
-        texts += [
-            f"{to_json(r['tools'])}\n{m['content']}"
-            for r in general[: len(visgen)]
-            for m in r["messages"]
-        ]
-        train_tokenizer(texts, len(visgen) // 40, config.model.vocab_size, folder / "tokenizer")
-    calls = Counter(call["name"] for r in visgen for call in r["calls"])
-    counts |= {
-        "general": len(general),
-        "seconds": round(time.time() - start, 1),
-        "tools_used": len(calls),
-    }
-    print(
-        f"  funnel: {counts['queries']} queries -> {counts['answered']} answered -> {counts['kept']} kept by LtrReward >= {data.min_reward} "
-        f"(no human review, unreviewed); {len(calls)} tools used; {counts['seconds']} s"
-    )
-    write_atomic(folder / "done.json", to_json(counts))
+def review(config: Config, folder: Path, file: str | None) -> None:
+    """Take in a verdict file that the sheet saved, if one is given, and write a sheet of what
+    nobody has judged yet."""
+    kept, _ = sift(each_line(folder / "trajectories.jsonl"), config)
+    path = folder / "verdicts.jsonl"
+    if file:
+        verdicts = read_verdicts(Path(file), kept)
+        append_jsonl(path, [{"id": i, **verdict} for i, verdict in verdicts.items()])
+    judged = read_verdicts(path, kept) if path.is_file() else {}
+    export_review(config, folder, [i for i in kept if i not in judged])
 
 
-def write_bench():
-    """Write data/visgenbench.jsonl, which is fixed: whoever changes words or rules gives it a new version."""
+def write_bench() -> None:
+    """Write data/visgenbench.jsonl, which is fixed: whoever changes words or rules gives it a new
+    version."""
     tasks = make_bench()
     write_jsonl(BENCH, tasks)
     print(f"{BENCH}: {len(tasks)} tasks, {sum(t['in_104'] for t in tasks)} of them VisGenBench-104")
 
 
-def review(config, folder, file):
-    """Take in a verdict file that the sheet saved, if one is given, and write a sheet of what nobody has judged yet."""
-    kept, _ = sift(each_line(folder / "trajectories.jsonl"), config)
-    path, judged = folder / "verdicts.jsonl", {}
-    if file:
-        judged = read_verdicts(Path(file), kept)
-        append_jsonl(path, [{"id": i, **verdict} for i, verdict in judged.items()])
-    if path.is_file():
-        judged = read_verdicts(path, kept)
-    export_review(config, folder, [i for i in kept if i not in judged])
+def print_endings(path):
+    """How many trajectories ended how."""
+    endings = Counter(trajectory["ended"] for trajectory in each_line(path))
+    print(f"{path}: {', '.join(f'{n} ended with {end}' for end, n in endings.items())}")
+
+
+def print_funnel(config, folder):
+    """Make VisGenData and print what was removed at each stage."""
+    counts = make_visgen(config, folder)
+    print(fill_template("templates/funnel.jinja", folder=folder, config=config, **counts))
 
 
 def print_statistics(config, folder, template):
     """Fig. 5's figures or the data card, printed; the picture goes to statistics.png."""
-    found = statistics_of(config, folder)
+    found = statistics_of(folder)
     plot_statistics(found, folder / "statistics.png")
     counts = json.loads((folder / "funnel.json").read_text(encoding="utf-8"))
-    print(
-        fill_template(
-            f"templates/{template}.jinja", folder=folder, config=config, counts=counts, **found
-        )
-    )
+    path = f"templates/{template}.jinja"
+    print(fill_template(path, folder=folder, config=config, counts=counts, **found))
 
 
-def main():
-    """Make all data of one experiment, or run one stage of the funnel (see the top of this file)."""
-    command = next((a for a in sys.argv[1:] if a in COMMANDS), "")
-    if command:
-        sys.argv.remove(command)
-    elif sys.argv[1:] and sys.argv[1].isalpha():
+def take_command():
+    """The command among the arguments, taken out of them; "" without one. SystemExit for a word in
+    its place that is none."""
+    for argument in sys.argv[1:]:
+        if argument in COMMANDS:
+            sys.argv.remove(argument)
+            return argument
+    if sys.argv[1:] and sys.argv[1].isalpha():
         raise SystemExit(
-            f"error: no command {sys.argv[1]!r}; commands: {', '.join(COMMANDS)}; without one, all data of a config are made"
+            f"error: no command {sys.argv[1]!r}; commands: {', '.join(COMMANDS)}; without one, all "
+            "data of a config are made"
         )
+    return ""
+
+
+def main() -> None:
+    """Make all data of one experiment, or run one stage of the funnel (see the file's top)."""
+    command = take_command()
     options = [
         ("--queries", "data.queries", "data.queries, in short"),
         ("--verdicts", None, "a file that the review sheet saved (command review)"),
     ]
-    config, given = command_line(
-        __doc__, options=options, default="visgen.yaml" if command else "tiny.yaml"
-    )
+    default = "visgen.yaml" if command else "tiny.yaml"
+    config, given = command_line(__doc__, options=options, default=default)
     if "--verdicts" in given and command != "review":
         raise SystemExit("error: --verdicts belongs to `python make_data.py review`")
     if command == "bench":
-        return write_bench()
+        write_bench()
+        return
+
     run = open_run(config)
     folder = run / "data"
     if command == "queries":
         print(f"{folder / 'queries.jsonl'}: {len(make_queries(config, folder))} queries")
     if command in ("trajectories", "visgen"):
         make_trajectories(config, folder)
-        print(
-            f"{folder / 'trajectories.jsonl'}: "
-            + ", ".join(
-                f"{n} ended with {end}"
-                for end, n in Counter(
-                    t["ended"] for t in each_line(folder / "trajectories.jsonl")
-                ).items()
-            )
-        )
-    if command in ("filter", "visgen", "review"):
-        if command != "filter":
-            review(config, folder, given.get("--verdicts"))
-        print(
-            fill_template(
-                "templates/funnel.jinja",
-                folder=folder,
-                config=config,
-                **make_visgen(config, folder),
-            )
-        )
-    if command in ("statistics", "card", "visgen"):
-        print_statistics(config, folder, "card" if command == "card" else "statistics")
+        print_endings(folder / "trajectories.jsonl")
+    if command in ("review", "visgen"):
+        review(config, folder, given.get("--verdicts"))
+    if command in ("filter", "review", "visgen"):
+        print_funnel(config, folder)
+    if command in ("statistics", "visgen"):
+        print_statistics(config, folder, "statistics")
+    if command == "card":
+        print_statistics(config, folder, "card")
     if command == "metacognition":
         metacognition(config, run)
     if not command:
@@ -732,17 +818,3 @@ def main():
 
 if __name__ == "__main__":
     main()
-
-
-def chat_record(t):
-    """{"messages", "tools"} as `datasets`, TRL's SFTTrainer and the OpenAI API take it. They want tool replies to answer calls of their own
-    format, and UTPC's calls are text, so a reply goes back as the user's text, in the tags that Qwen's template gives it."""
-    messages = []
-    for m in t["messages"]:
-        if m["role"] != "tool":
-            messages.append({"role": m["role"], "content": m["content"]})
-        elif messages[-1]["role"] == "user":
-            messages[-1]["content"] += "\n" + tag("tool_response", m["content"])
-        else:
-            messages.append({"role": "user", "content": tag("tool_response", m["content"])})
-    return {"messages": messages, **({"tools": t["tools"]} if t["tools"] else {})}

@@ -1,126 +1,138 @@
-"""What the data are made from: the written scenarios, words, the general mix of PST (Table 7) and the tokenizer of a policy from scratch.
+"""The general part of PST's data (Table 7), made offline: small questions with one right answer.
 
-The general mix is generated here (`make_general`), or read from the hub by name (`hub_general`, data.general_source: hub).
+lib/hub.py reads the paper's own data sets in its place (data.general_source: hub). All kinds of
+question, their wordings and shares are ours.
 """
 
 import hashlib
 
+from lib.experiment import Config
 from lib.runs import seeded_rng
-from lib.tasks import odd_words
+from lib.scenarios import odd_words
 from lib.text import tag, to_json
 
 
-def general_item(rng, kind):
-    """One general example: {"messages", "tools", "kind"}; the last message is the one right answer.
+def make_general(config: Config, n: int, split: str) -> list[dict]:
+    """n general examples, kinds in the config's ratio; held-out questions never occur in training.
 
-    arithmetic: sums, differences, products and the number of equal parts that reach a total; copy: words, said again;
-    instruction: doubling, reversing, picking and looking up words; function: a call by a random JSON Schema (never one of the 36 tools).
+    A question belongs to one split by the digest of its text: every tenth is held out. Held-out
+    questions are distinct; SystemExit where there are too few of them.
     """
-    tools = None
-    if kind == "arithmetic":
-        a, b = rng.randint(1, 40), rng.randint(1, 40)
-        m, n = rng.randint(2, 9), rng.randint(2, 9)
-        ask, reply = rng.choice(
-            [
-                (f"What is {a} + {b}?", f"{a} + {b} = {a + b}"),
-                (f"What is {a + b} - {b}?", f"{a + b} - {b} = {a}"),
-                (f"What is {m} x {n}?", f"{m} x {n} = {m * n}"),
-                (f"How many parts of {m} make {m * n}?", f"{n} x {m} = {m * n}, so {n}"),
-            ]
-        )
-    elif kind == "copy":
-        some, other = (" ".join(odd_words(rng, rng.randint(low, 14))) for low in (3, 0))
-        ask, reply = (
-            f"Repeat: {some}" + (f". Leave out: {other}" if rng.random() < 0.4 else ""),
-            f": {some}",
-        )
-    elif kind == "instruction":
-        some = odd_words(rng, rng.randint(3, 16))
-        text, names = " ".join(some), ["color", "city", "pet", "day", "song", "tool"]
-        pairs = dict(zip(rng.sample(names, 3), some))
-        looked = rng.choice(list(pairs))
-        ask, reply = rng.choice(
-            [
-                (f"Repeat twice: {text}", f": {text}, {text}"),
-                (f"Write these words backwards: {text}", f": {' '.join(reversed(some))}"),
-                (f"What is the last word? {text}", f": {some[-1]}"),
-                (f"What is the first word? {text}", f": {some[0]}"),
-                (f"How many words? {text}", f": {len(some)}"),
-                (f"What comes after {some[0]}? {text}", f": {some[1]}"),
-                (
-                    f"Please write the {text} for {names[0]}, as JSON.",
-                    to_json({names[0]: f"the {text}"}),
-                ),
-                (
-                    "; ".join(f"{k} is {v}" for k, v in pairs.items()) + f". Which {looked}?",
-                    f": {pairs[looked]}",
-                ),
-            ]
-        )
-    else:
-        tools = []
-        for _ in range(rng.randint(1, 2)):
-            params = {
-                odd_words(rng, 1)[0]: rng.choice(["string", "integer", "words"])
-                for _ in range(rng.randint(1, 3))
-            }
-            tools.append((odd_words(rng, 1)[0] + "_" + odd_words(rng, 1)[0], params))
-        name, params = rng.choice(tools)
-        values = {
-            p: rng.randint(0, 60)
-            if t == "integer"
-            else " ".join(["a", *odd_words(rng, 1 if t == "string" else 3)])
-            for p, t in params.items()
-        }
-        ask = rng.choice(
-            ["Call {f} with {v}.", "Please use {f}: {v}.", "{v} for {f}, please."]
-        ).format(
-            f=name,
-            v=" and ".join(f"{p} {v}" for p, v in rng.sample(list(values.items()), len(values))),
-        )
-        tools = [
-            {
-                "type": "function",
-                "function": {
-                    "name": f,
-                    "parameters": {
-                        "type": "object",
-                        "required": list(ps),
-                        "properties": {
-                            p: {"type": "integer" if t == "integer" else "string"}
-                            for p, t in ps.items()
-                        },
-                    },
-                },
-            }
-            for f, ps in tools
-        ]
-        reply = tag("tool_call", {"name": name, "arguments": values})
-    return {
-        "messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": reply}],
-        "tools": tools,
-        "kind": kind,
-    }
-
-
-def make_general(config, n, split):
-    """n offline general examples, kinds in the config's ratio; held-out questions never occur in training.
-
-    A question belongs to one split by the digest of its text: every tenth is held out.
-    """
-    kinds = [
-        k for k, w in config.data.general_kinds.items() for _ in range(w if split == "train" else 1)
-    ]
-    rng, items, seen = seeded_rng(config.seed, "general", split), [], set()
+    kinds = []
+    for kind, weight in config.data.general_kinds.items():
+        kinds += [kind] * (weight if split == "train" else 1)
+    rng = seeded_rng(config.seed, "general", split)
+    items, seen = [], set()
     for _ in range(200 * n + 1000):
         if len(items) == n:
             return items
         item = general_item(rng, kinds[len(items) % len(kinds)])
-        text = item["messages"][0]["content"]
-        held = int(hashlib.blake2b(text.encode(), digest_size=4).hexdigest(), 16) % 10 == 0
-        if held == (split == "heldout") and (split == "train" or text not in seen):
-            seen.add(text)
+        question = item["messages"][0]["content"]
+        hashed = hashlib.blake2b(question.encode(), digest_size=4).hexdigest()
+        side = "heldout" if int(hashed, 16) % 10 == 0 else "train"
+        if side == split and (split == "train" or question not in seen):
+            seen.add(question)
             items.append(item)
     raise SystemExit(
-        f"error: config key `data.general_heldout`: no more than {len(items)} distinct held-out questions exist; lower it"
+        f"error: config key `data.general_heldout`: no more than {len(items)} distinct held-out "
+        "questions exist; lower it"
     )
+
+
+def general_item(rng, kind: str) -> dict:
+    """One general example {"messages", "tools", "kind"}; its last message is the right answer.
+
+    `kind`: arithmetic | copy | instruction | function, a function below each. `tools` is None, but
+    for a function call.
+    """
+    tools = None
+    if kind == "arithmetic":
+        question, answer = arithmetic(rng)
+    elif kind == "copy":
+        question, answer = copy_words(rng)
+    elif kind == "instruction":
+        question, answer = instruction(rng)
+    else:
+        question, answer, tools = function_call(rng)
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return {"messages": messages, "tools": tools, "kind": kind}
+
+
+def arithmetic(rng):
+    """A sum, a difference, a product, or the number of equal parts that reach a total."""
+    a, b = rng.randint(1, 40), rng.randint(1, 40)
+    m, n = rng.randint(2, 9), rng.randint(2, 9)
+    return rng.choice(
+        [
+            (f"What is {a} + {b}?", f"{a} + {b} = {a + b}"),
+            (f"What is {a + b} - {b}?", f"{a + b} - {b} = {a}"),
+            (f"What is {m} x {n}?", f"{m} x {n} = {m * n}"),
+            (f"How many parts of {m} make {m * n}?", f"{n} x {m} = {m * n}, so {n}"),
+        ]
+    )
+
+
+def copy_words(rng):
+    """Words, said again; sometimes other words stand behind them, which are not to be said."""
+    words = " ".join(odd_words(rng, rng.randint(3, 14)))
+    others = " ".join(odd_words(rng, rng.randint(0, 14)))
+    leave_out = f". Leave out: {others}" if rng.random() < 0.4 else ""
+    return f"Repeat: {words}{leave_out}", f": {words}"
+
+
+def instruction(rng):
+    """Words doubled, turned round, picked, counted, written as JSON or looked up."""
+    words = odd_words(rng, rng.randint(3, 16))
+    text = " ".join(words)
+    names = ["color", "city", "pet", "day", "song", "tool"]
+    pairs = dict(zip(rng.sample(names, 3), words))
+    asked = rng.choice(list(pairs))
+    listed = "; ".join(f"{name} is {word}" for name, word in pairs.items())
+    as_json = to_json({names[0]: f"the {text}"})
+    return rng.choice(
+        [
+            (f"Repeat twice: {text}", f": {text}, {text}"),
+            (f"Write these words backwards: {text}", f": {' '.join(reversed(words))}"),
+            (f"What is the last word? {text}", f": {words[-1]}"),
+            (f"What is the first word? {text}", f": {words[0]}"),
+            (f"How many words? {text}", f": {len(words)}"),
+            (f"What comes after {words[0]}? {text}", f": {words[1]}"),
+            (f"Please write the {text} for {names[0]}, as JSON.", as_json),
+            (f"{listed}. Which {asked}?", f": {pairs[asked]}"),
+        ]
+    )
+
+
+def function_call(rng):
+    """A call by the JSON Schema of one or two made-up functions (never one of the 36 tools)."""
+    functions = []
+    for _ in range(rng.randint(1, 2)):
+        params = {}
+        for _ in range(rng.randint(1, 3)):
+            param = odd_words(rng, 1)[0]
+            params[param] = rng.choice(["string", "integer", "words"])
+        functions.append((odd_words(rng, 1)[0] + "_" + odd_words(rng, 1)[0], params))
+    name, params = rng.choice(functions)
+    values = {param: argument(rng, kind) for param, kind in params.items()}
+    wording = rng.choice(["Call {f} with {v}.", "Please use {f}: {v}.", "{v} for {f}, please."])
+    stated = [f"{param} {value}" for param, value in rng.sample(list(values.items()), len(values))]
+    answer = tag("tool_call", {"name": name, "arguments": values})
+    tools = [function_schema(name, params) for name, params in functions]
+    return wording.format(f=name, v=" and ".join(stated)), answer, tools
+
+
+def argument(rng, kind):
+    """A value for an argument: a number, or an article with one word or three."""
+    if kind == "integer":
+        return rng.randint(0, 60)
+    return " ".join(["a", *odd_words(rng, 1 if kind == "string" else 3)])
+
+
+def function_schema(name, params):
+    """A made-up function as a chat template's `tools` takes it; all its arguments are required."""
+    properties = {
+        param: {"type": "integer" if kind == "integer" else "string"}
+        for param, kind in params.items()
+    }
+    schema = {"type": "object", "required": list(params), "properties": properties}
+    return {"type": "function", "function": {"name": name, "parameters": schema}}

@@ -20,8 +20,8 @@ from lib.experiment import Config, load_config
 from lib.lineage import deliverables
 from lib.media import materialize, thumbnail
 from lib.runs import each_line, seeded_rng, write_atomic
+from lib.scenarios import load_scenarios
 from lib.tables import grades_name, own_score, read_paper
-from lib.tasks import load_scenarios
 from lib.text import fill_template, to_json
 from lib.toolbox import makes
 from rewards import PARTS, explain, ltr_reward, unrepaired

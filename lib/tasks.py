@@ -1,547 +1,397 @@
-"""lib.tasks."""
+"""Tasks: requests in words, with the constraints that the words state; and VisGenBench's (Table 1).
 
+A task is made the other way round from how it is read: constraints are chosen, said in written
+wordings, and lib/reading.py finds them in the words again. The shares and chances here are ours.
+"""
+
+import copy
 import hashlib
-import json
 import re
-from functools import lru_cache
-
-import yaml
 
 from lib.experiment import DataConfig
+from lib.reading import NO_CONSTRAINTS, task_agent
 from lib.runs import ROOT, seeded_rng
+from lib.scenarios import (
+    HAN,
+    bench_book,
+    load_scenarios,
+    material,
+    odd_words,
+    split_list,
+)
 from lib.text import to_json
-from lib.toolbox import load_tools
-from lib.workflows import expand_workflow, fitting_workflows, load_workflows, n_shots
+from lib.workflows import expand_workflow, fitting_workflows, n_shots
 
-BENCH_WORDS = ROOT / "data" / "visgenbench.yaml"
+BENCH = ROOT / "data" / "visgenbench.jsonl"
+TRAINING = ("visgen", "train")  # the splits that a policy learns from
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Tasks: requests in words, with the constraints that the words state
-def split_list(items, held, split):
-    """What a split may use of a written list: three disjoint parts. The last `held` items are held out; of the others, expert
-    trajectories (visgen) use three quarters and VRL's tasks (train) the rest: VRL meets requests for which nobody has shown the way."""
-    shown, rest = items[: len(items) - held], len(items) - held - (len(items) - held) // 4
-    return {"heldout": items[len(items) - held :], "train": shown[rest:], "visgen": shown[:rest]}[
-        split
+def make_tasks(n: int, split: str, config: DataConfig, seed: int) -> list[dict]:
+    """n task records of distinct requests, the scenarios of the config's languages in turn, so that
+    each gives tasks."""
+    kinds = [
+        (name, language)
+        for language in config.languages
+        for name in load_scenarios(language)["scenarios"]
     ]
-
-
-NO_CONSTRAINTS = {
-    "images": 0,
-    "videos": 0,
-    "duration_s": None,
-    "shots": None,
-    "aspect_ratio": None,
-    "resolution": None,
-    "consistency": [],
-    "audio": [],
-    "beat": False,
-    "transparent": False,
-    "web_page": False,
-    "input": False,
-    "storyboard": False,
-    "subject": "",
-    "style": None,
-}
-HAN = re.compile("[\u4e00-\u9fff]")  # a Chinese character: a text that holds one is Chinese
-
-
-def choose_constraints(rng, scenario, config):
-    """What one request will ask for, within what the scenario makes plausible. Durations in seconds."""
-    s, c = scenario, json.loads(json.dumps(NO_CONSTRAINTS))
-    if s["modality"] == "image":
-        low, high = s["counts"]
-        high = max(low, min(high, config.max_images))
-        c["images"] = rng.randint((low + high + 1) // 2 if config.long else low, high)
-        c["input"] = s["input"] and rng.random() < (1.0 if s["title"] == "Stylization" else 0.4)
-        kind = (
-            ""
-            if c["input"]
-            else rng.choice([k for k in ("transparent", "large", "html") if s[k]] + ["", ""])
-        )
-        c["transparent"], c["web_page"] = kind == "transparent", kind == "html"
-        c["resolution"] = "2K" if kind == "large" else None
-        if (
-            c["images"] > 1
-            and s["consistency"]
-            and kind in ("", "html")
-            and rng.random() < (0.9 if config.long else 0.6)
-        ):
-            c["consistency"] = [rng.choice(s["consistency"])]
-        aspects = (
-            [a for a in s["aspects"] if a in ("1:1", "3:2", "2:3")]
-            if kind == "transparent"
-            else s["aspects"]
-        )
-        c["aspect_ratio"] = rng.choice(aspects) if aspects and rng.random() < 0.7 else None
-        c["storyboard"] = s["title"] == "Storyboards"
-    else:
-        c["videos"] = (
-            rng.randint(*s["counts"]) if rng.random() < (0.1 if config.long else 0.3) else 1
-        )
-        most = min(s["shots"][1] * (2 if config.long else 1), config.max_shots)
-        if c["videos"] > 1:
-            c["duration_s"] = rng.choice([None, 4, 6, 8])
-        elif most >= 2 and rng.random() < (0.95 if config.long else 0.6):
-            c["shots"] = rng.randint(max(2, most // 2) if config.long else 2, most)
-            c["duration_s"] = rng.choice(
-                [None] + [c["shots"] * k + extra for k in (4, 5, 6, 8) for extra in (0, 0, -1, -2)]
-            )
-        else:
-            c["duration_s"] = rng.choice([None, 4, 5, 6, 7, 8, 10, 12, 16][: 9 if most >= 2 else 6])
-        aspects = [a for a in s["aspects"] if a != "1:1" or c["videos"] == 1]
-        c["aspect_ratio"] = rng.choice(aspects) if rng.random() < 0.6 else None
-        c["resolution"] = "1080p" if rng.random() < 0.2 else None
-        if n_shots(c) > 1 and s["consistency"] and rng.random() < (0.9 if config.long else 0.5):
-            c["consistency"] = [rng.choice(s["consistency"])]
-        if s["audio"] and c["videos"] == 1 and rng.random() < 0.6:
-            parts = rng.sample(s["audio"], min(len(s["audio"]), rng.choice([1, 1, 2])))
-            # One composite takes one sound track, so music and designed effects are asked for apart.
-            # No call makes more than 30 s of effects, and they are to be heard over half of the film.
-            c["audio"] = [
-                a
-                for a in parts
-                if a != "sfx" or ("music" not in parts and (c["duration_s"] or 0) <= 60)
-            ]
-        c["beat"] = "music" in c["audio"] and n_shots(c) > 1 and rng.random() < 0.4
-    return c
-
-
-def combination(c):
-    """A request's combination of constraints as one string; subject and style aside."""
-    return to_json({k: v for k, v in c.items() if k not in ("subject", "style")})
-
-
-def combination_split(c):
-    """Which split a combination of constraints belongs to: every sixth is never shown in training."""
-    return (
-        "heldout"
-        if int(hashlib.blake2b(combination(c).encode(), digest_size=4).hexdigest(), 16) % 6 == 0
-        else "train"
-    )
-
-
-def count_phrase(rng, n, noun, language):
-    """A number and a noun in words a user would use: 'a logo', 'three logos', '3 logos', '三个标志'."""
-    one, many = noun
-    if n == 1 and language == "en":
-        return rng.choice([("an " if one[0] in "aeiouAEIOU" else "a ") + one, f"one {one}"])
-    number = rng.choice([str(n), load_scenarios(language)["number_words"][n]])
-    return f"{number} {many}" if language == "en" else number + rng.choice(noun)
-
-
-def choose_subject(rng, group, split):
-    """A written subject or, two times in three outside the held-out split, one put together from the words of written ones, common
-    words and made-up ones ("a braided velour lantern"): nobody learns these by heart, so the policy has to read them. Shares ours."""
-    written = group if split == "bench" else split_list(group, len(group) // 5, split)
-    if split in ("bench", "heldout") or rng.random() < 0.33:
-        return rng.choice(written)
-    if HAN.search(
-        written[0]
-    ):  # the measure word and the thing of one, the description of the other
-        one, other = rng.sample(written, 2)
-        return one[:2] + other[2 : other.index("的")] + one[one.index("的") :]
-    words = [w for phrase in written for w in phrase.split()[1:] if len(w) > 2]
-    while True:
-        some = [
-            rng.choice(words) if rng.random() < 0.5 else word
-            for word in odd_words(rng, rng.randint(1, 4))
-        ]
-        phrase = ("an " if some[0][0] in "aeiou" else "a ") + " ".join(some)
-        if phrase not in group:
-            return phrase
-
-
-@lru_cache
-def bench_book():
-    """The written material of VisGenBench's tasks: the scenarios with the words of data/visgenbench.yaml in place of their own."""
-    words, book = (
-        yaml.load(
-            BENCH_WORDS.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        ),
-        load_scenarios("en"),
-    )
-    return {
-        **book,
-        **words,
-        "frames": [],
-        "scenarios": {
-            name: {**s, "wordings": words["wordings"][name]}
-            for name, s in book["scenarios"].items()
-        },
-    }
-
-
-def make_task(
-    rng, split, config, scenario_name=None, language="en", dimension=None, suits=lambda c: True
-):
-    """One task record (design: Records). Wordings and subjects of a split are its own; combinations of constraints of training are its own.
-
-    `suits`: what else the constraints must be; `dimension`: VisGenBench's, which decides what else the request says. None if nothing suits.
-    """
-    book, shown = (
-        bench_book() if split == "bench" else load_scenarios(language),
-        split in ("visgen", "train"),
-    )
-    part = (
-        (lambda items, held: items)
-        if split == "bench"
-        else lambda items, held: split_list(items, held, split)
-    )  # noqa: E731
-    name = scenario_name or rng.choice(list(book["scenarios"]))
-    s = book["scenarios"][name]
-    clauses = {k: part(v, 2) for k, v in book["clauses"].items()}
-    for _ in range(1000):
-        c = choose_constraints(rng, s, config)
-        if (
-            (combination_split(c) == "train") == shown
-            and suits(c)
-            and len(expand_workflow(fitting_workflows(c)[0], c)) <= config.max_steps
-        ):
-            break
-    else:
-        if dimension:
-            return None
-        raise RuntimeError(
-            f"scenario {name}: no combination of constraints of the {split} split in 1000 draws"
-        )
-    c["subject"] = thing = choose_subject(rng, book["subjects"][rng.choice(s["subjects"])], split)
-    details = rng.sample(book["details"], 2) if dimension == "match" else []
-    c["subject"] += f" with {details[0]} and {details[1]}" if details else ""
-    if rng.random() < 0.6:
-        styles = part(book["styles"], len(book["styles"]) // 6)
-        c["style"] = rng.choice(styles)
-        if shown and rng.random() < 0.6:
-            c["style"] = (
-                " ".join(odd_words(rng, rng.randint(1, 3)))
-                if language == "en"
-                else "与".join(rng.sample(styles, 2))
-            )
-    said = [rng.choice(book[dimension])] if dimension in ("creative", "variety") else []
-    for kind, value in (
-        ("duration", c["duration_s"]),
-        ("shots", c["shots"]),
-        ("aspect", c["aspect_ratio"]),
-        ("resolution_video", c["videos"] and c["resolution"]),
-        ("large", c["resolution"] == "2K"),
-        ("transparent", c["transparent"]),
-        ("html", c["web_page"]),
-        ("input", c["input"] and "in_1"),
-        ("object", "object" in c["consistency"] and s["consistency_word"]),
-        ("scene", "scene" in c["consistency"]),
-        ("style", "style" in c["consistency"]),
-        *((a, True) for a in c["audio"]),
-        ("beat", c["beat"]),
-    ):
-        if value:
-            value = (
-                rng.choice([value, book["number_words"].get(value, value)])
-                if kind == "shots"
-                else value
-            )
-            said.append(re.sub(r"{\w+}", str(value), rng.choice(clauses[kind])))
-    if shown:  # irrelevant detail; that of other requests stands in their wordings
-        said += [
-            re.sub("{word}", lambda _: odd_words(rng, 1)[0], rng.choice(book["asides"]))
-            for _ in range(rng.choice([0, 0, 1, 2]))
-        ]
-    rng.shuffle(said)
-    what = count_phrase(rng, c["images"] or c["videos"], s["noun"], language)
-    style = book["grammar"]["style"].format(c["style"]) if c["style"] else ""
-    framed = shown and rng.random() < 0.5
-    wordings = split_list(book["frames"], 0, split) if framed else part(s["wordings"], 3)
-    request = rng.choice(wordings).format(
-        what=what, subject=c["subject"], style=style, extras=book["grammar"]["between"].join(said)
-    )
-    inputs = (
-        [
-            {"id": "in_1", "kind": "image", "width": w, "height": h, "duration_s": None}
-            for w, h in [rng.choice([(1024, 1024), (1280, 960), (960, 1280), (1600, 900)])]
-        ]
-        if c["input"]
-        else []
-    )
-    workflow, pool = task_agent(request)
-    asked = sum(bool(v) for k, v in c.items() if k not in ("images", "videos", "subject"))
-    words = {"subject": thing, **{f"detail_{i}": d for i, d in enumerate(details, 1)}}
-    rubric = (
-        {
-            "rubric": [
-                item.format(**words) for item in book["rubrics"][s["modality"]].get(dimension, [])
-            ]
-        }
-        if dimension
-        else {}
-    )
-    return {
-        "id": "",
-        "split": split,
-        "modality": s["modality"],
-        "scenario": name,
-        "dimension": dimension
-        or ("duration" if c["duration_s"] else "storyboard" if c["shots"] else "amount"),
-        "request": " ".join(request.split()),
-        "language": language,
-        "inputs": inputs,
-        "constraints": c,
-        "difficulty": "easy" if asked <= 1 else "medium" if asked <= 3 else "hard",
-        "workflow": workflow,
-        "pool": pool,
-        **rubric,
-    }
-
-
-def make_tasks(n, split, config, seed):
-    """n distinct task records, the scenarios of the config's languages in turn, so that each gives tasks."""
-    kinds, tasks = (
-        [
-            (name, language)
-            for language in config.languages
-            for name in load_scenarios(language)["scenarios"]
-        ],
-        {},
-    )
     rng = seeded_rng(seed, "tasks", split, n)
+    tasks = {}
     while len(tasks) < n:
-        task = make_task(rng, split, config, *kinds[len(tasks) % len(kinds)])
+        name, language = kinds[len(tasks) % len(kinds)]
+        task = make_task(rng, split, config, name, language)
         tasks.setdefault(task["request"], {**task, "id": f"{split}-{len(tasks):05d}"})
     return list(tasks.values())
 
 
-# What a request must ask for, to be a task of a dimension of VisGenBench (Table 1); the others suit any request.
-SUITS = {
-    "object": lambda c: "object" in c["consistency"],
-    "scene": lambda c: "scene" in c["consistency"],
-    "style": lambda c: "style" in c["consistency"],
-    "variety": lambda c: c["images"] + c["videos"] > 1 and not c["consistency"],
-    "duration": lambda c: c["duration_s"],
-    "storyboard": lambda c: c["shots"],
-}
+def make_task(
+    rng,
+    split: str,
+    config: DataConfig,
+    scenario_name: str | None = None,
+    language: str = "en",
+    dimension: str | None = None,
+    with_picture: bool = False,
+) -> dict | None:
+    """One task record, with an empty id.
 
-
-def make_bench():
-    """VisGenBench's 1,200 tasks with Table 1's composition, the scenarios in turn; `in_104` marks the stratified subset VisGenBench-104.
-
-    Ours where the paper is silent: every third image task comes with the user's picture, every other video task of a scenario is long.
+    `split`: visgen | train | heldout | bench; its wordings and subjects are its own, and so are the
+    combinations of constraints of training. `dimension`: VisGenBench's, which decides what else the
+    request says; `with_picture`: only a request that comes with the user's picture will do. None if
+    no constraints suit the dimension; RuntimeError if none of a scenario belong to the split.
     """
-    book, tasks = bench_book(), {}
-    sizes = [
-        (modality, dimension, n)
+    book = material(split, language)
+    name = scenario_name or rng.choice(list(book["scenarios"]))
+    scenario = book["scenarios"][name]
+    c = fitting_constraints(rng, scenario, split, config, dimension, with_picture)
+    if c is None and dimension:
+        return None
+    if c is None:
+        raise RuntimeError(
+            f"scenario {name}: no combination of constraints of the {split} split in 1000 draws"
+        )
+
+    thing = choose_subject(rng, book["subjects"][rng.choice(scenario["subjects"])], split)
+    details = rng.sample(book["details"], 2) if dimension == "match" else []
+    c["subject"] = f"{thing} with {details[0]} and {details[1]}" if details else thing
+    c["style"] = choose_style(rng, book["styles"], split, language)
+    request = word_request(rng, c, scenario, book, split, language, dimension)
+    inputs = [choose_picture(rng)] if c["input"] else []
+    workflow, pool = task_agent(request)
+    task = {
+        "id": "",
+        "split": split,
+        "modality": scenario["modality"],
+        "scenario": name,
+        "dimension": dimension or dimension_of(c),
+        "request": " ".join(request.split()),
+        "language": language,
+        "inputs": inputs,
+        "constraints": c,
+        "difficulty": difficulty_of(c),
+        "workflow": workflow,
+        "pool": pool,
+    }
+    if dimension:
+        slots = {"subject": thing, **{f"detail_{i}": d for i, d in enumerate(details, 1)}}
+        items = book["rubrics"][scenario["modality"]].get(dimension, [])
+        task["rubric"] = [item.format(**slots) for item in items]
+    return task
+
+
+# ---------------------------------------------------------------------------- what is asked for
+def fitting_constraints(rng, scenario, split, config, dimension, with_picture):
+    """Constraints whose combination belongs to the split, which suit a dimension and need at most
+    `data.max_steps` steps. None where a thousand tries find none."""
+    side = "train" if split in TRAINING else "heldout"
+    for _ in range(1000):
+        c = choose_constraints(rng, scenario, config)
+        if combination_split(c) != side or not suits(c, dimension):
+            continue
+        if with_picture and not c["input"]:
+            continue
+        if len(expand_workflow(fitting_workflows(c)[0], c)) <= config.max_steps:
+            return c
+    return None
+
+
+def choose_constraints(rng, scenario: dict, config: DataConfig) -> dict:
+    """What one request will ask for, within what the scenario makes plausible; durations in
+    seconds. With `data.long` it asks for more of everything."""
+    if scenario["modality"] == "image":
+        return choose_image_constraints(rng, scenario, config)
+    return choose_video_constraints(rng, scenario, config)
+
+
+def choose_image_constraints(rng, scenario, config):
+    """How many images, from the user's picture or of a special kind, how alike, of which shape."""
+    c = copy.deepcopy(NO_CONSTRAINTS)
+    low, high = scenario["counts"]
+    high = max(low, min(high, config.max_images))
+    c["images"] = rng.randint((low + high + 1) // 2 if config.long else low, high)
+    share_of_inputs = 1.0 if scenario["title"] == "Stylization" else 0.4
+    c["input"] = scenario["input"] and rng.random() < share_of_inputs
+
+    kind = ""
+    if not c["input"]:
+        kinds = [kind for kind in ("transparent", "large", "html") if scenario[kind]]
+        kind = rng.choice([*kinds, "", ""])
+    c["transparent"] = kind == "transparent"
+    c["web_page"] = kind == "html"
+    c["resolution"] = "2K" if kind == "large" else None
+
+    can_be_alike = c["images"] > 1 and scenario["consistency"] and kind in ("", "html")
+    if can_be_alike and rng.random() < (0.9 if config.long else 0.6):
+        c["consistency"] = [rng.choice(scenario["consistency"])]
+
+    aspects = scenario["aspects"]
+    if kind == "transparent":
+        aspects = [aspect for aspect in aspects if aspect in ("1:1", "3:2", "2:3")]
+    c["aspect_ratio"] = rng.choice(aspects) if aspects and rng.random() < 0.7 else None
+    c["storyboard"] = scenario["title"] == "Storyboards"
+    return c
+
+
+def choose_video_constraints(rng, scenario, config):
+    """How many films, of how many shots and seconds, which shape, how alike, with which sound."""
+    c = copy.deepcopy(NO_CONSTRAINTS)
+    several = rng.random() < (0.1 if config.long else 0.3)
+    c["videos"] = rng.randint(*scenario["counts"]) if several else 1
+
+    most_shots = min(scenario["shots"][1] * (2 if config.long else 1), config.max_shots)
+    if c["videos"] > 1:
+        c["duration_s"] = rng.choice([None, 4, 6, 8])
+    elif most_shots >= 2 and rng.random() < (0.95 if config.long else 0.6):
+        fewest = max(2, most_shots // 2) if config.long else 2
+        c["shots"] = rng.randint(fewest, most_shots)
+        # Whole clips, and half of the time a second or two less, which has to be trimmed.
+        durations = [c["shots"] * s + more for s in (4, 5, 6, 8) for more in (0, 0, -1, -2)]
+        c["duration_s"] = rng.choice([None, *durations])
+    else:
+        durations = [None, 4, 5, 6, 7, 8]
+        if most_shots >= 2:
+            durations += [10, 12, 16]
+        c["duration_s"] = rng.choice(durations)
+
+    aspects = [aspect for aspect in scenario["aspects"] if aspect != "1:1" or c["videos"] == 1]
+    c["aspect_ratio"] = rng.choice(aspects) if rng.random() < 0.6 else None
+    c["resolution"] = "1080p" if rng.random() < 0.2 else None
+    can_be_alike = n_shots(c) > 1 and scenario["consistency"]
+    if can_be_alike and rng.random() < (0.9 if config.long else 0.5):
+        c["consistency"] = [rng.choice(scenario["consistency"])]
+    if scenario["audio"] and c["videos"] == 1 and rng.random() < 0.6:
+        c["audio"] = choose_sound(rng, scenario["audio"], c["duration_s"])
+    c["beat"] = "music" in c["audio"] and n_shots(c) > 1 and rng.random() < 0.4
+    return c
+
+
+def choose_sound(rng, kinds, duration_s):
+    """One or two of a scenario's kinds of sound, less the effects where they cannot be had."""
+    sounds = rng.sample(kinds, min(len(kinds), rng.choice([1, 1, 2])))
+    # One composite takes one sound track, so music and designed effects are asked for apart.
+    # No call makes more than 30 s of effects, and they are to be heard over half of the film.
+    if "music" in sounds or (duration_s or 0) > 60:
+        return [kind for kind in sounds if kind != "sfx"]
+    return sounds
+
+
+def combination(c: dict) -> str:
+    """A request's combination of constraints as one string; subject and style aside."""
+    return to_json({k: v for k, v in c.items() if k not in ("subject", "style")})
+
+
+def combination_split(c: dict) -> str:
+    """Which side a combination of constraints belongs to, `train` or `heldout`: every sixth is
+    never shown in training (ours)."""
+    hashed = hashlib.blake2b(combination(c).encode(), digest_size=4).hexdigest()
+    return "heldout" if int(hashed, 16) % 6 == 0 else "train"
+
+
+def suits(c: dict, dimension: str | None) -> bool:
+    """Whether a request with these constraints can be a task of a dimension of VisGenBench."""
+    if dimension in ("object", "scene", "style"):
+        return dimension in c["consistency"]
+    if dimension == "variety":
+        return c["images"] + c["videos"] > 1 and not c["consistency"]
+    if dimension == "duration":
+        return bool(c["duration_s"])
+    if dimension == "storyboard":
+        return bool(c["shots"])
+    return True
+
+
+def dimension_of(c):
+    """The dimension of VisGenBench that measures a request of training best."""
+    if c["duration_s"]:
+        return "duration"
+    return "storyboard" if c["shots"] else "amount"
+
+
+def difficulty_of(c):
+    """easy, medium or hard, by how many things a request asks for (ours)."""
+    asked = sum(bool(v) for k, v in c.items() if k not in ("images", "videos", "subject"))
+    if asked <= 1:
+        return "easy"
+    return "medium" if asked <= 3 else "hard"
+
+
+def choose_subject(rng, group: list[str], split: str) -> str:
+    """One of the split's subjects of a group or, two times in three where a policy trains, one put
+    together from their words: nobody learns these by heart, so the policy has to read them."""
+    written = split_list(group, len(group) // 5, split)
+    if split not in TRAINING or rng.random() < 0.33:
+        return rng.choice(written)
+    return compose_chinese(rng, written) if HAN.search(written[0]) else compose(rng, written, group)
+
+
+def compose(rng, written, group):
+    """A subject of one to four words, those of written ones, common and made-up ones, that is not
+    written anywhere in the group: "a braided velour lantern"."""
+    words = [word for subject in written for word in subject.split()[1:] if len(word) > 2]
+    while True:
+        chosen = [
+            rng.choice(words) if rng.random() < 0.5 else odd_word
+            for odd_word in odd_words(rng, rng.randint(1, 4))
+        ]
+        article = "an" if chosen[0][0] in "aeiou" else "a"
+        subject = f"{article} {' '.join(chosen)}"
+        if subject not in group:
+            return subject
+
+
+def compose_chinese(rng, written):
+    """The measure word and the thing of one written subject, the description of another."""
+    one, other = rng.sample(written, 2)
+    return one[:2] + other[2 : other.index("的")] + one[one.index("的") :]
+
+
+def choose_style(rng, styles, split, language):
+    """One of the split's styles, in training often one put together from words; or None."""
+    if rng.random() >= 0.6:
+        return None
+    style = rng.choice(styles)
+    if split not in TRAINING or rng.random() >= 0.6:
+        return style
+    if language == "en":
+        return " ".join(odd_words(rng, rng.randint(1, 3)))
+    return "与".join(rng.sample(styles, 2))
+
+
+def choose_picture(rng):
+    """A picture that the user attaches."""
+    width, height = rng.choice([(1024, 1024), (1280, 960), (960, 1280), (1600, 900)])
+    return {"id": "in_1", "kind": "image", "width": width, "height": height, "duration_s": None}
+
+
+# ---------------------------------------------------------------------------- how it is said
+def word_request(rng, c, scenario, book, split, language, dimension):
+    """A request in words: one wording, filled with what is to be made, and one sentence for each
+    other constraint, in any order."""
+    sentences = [rng.choice(book[dimension])] if dimension in ("creative", "variety") else []
+    sentences += word_constraints(rng, c, scenario, book)
+    if split in TRAINING:
+        # Irrelevant detail; that of other requests stands in their wordings.
+        for _ in range(rng.choice([0, 0, 1, 2])):
+            aside = rng.choice(book["asides"])
+            sentences.append(re.sub("{word}", lambda _: odd_words(rng, 1)[0], aside))
+    rng.shuffle(sentences)
+    what = count_phrase(rng, c["images"] or c["videos"], scenario["noun"], language)
+    framed = split in TRAINING and rng.random() < 0.5
+    wording = rng.choice(book["frames"] if framed else scenario["wordings"])
+    return wording.format(
+        what=what,
+        subject=c["subject"],
+        style=book["grammar"]["style"].format(c["style"]) if c["style"] else "",
+        extras=book["grammar"]["between"].join(sentences),
+    )
+
+
+def word_constraints(rng, c, scenario, book):
+    """A sentence for each constraint that the wording itself does not say."""
+    # {kind of clause: what fills its slot}; what is false is not asked for.
+    stated = {
+        "duration": c["duration_s"],
+        "shots": c["shots"],
+        "aspect": c["aspect_ratio"],
+        "resolution_video": c["videos"] and c["resolution"],
+        "large": c["resolution"] == "2K",
+        "transparent": c["transparent"],
+        "html": c["web_page"],
+        "input": c["input"] and "in_1",
+        "object": "object" in c["consistency"] and scenario["consistency_word"],
+        "scene": "scene" in c["consistency"],
+        "style": "style" in c["consistency"],
+        **dict.fromkeys(c["audio"], True),
+        "beat": c["beat"],
+    }
+    sentences = []
+    for kind, value in stated.items():
+        if not value:
+            continue
+        if kind == "shots":
+            value = rng.choice([value, book["number_words"].get(value, value)])
+        sentences.append(re.sub(r"{\w+}", str(value), rng.choice(book["clauses"][kind])))
+    return sentences
+
+
+def count_phrase(rng, n: int, noun: list[str], language: str) -> str:
+    """A number and a noun (one, many) as a user would say them: 'a logo', 'three logos', '3 logos',
+    '三个标志'."""
+    one, many = noun
+    if n == 1 and language == "en":
+        article = "an" if one[0] in "aeiouAEIOU" else "a"
+        return rng.choice([f"{article} {one}", f"one {one}"])
+    number = rng.choice([str(n), load_scenarios(language)["number_words"][n]])
+    return f"{number} {many}" if language == "en" else number + rng.choice(noun)
+
+
+# ---------------------------------------------------------------------------- VisGenBench
+def make_bench() -> list[dict]:
+    """VisGenBench's 1,200 tasks with Table 1's composition, the scenarios in turn; `in_104` marks
+    the stratified subset VisGenBench-104.
+
+    Ours where the paper is silent: every third image task comes with the user's picture, every
+    other task of a stratum is long.
+    """
+    book = bench_book()
+    sizes = {
+        (modality, dimension): n
         for modality, row in book["composition"].items()
         for dimension, n in row.items()
-    ]
-    exact = {key: 104 * n / 1200 for *key, n in sizes for key in [tuple(key)]}
-    few = {key: int(x) for key, x in exact.items()}
-    for key in sorted(exact, key=lambda key: few[key] - exact[key])[
-        : 104 - sum(few.values())
-    ]:  # the largest remainders
-        few[key] += 1
-    for modality, dimension, n in sizes:
-        rng, names, made, tries = (
-            seeded_rng("VisGenBench", modality, dimension),
-            [k for k, s in book["scenarios"].items() if s["modality"] == modality],
-            0,
-            0,
-        )
+    }
+    in_subset = shares_of(104, sizes)
+    tasks = {}
+    for (modality, dimension), n in sizes.items():
+        rng = seeded_rng("VisGenBench", modality, dimension)
+        names = [name for name, s in book["scenarios"].items() if s["modality"] == modality]
         rng.shuffle(names)
+        few = in_subset[modality, dimension]
+        made = tries = 0
         while made < n:
             tries += 1
-            lone, limits = made % 3 == 0, DataConfig(**book["limits"], long=made % 2 == 0)
             task = make_task(
                 rng,
                 "bench",
-                limits,
+                DataConfig(**book["limits"], long=made % 2 == 0),
                 names[tries % len(names)],
                 dimension=dimension,
-                suits=lambda c: (
-                    SUITS.get(dimension, bool)(c)
-                    and (c["input"] or modality == "video" or not lone)
-                ),
+                with_picture=modality == "image" and made % 3 == 0,
             )
             if task is None or task["request"] in tasks:
                 continue
-            in_104 = (made + 1) * few[modality, dimension] // n > made * few[
-                modality, dimension
-            ] // n  # spread over the stratum
+            # The subset is laid over the stratum evenly: task i is in it where i * few / n passes
+            # a whole number.
+            in_104 = (made + 1) * few // n > made * few // n
             tasks[task["request"]] = {**task, "id": f"vgb1-{len(tasks) + 1:04d}", "in_104": in_104}
             made += 1
     return list(tasks.values())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# VisionAgent (Sec. 3.1, Fig. 4), scripted: TaskAgent reads and routes, MetaAgent thinks, plans, calls and verifies
-@lru_cache
-def reading_patterns(language):
-    """How the scripted TaskAgent recognises each constraint in a request: the written clauses turned into patterns."""
-    book, bench = load_scenarios(language), bench_book() if language == "en" else None
-    number = "|".join([r"\d+", "an?", *book["number_words"].values()])
-    slot = {
-        "d": r"\d+",
-        "k": number,
-        "a": r"\d+:\d+",
-        "r": r"\d+p",
-        "id": r"in_\d+",
-        "thing": "|".join(sorted({s["consistency_word"] for s in book["scenarios"].values()})),
-    }
-    # Each with its longest piece outside slots: to look for that first is much cheaper than the pattern.
-    clause = {
-        kind: [
-            (
-                max(re.split(r"{\w+}", text), key=len),
-                re.sub(r"\\{(\w+)\\}", lambda m: f"({slot[m[1]]})", re.escape(text)),
-            )
-            for text in texts
-        ]
-        for kind, own in book["clauses"].items()
-        for texts in [own + (bench["clauses"][kind] if bench else [])]
-    }
-    nouns = sorted(
-        {(n, name) for name, s in book["scenarios"].items() for n in s["noun"]},
-        key=lambda x: -len(x[0]),
-    )
-    noun = [
-        (re.compile(book["grammar"]["noun"].format(number, re.escape(n)), re.I), name)
-        for n, name in nouns
-    ]
-    # A request is matched with its noun phrase ("two posters") taken out, so a frame is one pattern for all scenarios.
-    # The longest first: "Design {what} for {subject}" would also fit "Design {what} for a game about {subject}".
-    texts = {
-        name: sorted(s["wordings"] + book["frames"], key=len, reverse=True)
-        + (bench["scenarios"][name]["wordings"] if bench else [])
-        for name, s in book["scenarios"].items()
-    }
-    slots = book["grammar"]["slots"]
-    pattern = {
-        t: re.compile(
-            re.sub(
-                r"\\{(\w+)\\}", lambda m: slots[m[1]], re.escape(t.replace(" {extras}", "{extras}"))
-            ),
-            re.I,
-        )
-        for t in {t for some in texts.values() for t in some}
-    }
-    wording = {name: [pattern[text] for text in some] for name, some in texts.items()}
-    return clause, noun, wording
-
-
-def read_request(request):
-    """TaskAgent's reading: the constraints that a request states, from its text alone."""
-    language = "zh" if HAN.search(request) else "en"
-    book, (clause, nouns, wordings) = load_scenarios(language), reading_patterns(language)
-    numbers = {w: n for n, w in book["number_words"].items()} | {"a": 1, "an": 1}
-    number = lambda text: numbers.get(text.lower()) or int(text)  # noqa: E731
-    said = {
-        kind: next(
-            (m for piece, p in patterns if piece in request and (m := re.search(p, request))), None
-        )
-        for kind, patterns in clause.items()
-    }
-    c = json.loads(json.dumps(NO_CONSTRAINTS))
-    phrase, name = next(((m, name) for p, name in nouns if (m := p.search(request))), (None, None))
-    scenario = book["scenarios"].get(name, {"modality": "image", "title": ""})
-    c["images" if scenario["modality"] == "image" else "videos"] = (
-        number(phrase.group(1)) if phrase else 1
-    )
-    for field, kind, read in (
-        ("duration_s", "duration", int),
-        ("shots", "shots", number),
-        ("aspect_ratio", "aspect", str),
-        ("resolution", "resolution_video", str),
-    ):
-        c[field] = read(said[kind].group(1)) if said[kind] else None
-    c["resolution"] = "2K" if said["large"] else c["resolution"]
-    c["transparent"], c["web_page"], c["beat"], c["input"] = (
-        bool(said[k]) for k in ("transparent", "html", "beat", "input")
-    )
-    c["consistency"] = [k for k in ("object", "scene", "style") if said[k]]
-    # In the order in which the request names them.
-    c["audio"] = sorted(
-        (k for k in ("music", "narration", "sfx", "subtitles") if said[k]),
-        key=lambda k: said[k].start(),
-    )
-    c["storyboard"] = scenario["title"] == "Storyboards"
-    rest = request[: phrase.start()] + "\0" + request[phrase.end() :] if phrase else request
-    m = next((m for p in wordings.get(name, []) if (m := p.search(rest))), None)
-    c["subject"], c["style"] = (m["subject"], m["style"]) if m else (request, None)
-    return c
-
-
-def task_agent(request):
-    """TaskAgent (Fig. 4): read the request, choose the workflow and the pool of tools: its own and six others at random, so that
-    a policy has something to choose from. The task type is the one whose noun the request uses; the workflow follows from what it asks for."""
-    c = read_request(request)
-    workflow = fitting_workflows(c)[0]
-    own = {t for s in load_workflows()[workflow]["steps"] for t in s["tool"]}
-    other = seeded_rng("pool", request).sample([t for t in load_tools() if t not in own], 6)
-    return workflow, [t for t in load_tools() if t in own or t in other]
-
-
-def facts_of(c):
-    """The request's constraints in a fixed, short form: '3 images, watercolor, 16:9, same object'."""
-    n, kind = (c["images"], "image") if c["images"] else (c["videos"], "video")
-    parts = [
-        f"{n} {kind}{'s' * (n > 1)}",
-        c["style"],
-        c["shots"] and f"{c['shots']} shots",
-        c["duration_s"] and f"{c['duration_s']} s",
-        c["aspect_ratio"],
-        c["resolution"],
-        *(f"same {k}" for k in c["consistency"]),
-        *c["audio"],
-        c["beat"] and "on the beat",
-        c["transparent"] and "transparent",
-        c["web_page"] and "web page",
-        c["input"] and "from in_1",
-    ]
-    return ", ".join(p for p in parts if p)
-
-
-@lru_cache
-def load_scenarios(language):
-    """data/scenarios.yaml: the 42 task types of Table 8, their wordings, and the subjects, styles and clauses that fill them; zh: scenarios_zh.yaml."""
-    if language not in ("en", "zh"):
-        raise SystemExit(f"error: config key `data.languages` holds {language!r}; allowed: en, zh")
-    text = (
-        ROOT / "data" / ("scenarios.yaml" if language == "en" else "scenarios_zh.yaml")
-    ).read_text(encoding="utf-8")
-    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-
-
-@lru_cache(maxsize=1)
-def english_words():
-    """The words of data/words.txt, in order."""
-    lines = (ROOT / "data" / "words.txt").read_text(encoding="utf-8").splitlines()
-    return sorted({word for line in lines if not line.startswith("#") for word in line.split()})
-
-
-@lru_cache(maxsize=1)
-def common_words():
-    """Words of three letters or more, in order: of data/words.txt and of the training subjects and styles."""
-    book = load_scenarios("en")
-    shown = [g[: len(g) - len(g) // 5] for g in book["subjects"].values()] + [
-        book["styles"][: len(book["styles"]) - len(book["styles"]) // 6]
-    ]
-    return sorted(
-        w
-        for w in {*english_words(), *(w for phrase in sum(shown, []) for w in phrase.split())}
-        if len(w) > 2 and w.isalpha()
-    )
-
-
-def odd_words(rng, n):
-    """n words: common ones and, four in ten, made-up ones, which begin like one and end like another, so that no one knows them by heart.
-
-    One time in three nearly all are made up, and of four words' parts: pieces come again, and a copy must know more than the last one. Shares ours.
-    """
-    few = rng.random() < 0.33
-    of, words = rng.sample(common_words(), 4) if few else common_words(), []
-    for _ in range(n):
-        a, b = rng.choice(of), rng.choice(of)
-        plain = rng.random() < (0.1 if few else 0.6)
-        words.append(
-            a
-            if plain
-            else a[: rng.randint(2, max(2, len(a) - 2))] + b[-rng.randint(2, max(2, len(b) - 2)) :]
-        )
-    return words
+def shares_of(total, sizes):
+    """`total` divided over strata by their sizes, in whole numbers: what is left over after
+    rounding down goes to the largest remainders."""
+    exact = {key: total * n / sum(sizes.values()) for key, n in sizes.items()}
+    shares = {key: int(share) for key, share in exact.items()}
+    by_remainder = sorted(exact, key=lambda key: shares[key] - exact[key])
+    for key in by_remainder[: total - sum(shares.values())]:
+        shares[key] += 1
+    return shares

@@ -1,4 +1,5 @@
-"""Readers of Table 7's data sets: each on a small file in its own layout, with a broken record and a copy in it."""
+"""Readers of Table 7's data sets: each on a small file in its own layout, with a broken record and
+a copy in it."""
 
 import json
 import sys
@@ -26,7 +27,8 @@ def alpaca(i):
     return {"instruction": f"Name {i} rivers.", "input": "In Asia.", "output": f"Ob, Lena, {i}."}
 
 
-# data set -> (form, the layout of record i, a broken record, what the first user message and the last reply of record i are)
+# data set -> (form, the layout of record i, a broken record,
+#              what the first user message and the last reply of record i are)
 SETS = {
     "Chinese-DeepSeek-R1-Distill-data-110k-SFT": (
         "alpaca",

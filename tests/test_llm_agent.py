@@ -1,4 +1,5 @@
-"""VisionAgent by an LLM, against a scripted server that plays the scripted VisionAgent's turns; and, where AGENT_URL is set, against a real one."""
+"""VisionAgent by an LLM, against a scripted server that plays the scripted VisionAgent's turns;
+and, where AGENT_URL is set, against a real one."""
 
 import asyncio
 import json
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from test_judge import Server, completion, fails, page_of_html, reply_json  # noqa: E402
 
 from env import VisGenEnv  # noqa: E402
-from lib import tasks  # noqa: E402
 from lib.experiment import Config, DataConfig, LlmConfig, build, load_config  # noqa: E402
 from lib.llm_agent import guide_of, llm_agents  # noqa: E402
 from lib.runs import read_jsonl, seeded_rng, write_jsonl  # noqa: E402
+from lib.scenarios import load_scenarios  # noqa: E402
 from lib.tasks import make_tasks  # noqa: E402
 from lib.toolbox import load_tools  # noqa: E402
 from lib.workflows import load_workflows  # noqa: E402
@@ -47,7 +48,8 @@ def tasks():
 
 @pytest.fixture(scope="module")
 def experts(tasks):
-    """The scripted VisionAgent's trajectories on them, with failures of the simulator, by the opening user message."""
+    """The scripted VisionAgent's trajectories on them, with failures of the simulator, by the
+    opening user message."""
     found = {}
     for task in tasks:
         t = vision_agent(
@@ -61,7 +63,8 @@ def experts(tasks):
 
 
 def expert_text(request, experts):
-    """What a model would say that answers as the scripted agents do: TaskAgent's routing, or MetaAgent's next turn."""
+    """What a model would say that answers as the scripted agents do: TaskAgent's routing, or
+    MetaAgent's next turn."""
     if "response_format" in request:
         shown = json.loads(
             re.search(
@@ -97,7 +100,8 @@ def server(experts):
 
 @pytest.fixture
 def config(server, tmp_path):
-    """settings(key=value): a Config whose VisionAgent is the scripted server, with a cache of its own."""
+    """settings(key=value): a Config whose VisionAgent is the scripted server, with a cache of its
+    own."""
 
     def settings(**llm):
         llm = {
@@ -110,7 +114,7 @@ def config(server, tmp_path):
             "cache": str(tmp_path / "cache"),
             **llm,
         }
-        return build(Config(), {"data": {"agent": "openai", "llm": llm}})
+        return build(Config(), {"data": {"agent": "openai"}, "llm": llm})
 
     return settings
 
@@ -157,8 +161,8 @@ def test_a_perfect_model_makes_the_scripted_agent_s_trajectories(
         "usd": None,
     }
     assert (
-        f"24 tasks, 0 made before, 24 now, 0 left out; {requests} requests, {70 * requests} tokens in, {30 * requests} out, US$ not known"
-        in capsys.readouterr().out
+        f"24 tasks, 0 made before, 24 now, 0 left out; {requests} requests, "
+        f"{70 * requests} tokens in, {30 * requests} out, US$ not known" in capsys.readouterr().out
     )
     assert len(server.seen) == requests
 
@@ -182,10 +186,11 @@ def test_the_guide_is_in_the_requests_and_not_in_the_trajectory(
         assert all(
             f'"name": "{tool}", "description"' in system for tool in t["task"]["pool"]
         ) and system.count('"description": ') >= len(t["task"]["pool"])
-        assert (
-            set(m["role"] for m in request["messages"]) <= {"system", "user", "assistant"}
-            and request["messages"][-1]["role"] == "user"
-        )
+        assert {m["role"] for m in request["messages"]} <= {
+            "system",
+            "user",
+            "assistant",
+        } and request["messages"][-1]["role"] == "user"
     written = (tmp_path / "a.jsonl").read_text()
     assert "You are MetaAgent" not in written and "tool_response" not in written
     assert all(
@@ -216,14 +221,15 @@ def test_what_only_the_rewards_may_read_is_never_sent(server, config, tasks, tmp
     for request in server.seen:
         assert SECRET not in json.dumps(request)
     routing = next(r for r in server.seen if "response_format" in r)["messages"][0]["content"]
-    assert all(
-        f"- {name}: " in routing for name in tasks.load_scenarios("en")["scenarios"]
-    ) and all(f"- {name}: " in routing for name in load_workflows())
+    assert all(f"- {name}: " in routing for name in load_scenarios("en")["scenarios"]) and all(
+        f"- {name}: " in routing for name in load_workflows()
+    )
     assert all(f"- {tool}(" in routing for tool in load_tools())
 
 
 def test_taskagent_s_choice_is_what_metaagent_gets(server, config, tasks, tmp_path):
-    """Another workflow and one tool more than the scripted TaskAgent's: they make the pool, and the task's own are gone."""
+    """Another workflow and one tool more than the scripted TaskAgent's: they make the pool, and the
+    task's own are gone."""
     task = next(
         t for t in tasks if t["workflow"] != "web_page" and "tool_html_builder" not in t["pool"]
     )
@@ -245,7 +251,8 @@ def test_taskagent_s_choice_is_what_metaagent_gets(server, config, tasks, tmp_pa
         return reply_json(
             handler,
             completion(
-                '<think>Nothing fits.</think><answer>{"deliverables": [], "summary": "none"}</answer>'
+                "<think>Nothing fits.</think>"
+                '<answer>{"deliverables": [], "summary": "none"}</answer>'
             ),
         )
 
@@ -336,7 +343,8 @@ def test_neighbours_are_of_the_same_modality_with_the_choice_first():
     ids=["429", "503", "html", "no text"],
 )
 def test_what_another_try_mends_changes_nothing(fault, server, config, tasks, experts, tmp_path):
-    """Every second request of each kind fails: the trajectories are the same, with twice the requests."""
+    """Every second request of each kind fails: the trajectories are the same, with twice the
+    requests."""
     seen, lock = {}, threading.Lock()
 
     def stumble(handler, request):
@@ -361,7 +369,8 @@ def test_what_another_try_mends_changes_nothing(fault, server, config, tasks, ex
 def test_an_endpoint_that_fails_for_good_leaves_its_task_out_with_the_reason(
     server, config, tasks, tmp_path, capsys
 ):
-    """One task meets 500 for ever, at its first turn; no line of it is written, and the others come in order."""
+    """One task meets 500 for ever, at its first turn; no line of it is written, and the others come
+    in order."""
     bad = tasks[2]["request"]
     server.script = lambda h, r: (
         fails(500) if said_by(r, "user")[0].startswith(bad) else server.play
@@ -392,7 +401,8 @@ def test_more_failures_than_max_failures_stop_the_run_with_counts(server, config
     server.script = lambda h, r: (fails(400) if "response_format" not in r else server.play)(h, r)
     with pytest.raises(
         SystemExit,
-        match=r"VisionAgent at http.* failed on 20 of 20 tasks; config key `data.llm.max_failures` allows 5%.*scripted 400",
+        match=r"VisionAgent at http.* failed on 20 of 20 tasks; "
+        r"config key `llm.max_failures` allows 5%.*scripted 400",
     ):
         llm_agents(tasks, config(concurrency=1), tmp_path / "a.jsonl")
     assert (
@@ -401,7 +411,8 @@ def test_more_failures_than_max_failures_stop_the_run_with_counts(server, config
 
 
 def test_a_cut_turn_is_played_as_the_environment_plays_it(server, config, tasks, experts, tmp_path):
-    """Cut inside a call: an unreadable call gets its reply, and the model goes on. Cut before any: the episode ends as malformed."""
+    """Cut inside a call: an unreadable call gets its reply, and the model goes on. Cut before any:
+    the episode ends as malformed."""
 
     def cut(at):
         def script(handler, request):
@@ -455,7 +466,8 @@ def test_a_model_that_never_answers_ends_at_max_turns(server, config, tasks, tmp
 def test_the_token_cap_stops_the_run_and_keeps_what_is_done(server, config, tasks, tmp_path):
     with pytest.raises(
         SystemExit,
-        match=r"VisionAgent has used 1000 tokens for 10 replies .*US\$ 0\.00.*`data.llm.max_run_tokens` allows 1000",
+        match=r"VisionAgent has used 1000 tokens for 10 replies "
+        r".*US\$ 0\.00.*`llm.max_run_tokens` allows 1000",
     ):
         llm_agents(
             tasks, config(max_run_tokens=1000, concurrency=1, price_in=1.0), tmp_path / "a.jsonl"
@@ -600,8 +612,10 @@ def test_a_query_without_a_reply_is_counted_as_removed(server, config, tasks, tm
 
 def test_the_scripted_agent_asks_nobody():
     code = (
-        "import sys; sys.modules['openai'] = None; from env import VisGenEnv; import make_data\nfrom configs.experiment import DataConfig\n"
-        "print(make_data.vision_agent(make_data.make_tasks(1, 'train', DataConfig(), 1)[0], VisGenEnv(), 1)['ended'])"
+        "import sys; sys.modules['openai'] = None; from env import VisGenEnv; import make_data\n"
+        "from lib.experiment import DataConfig\n"
+        "task = make_data.make_tasks(1, 'train', DataConfig(), 1)[0]\n"
+        "print(make_data.vision_agent(task, VisGenEnv(), 1)['ended'])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == "answer\n", done.stderr
@@ -610,35 +624,27 @@ def test_the_scripted_agent_asks_nobody():
 @pytest.mark.parametrize(
     "override, part",
     [
-        ({"agent": "gpt"}, "data.agent is 'gpt'; allowed: scripted, openai"),
-        ({"llm": {"tries": 0}}, "data.llm.tries is 0"),
-        ({"llm": {"temperature": 3.0}}, "data.llm.temperature is 3"),
-        ({"llm": {"price": 1.0}}, "`data.llm.price_"),
-        ({"llm": {"price_in": -1.0}}, "data.llm.price_in is -1"),
-        ({"llm": {"max_failures": 2.0}}, "data.llm.max_failures is 2"),
+        ({"data": {"agent": "gpt"}}, "data.agent is 'gpt'; allowed: scripted, openai"),
+        ({"llm": {"tries": 0}}, "llm.tries is 0"),
+        ({"llm": {"temperature": 3.0}}, "llm.temperature is 3"),
+        ({"llm": {"price": 1.0}}, "`llm.price_"),
+        ({"llm": {"price_in": -1.0}}, "llm.price_in is -1"),
+        ({"llm": {"max_failures": 2.0}}, "llm.max_failures is 2"),
     ],
 )
 def test_config_faults(override, part):
     with pytest.raises(SystemExit, match=re.escape(part)):
-        build(Config(), {"data": override})
+        build(Config(), override)
 
 
-def test_the_two_llms_have_their_own_defaults(tmp_path):
+def test_judge_and_agent_share_one_llm(tmp_path):
     (tmp_path / "c.yaml").write_text(
-        "data: {agent: openai, llm: {model: big}}\nreward: {judge: openai}\n"
+        "data: {agent: openai}\nreward: {judge: openai}\nllm: {model: big}\n"
     )
     c = load_config(tmp_path / "c.yaml")
-    assert (c.data.llm.model, c.data.llm.key_env, c.data.llm.max_tokens, c.data.llm.cache) == (
-        "big",
-        "AGENT_API_KEY",
-        4096,
-        "runs/.turns",
-    )
-    assert (
-        asdict(c.reward.llm) == asdict(LlmConfig())
-        and c.reward.llm.model == "judge"
-        and c.reward.llm.temperature == 0
-    )
+    assert (c.data.agent, c.reward.judge) == ("openai", "openai")
+    assert c.llm == LlmConfig(model="big")
+    assert (c.llm.key_env, c.llm.max_tokens, c.llm.cache) == ("LLM_API_KEY", 4096, "runs/.llm")
 
 
 # --- a real server
@@ -646,21 +652,19 @@ def test_the_two_llms_have_their_own_defaults(tmp_path):
 
 @pytest.mark.skipif(
     "AGENT_URL" not in os.environ,
-    reason="no LLM: AGENT_URL=http://127.0.0.1:8000/v1 AGENT_MODEL=agent pytest tests/test_llm_agent.py -k real, "
-    "with e.g. `vllm serve DIR --served-model-name agent`",
+    reason="no LLM: AGENT_URL=http://127.0.0.1:8000/v1 AGENT_MODEL=agent "
+    "pytest tests/test_llm_agent.py -k real, with e.g. `vllm serve DIR --served-model-name agent`",
 )
 def test_a_real_server_acts(tasks, tmp_path, capsys):
     """Each task is routed and played to an end; how well is printed, not judged."""
     settings = build(
         Config(),
         {
-            "data": {
-                "llm": {
-                    "url": os.environ["AGENT_URL"],
-                    "model": os.environ["AGENT_MODEL"],
-                    "cache": str(tmp_path),
-                    "timeout_s": 300.0,
-                }
+            "llm": {
+                "url": os.environ["AGENT_URL"],
+                "model": os.environ["AGENT_MODEL"],
+                "cache": str(tmp_path),
+                "timeout_s": 300.0,
             }
         },
     )

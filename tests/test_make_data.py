@@ -17,7 +17,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import make_data  # noqa: E402
 from env import VisGenEnv  # noqa: E402
-from lib import experiment, tasks, tokenizer  # noqa: E402
 from lib.experiment import (  # noqa: E402
     Config,
     DataConfig,
@@ -31,17 +30,11 @@ from lib.experiment import (  # noqa: E402
 )
 from lib.general import make_general  # noqa: E402
 from lib.hub import hub_general, to_messages  # noqa: E402
+from lib.reading import NO_CONSTRAINTS, read_request, task_agent  # noqa: E402
 from lib.runs import open_run, read_jsonl, seeded_rng, write_jsonl  # noqa: E402
-from lib.tasks import (  # noqa: E402
-    NO_CONSTRAINTS,
-    combination,
-    load_scenarios,  # noqa: E402
-    make_task,
-    make_tasks,
-    read_request,
-    task_agent,
-)
-from lib.tokenizer import train_tokenizer  # noqa: E402
+from lib.scenarios import load_scenarios, split_list  # noqa: E402
+from lib.tasks import choose_subject, combination, make_task, make_tasks  # noqa: E402
+from lib.tokenizer import TAG_TOKENS, pieces, train_tokenizer  # noqa: E402
 from lib.toolbox import ToolError, load_tools  # noqa: E402
 from lib.workflows import expand_workflow, fitting_workflows, load_workflows  # noqa: E402
 from make_data import ensure_data, make_trajectories, make_visgen, vision_agent  # noqa: E402
@@ -50,13 +43,17 @@ from rewards import ltr_reward  # noqa: E402
 SPLITS = ("train", "heldout")
 
 
-TABLE_8 = """Product marketing videos; Public service advertisements; Corporate promotion videos; Brand story videos; Event promotion videos;
-Instructional videos; Popular science documentaries; Music videos (MV); Concert recordings; Variety shows; Story videos; Video podcasts;
-Picture books; Dynamic comics; Animated short films; Animated movies; Game adaptation films; Game videos; Movies; Short dramas;
-Story explanations; Product images; Detail pages; Key Visual (KV); Landing pages / H5 graphics; Complete brand visual identity;
-Banner graphics; Official account cover images; Xiaohongshu covers; Marketing posters; Avatar design; Static emoji generation; ICON design;
-LOGO design; Mini-game UI design; Character design; Character action design; Scene design; Storyboards; Picture Book; Stylization;
-Realistic Photography"""
+TABLE_8 = """
+Product marketing videos; Public service advertisements; Corporate promotion videos; Brand story
+videos; Event promotion videos; Instructional videos; Popular science documentaries; Music videos
+(MV); Concert recordings; Variety shows; Story videos; Video podcasts; Picture books; Dynamic
+comics; Animated short films; Animated movies; Game adaptation films; Game videos; Movies; Short
+dramas; Story explanations; Product images; Detail pages; Key Visual (KV); Landing pages / H5
+graphics; Complete brand visual identity; Banner graphics; Official account cover images;
+Xiaohongshu covers; Marketing posters; Avatar design; Static emoji generation; ICON design; LOGO
+design; Mini-game UI design; Character design; Character action design; Scene design; Storyboards;
+Picture Book; Stylization; Realistic Photography
+"""
 
 
 def squeeze(text):
@@ -219,14 +216,14 @@ def test_splits_share_no_clause_sentence(tasks):
 def test_expert_trajectories_vrl_and_held_out_tasks_share_no_wording():
     items = list(range(34))
     visgen, train, heldout = (
-        tasks.split_list(items, 2, split) for split in ("visgen", "train", "heldout")
+        split_list(items, 2, split) for split in ("visgen", "train", "heldout")
     )
     assert (visgen, train, heldout) == (items[:24], items[24:32], items[32:])
     book = load_scenarios("en")
     shown = {
         c
         for group in book["clauses"].values()
-        for c in tasks.split_list(group, 2, "visgen")
+        for c in split_list(group, 2, "visgen")
         if "{" not in c
     }
     kept = {c for group in book["clauses"].values() for c in group[:-2] if "{" not in c} - shown
@@ -258,7 +255,7 @@ def test_there_are_many_wordings_of_each_constraint():
 
 def test_training_subjects_are_put_together_and_held_out_ones_are_written():
     group = load_scenarios("en")["subjects"]["product"]
-    drawn = [tasks.choose_subject(seeded_rng("s", i), group, "train") for i in range(600)]
+    drawn = [choose_subject(seeded_rng("s", i), group, "train") for i in range(600)]
     assert (
         len(set(drawn)) > 300
         and not set(drawn) & set(group[-13:])
@@ -268,7 +265,7 @@ def test_training_subjects_are_put_together_and_held_out_ones_are_written():
         re.fullmatch(r"an? [a-z ]+", x) and (x[:3] == "an ") == (x.split()[1][0] in "aeiou")
         for x in drawn
     )
-    assert {tasks.choose_subject(seeded_rng("h", i), group, "heldout") for i in range(300)} == set(
+    assert {choose_subject(seeded_rng("h", i), group, "heldout") for i in range(300)} == set(
         group[-13:]
     )
 
@@ -311,7 +308,7 @@ def test_every_constraint_is_said_and_every_kind_occurs(tasks):
 
 
 def test_a_combination_that_no_draw_gives_ends(monkeypatch):
-    monkeypatch.setattr(make_data, "combination_split", lambda c: "train")
+    monkeypatch.setattr("lib.tasks.combination_split", lambda c: "train")
     with pytest.raises(RuntimeError, match="1000 draws"):
         make_task(
             seeded_rng(0),
@@ -385,7 +382,7 @@ def test_chinese_splits_share_no_words(chinese):
             clauses = [
                 c
                 for texts in book["clauses"].values()
-                for c in tasks.split_list(texts, 2, split)
+                for c in split_list(texts, 2, split)
                 if "{" not in c
             ]
             assert len([c for c in clauses if c in used[split]]) > 15 and not [
@@ -464,7 +461,7 @@ def test_the_15_workflows(tasks):
     flows = load_workflows()
     assert len(flows) == 15
     assert {t["workflow"] for t in tasks["train"]} == set(flows)
-    for name, flow in flows.items():
+    for flow in flows.values():
         keys = [s["key"] for s in flow["steps"]]
         assert len(keys) == len(set(keys)) and len(flow["practice"].split()) >= 15
         for s in flow["steps"]:
@@ -797,9 +794,8 @@ def test_general_kinds_in_the_config_s_ratio(general):
 def test_general_held_out_questions_never_occur_in_training(general):
     train, heldout = ([i["messages"][0]["content"] for i in general[s]] for s in SPLITS)
     assert not set(train) & set(heldout) and len(heldout) == len(set(heldout))
-    assert not {q for q in make_questions(seed=3)} & set(
-        heldout
-    )  # nor in another seed's training part
+    # nor in another seed's training part
+    assert not set(make_questions(seed=3)) & set(heldout)
 
 
 def make_questions(seed):
@@ -878,11 +874,13 @@ def test_general_unknown_kind_is_named():
 DIGEST = """
 import hashlib, json, pathlib, sys, tempfile
 sys.path.insert(0, ".")
-from configs.experiment import Config, DataConfig
-from data.general import make_general
-from make_data import make_tasks, make_trajectories, make_visgen
+from lib.experiment import Config, DataConfig
+from lib.general import make_general
+from lib.tasks import make_tasks
+from make_data import make_trajectories, make_visgen
 c = Config(seed=int(sys.argv[1]), data=DataConfig(queries=84))
-parts = [make_tasks(84, "train", c.data, 3 + c.seed), make_tasks(42, "heldout", c.data, c.seed), make_general(c, 60, "train")]
+parts = [make_tasks(84, "train", c.data, 3 + c.seed), make_tasks(42, "heldout", c.data, c.seed)]
+parts.append(make_general(c, 60, "train"))
 with tempfile.TemporaryDirectory() as folder:
     make_trajectories(c, pathlib.Path(folder))
     make_visgen(c, pathlib.Path(folder))
@@ -968,7 +966,7 @@ def test_tokenizer_round_trip_is_exact(tokenizer, general):
 
 def test_tokenizer_control_tokens_and_tags_are_single_ids(tokenizer):
     tok, _ = tokenizer
-    ids = [encode(tok, t) for t in ("<|im_start|>", "<|im_end|>", "<|endoftext|>", *TAGS)]
+    ids = [encode(tok, t) for t in ("<|im_start|>", "<|im_end|>", "<|endoftext|>", *TAG_TOKENS)]
     assert all(len(i) == 1 for i in ids) and len({i[0] for i in ids}) == len(ids) == 3 + 12
     assert (
         tok.eos_token == "<|im_end|>"
@@ -988,7 +986,8 @@ def test_a_word_is_the_same_token_in_request_and_prompt(tokenizer, tasks):
         here = encode(tok, f" {word}")
         for text in (
             f"Make 2 logos of a {word}, please.",
-            f'<tool_call>{{"name": "tool_x", "arguments": {{"prompt": "a {word}, pastel"}}}}</tool_call>',
+            '<tool_call>{"name": "tool_x", "arguments": '
+            f'{{"prompt": "a {word}, pastel"}}}}</tool_call>',
         ):
             ids = encode(tok, text)
             assert any(ids[i : i + len(here)] == here for i in range(len(ids))), (word, text)
@@ -996,16 +995,17 @@ def test_a_word_is_the_same_token_in_request_and_prompt(tokenizer, tasks):
 
 def test_json_keys_are_whole_with_their_punctuation(tokenizer):
     tok, _ = tokenizer
-    text = '<plan>[{"id": 1, "tool": "llm", "goal": "a fox", "after": [1]}, {"id": 2, "tool": "llm", "goal": "b", "after": []}]</plan>'
-    split = re.findall(tokenizer.pieces(), text[6:-7])
+    text = (
+        '<plan>[{"id": 1, "tool": "llm", "goal": "a fox", "after": [1]}, '
+        '{"id": 2, "tool": "llm", "goal": "b", "after": []}]</plan>'
+    )
+    split = re.findall(pieces(), text[6:-7])
     assert (
         split[:4] == ['[{"id": ', "1", ', "tool": "', "llm"]
         and split[7:11] == ['", "after": [', "1", ']}, {"id": ', "2"]
         and "".join(split) == text[6:-7]
     )
-    assert re.findall(
-        tokenizer.pieces(), '{"name": "tool_x", "arguments": {"prompt": "a", "plum": 3}}'
-    ) == [
+    assert re.findall(pieces(), '{"name": "tool_x", "arguments": {"prompt": "a", "plum": 3}}') == [
         '{"name": "',
         "tool_x",
         '", "arguments": {',
@@ -1096,7 +1096,8 @@ def test_alpaca_records():
 
 
 def test_m3it_records_keep_their_question():
-    """M3IT's fields, by its card: instruction, inputs, image_base64_str, outputs. The question stands in `inputs`."""
+    """M3IT's fields, by its card: instruction, inputs, image_base64_str, outputs. The question
+    stands in `inputs`."""
     record = {
         "instruction": "Answer the question about the image.",
         "inputs": "Who drives?",
@@ -1342,14 +1343,15 @@ def test_a_learning_rate_may_be_written_as_1e_3(tmp_path):
     "override", ["rollout.tools=scheme", "rollout.fidelity=2", "name=[", "name=../elsewhere"]
 )
 def test_values_that_cannot_be_end_in_one_line(tmp_path, monkeypatch, override):
-    monkeypatch.setattr(experiment, "ROOT", tmp_path)
+    monkeypatch.setattr("lib.runs.ROOT", tmp_path)
     (tmp_path / "a.yaml").write_text("seed: 1\n")
     line = error_of(lambda: open_run(load_config(tmp_path / "a.yaml", [override])))
     assert override.split("=")[0] in line
 
 
 def test_one_weight_of_the_reward_may_be_overridden(tmp_path, tasks):
-    """The other parts keep their weights, or the line says which is missing; never a KeyError in the middle of a run."""
+    """The other parts keep their weights, or the line says which is missing; never a KeyError in
+    the middle of a run."""
     (tmp_path / "a.yaml").write_text("reward: {weights: {result: 2}}\n")
     config = load_config(tmp_path / "a.yaml")
     trajectory, _ = run_agent(tasks["train"][0])
@@ -1417,7 +1419,7 @@ def test_values_inside_a_dictionary_have_their_default_s_type():
 
 
 def test_open_run_refuses_another_config(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "ROOT", tmp_path)
+    monkeypatch.setattr("lib.runs.ROOT", tmp_path)
     config = Config(name="x")
     run = open_run(config)
     assert run == tmp_path / "runs" / "x" and (run / "config.yaml").is_file()
@@ -1434,7 +1436,7 @@ def test_open_run_refuses_another_config(tmp_path, monkeypatch):
 
 
 def test_open_run_of_an_older_config_with_a_key_that_is_gone(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "ROOT", tmp_path)
+    monkeypatch.setattr("lib.runs.ROOT", tmp_path)
     path = open_run(Config(name="x")) / "config.yaml"
     path.write_text(path.read_text().replace("  steps: 60\n", "  steps: 60\n  old_key: 1\n"))
     assert "old_key" in error_of(open_run, Config(name="x"))
@@ -1482,10 +1484,9 @@ def test_jsonl_lines_may_hold_any_character(tmp_path):
 
 
 def test_ensure_data_makes_all_files_once(tmp_path, monkeypatch, capsys):
-    for written in (lambda: load_scenarios("en"), make_data.load_voice, tasks.english_words):
-        written()  # read once, before the root is another
-    for module in (experiment, make_data):
-        monkeypatch.setattr(module, "ROOT", tmp_path)
+    make_data.load_voice()  # read once, before the root is another
+    for module in ("lib.runs", "make_data"):
+        monkeypatch.setattr(f"{module}.ROOT", tmp_path)
     config = Config(
         name="x",
         data=DataConfig(

@@ -20,11 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from env import VisGenEnv  # noqa: E402
 from lib.experiment import FORMS, DataConfig, RewardConfig, RolloutConfig  # noqa: E402
 from lib.runs import seeded_rng  # noqa: E402
-from lib.tasks import (  # noqa: E402
-    load_scenarios,  # noqa: E402
-    make_task,
-    make_tasks,
-)
+from lib.scenarios import load_scenarios  # noqa: E402
+from lib.tasks import make_task, make_tasks  # noqa: E402
 from lib.text import to_json  # noqa: E402
 from lib.toolbox import (  # noqa: E402
     generates_clip,

@@ -29,7 +29,8 @@ from lib.experiment import (  # noqa: E402
 )
 from lib.judge import FACETS  # noqa: E402
 from lib.lineage import deliverables  # noqa: E402
-from lib.tasks import NO_CONSTRAINTS, make_tasks, read_request  # noqa: E402
+from lib.reading import NO_CONSTRAINTS, read_request  # noqa: E402
+from lib.tasks import make_tasks  # noqa: E402
 from lib.text import to_json  # noqa: E402
 from lib.toolbox import load_tools  # noqa: E402
 from lib.workflows import (  # noqa: E402

@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import make_data  # noqa: E402
 from env import VisGenEnv, parse_utpc  # noqa: E402
+from lib.data_statistics import word_runs  # noqa: E402
 from lib.experiment import load_config  # noqa: E402
-from lib.figures import word_runs  # noqa: E402
 from lib.review import export_review, key_of  # noqa: E402
 from lib.runs import each_line, read_jsonl, seeded_rng, write_jsonl  # noqa: E402
 from lib.tasks import make_tasks  # noqa: E402
@@ -375,7 +375,8 @@ def test_without_recovery_every_failed_call_is_repeated_once(config):
 
 
 def test_the_answer_says_where_not_all_is_as_asked(config):
-    """A film of another length than asked for (no plan check), or fewer pictures, is not handed over as if it were right."""
+    """A film of another length than asked for (no plan check), or fewer pictures, is not handed
+    over as if it were right."""
     seen = Counter()
     for task in make_tasks(150, "visgen", config.data, 6):
         t = vision_agent(task, VisGenEnv(config.rollout), 1, ("recovery", "verification"))

@@ -1,4 +1,5 @@
-"""VisGenBench: its words are its own and can be read back; its tasks have Table 1's composition and share nothing with training."""
+"""VisGenBench: its words are its own and can be read back; its tasks have Table 1's composition and
+share nothing with training."""
 
 import itertools
 import re
@@ -10,18 +11,12 @@ import pytest
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from lib import tasks  # noqa: E402
+from lib.data_statistics import word_runs  # noqa: E402
 from lib.experiment import DataConfig, load_config  # noqa: E402
-from lib.figures import BENCH, word_runs  # noqa: E402
+from lib.reading import NO_CONSTRAINTS, clause_patterns, read_request  # noqa: E402
 from lib.runs import ROOT, read_jsonl, seeded_rng, write_jsonl  # noqa: E402
-from lib.tasks import (  # noqa: E402
-    NO_CONSTRAINTS,
-    combination,
-    load_scenarios,  # noqa: E402
-    make_bench,
-    make_tasks,
-    read_request,
-)
+from lib.scenarios import load_scenarios  # noqa: E402
+from lib.tasks import BENCH, combination, count_phrase, make_bench, make_tasks  # noqa: E402
 from lib.workflows import expand_workflow, fitting_workflows  # noqa: E402
 
 OLD = load_scenarios("en")
@@ -51,7 +46,7 @@ def runs(text):
 @pytest.fixture(scope="module")
 def reader():
     """Reads which kinds of clause a text states, as TaskAgent does."""
-    patterns, _, _ = tasks.reading_patterns("en")
+    patterns = clause_patterns("en")
     return lambda text: {
         kind
         for kind, several in patterns.items()
@@ -152,7 +147,7 @@ def test_every_wording_gives_back_subject_style_and_number(reader, n, styled):
         extras = " ".join(
             rng.sample([filled(t) for _, t in said] + rng.sample(FREE, 2), len(said) + 2)
         )
-        phrase = tasks.count_phrase(rng, n, s["noun"], "en")
+        phrase = count_phrase(rng, n, s["noun"], "en")
         request = " ".join(
             text.format(
                 what=phrase,
@@ -161,7 +156,7 @@ def test_every_wording_gives_back_subject_style_and_number(reader, n, styled):
                 extras=extras,
             ).split()
         )
-        c = tasks.read_request(request)
+        c = read_request(request)
         assert (c["subject"], c["style"], c["images"] or c["videos"]) == (subject, style, n), (
             request
         )
@@ -298,7 +293,8 @@ def test_training_never_shows_its_words_subjects_or_combinations(bench, training
 
 
 def test_n_gram_overlap_with_training_is_below_the_bound(bench, training):
-    """Runs of five words: at most 2 % of the bench's occur in training; most name the thing ("one game adaptation film in")."""
+    """Runs of five words: at most 2 % of the bench's occur in training; most name the thing ("one
+    game adaptation film in")."""
     runs = set().union(*(word_runs(t["request"]) for t in training))
     of_bench = [word_runs(t["request"]) for t in bench]
     assert sum(len(r & runs) for r in of_bench) / sum(map(len, of_bench)) < 0.02

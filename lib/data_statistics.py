@@ -1,0 +1,125 @@
+"""What VisGenData is like: Fig. 5's figures, its diversity, and the picture of them.
+
+`python make_data.py statistics` prints them beside the paper's.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from lib.runs import each_line
+from lib.tasks import BENCH
+from lib.text import to_json
+
+
+def statistics_of(folder: Path) -> dict:
+    """Fig. 5's figures of visgen.jsonl, and its diversity, by the names that the templates use.
+
+    Actions are UTPC's blocks: the paper's a_t are reasoning tokens, planning steps and tool calls.
+    Tokens are those of all messages and listed tools. SystemExit if there is no trajectory.
+    """
+    count, unit = token_counter(folder)
+    rows, plans, runs, requests = [], {}, set(), set()
+    for trajectory in each_line(folder / "visgen.jsonl"):
+        task = trajectory["task"]
+        text = "\n".join(message["content"] for message in trajectory["messages"])
+        if trajectory["tools"]:
+            text = to_json(trajectory["tools"]) + text
+        rows.append(
+            {
+                "actions": sum(len(turn["order"]) for turn in trajectory["turns"]),
+                "calls": len(trajectory["calls"]),
+                "scenario": task["scenario"],
+                "difficulty": task["difficulty"],
+                "tokens": count(text),
+            }
+        )
+        shape = to_json([(step["tool"], step["after"]) for step in trajectory["plan"] or []])
+        plans.setdefault(task["scenario"], set()).add(shape)
+        requests.add(task["request"])
+        runs |= word_runs(task["request"])
+    if not rows:
+        raise SystemExit(
+            f"error: {folder / 'visgen.jsonl'} holds no trajectory; lower `data.min_reward` or "
+            "raise `data.queries`"
+        )
+
+    hard = [row for row in rows if row["difficulty"] == "hard"]
+    bench = [word_runs(task["request"]) for task in each_line(BENCH)]
+    means = {
+        name: sum(row[name] for row in rows) / len(rows) for name in ("actions", "calls", "tokens")
+    }
+    return {
+        "rows": rows,
+        "n": len(rows),
+        "unit": unit,
+        "types": Counter(row["scenario"] for row in rows),
+        "difficulty": Counter(row["difficulty"] for row in rows),
+        "mean": means,
+        "requests": len(requests),
+        "over_20": {name: share_over(rows, name, 20) for name in ("actions", "calls")},
+        # Of the hard ones, those with 20 and more.
+        "hard_20": {name: share_over(hard, name, 19) for name in ("actions", "calls")},
+        "hard": len(hard),
+        "over_32k": share_over(rows, "tokens", 32_000),
+        "plans": sorted(len(shapes) for shapes in plans.values()),
+        # Of the bench's runs of five words, those that occur in the data too.
+        "overlap": sum(len(some & runs) for some in bench) / sum(len(some) for some in bench),
+    }
+
+
+def token_counter(folder: Path) -> tuple[Callable[[str], int], str]:
+    """(how many tokens a text has, what is counted): the tokens of the run's tokenizer or, where
+    there is none, a quarter of the characters."""
+    if not (folder / "tokenizer").is_dir():
+        return (lambda text: len(text) // 4), "characters / 4"
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    unit = f"tokens of the run's BPE of {len(tokenizer)}"
+    return (lambda text: len(tokenizer(text)["input_ids"])), unit
+
+
+def word_runs(text: str, n: int = 5) -> set[tuple[str, ...]]:
+    """The runs of n words in a text: what n-gram overlap is counted in."""
+    words = re.findall(r"\w+", text.lower())
+    return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
+
+
+def share_over(rows, name, limit):
+    """The share of rows in which a whole number is over a limit."""
+    return sum(row[name] > limit for row in rows) / max(1, len(rows))
+
+
+def plot_statistics(found: dict, path: Path) -> None:
+    """Fig. 5 as a picture: actions, tokens, task types, difficulty, with the paper's means as
+    lines. `found`: statistics_of the data."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, ((actions, tokens), (types, difficulty)) = plt.subplots(
+        2, 2, figsize=(12, 9), constrained_layout=True
+    )
+    for axis, name, label, paper_mean, unit in (
+        (actions, "actions", "actions of a trajectory", 15, "steps"),
+        (tokens, "tokens", found["unit"], 29_000, "tokens"),
+    ):
+        axis.hist([row[name] for row in found["rows"]], bins=40)
+        paper_label = f"the paper's mean, {paper_mean:,} {unit}"
+        axis.axvline(paper_mean, color="black", linestyle="--", label=paper_label)
+        mean = found["mean"][name]
+        axis.axvline(mean, color="tab:orange", label=f"mean here, {mean:.1f}")
+        axis.set(xlabel=label, ylabel="trajectories")
+        axis.legend()
+    names, sizes = zip(*found["types"].most_common())
+    types.bar(names, sizes)
+    types.tick_params(axis="x", rotation=90, labelsize=6)
+    types.set(ylabel="trajectories", title=f"{len(names)} task types")
+    grades = ("easy", "medium", "hard")
+    difficulty.bar(grades, [found["difficulty"][grade] for grade in grades])
+    difficulty.set(ylabel="trajectories", title="difficulty")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

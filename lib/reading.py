@@ -1,0 +1,208 @@
+"""The scripted TaskAgent (Sec. 3.1, Fig. 4): what a request asks for, read from its words alone.
+
+It knows every wording of data/, so that it reads each request without a fault; any other reader (an
+LLM, a policy) has to understand.
+"""
+
+import copy
+import re
+from functools import cache, lru_cache
+
+from lib.runs import seeded_rng
+from lib.scenarios import HAN, bench_book, load_scenarios
+from lib.toolbox import load_tools
+from lib.workflows import fitting_workflows, load_workflows
+
+# What a request can ask for; this one asks for nothing. Field by field the `constraints` of a task.
+NO_CONSTRAINTS = {
+    "images": 0,
+    "videos": 0,
+    "duration_s": None,
+    "shots": None,
+    "aspect_ratio": None,
+    "resolution": None,
+    "consistency": [],
+    "audio": [],
+    "beat": False,
+    "transparent": False,
+    "web_page": False,
+    "input": False,
+    "storyboard": False,
+    "subject": "",
+    "style": None,
+}
+
+
+def task_agent(request: str) -> tuple[str, list[str]]:
+    """TaskAgent (Fig. 4): (workflow, pool of tools) for a request.
+
+    The task type is the one whose noun the request uses; the workflow follows from what it asks
+    for. The pool is the workflow's own tools and six others at random, so that a policy has
+    something to choose from (six is ours).
+    """
+    workflow = fitting_workflows(read_request(request))[0]
+    own = {tool for step in load_workflows()[workflow]["steps"] for tool in step["tool"]}
+    rest = [tool for tool in load_tools() if tool not in own]
+    pool = own.union(seeded_rng("pool", request).sample(rest, 6))
+    return workflow, [tool for tool in load_tools() if tool in pool]
+
+
+def read_request(request: str) -> dict:
+    """The constraints that a request states, from its text alone. A request of no known wording is
+    one image (or what its noun says), and all of its text is the subject."""
+    language = "zh" if HAN.search(request) else "en"
+    book = load_scenarios(language)
+    said = {
+        kind: find_clause(patterns, request) for kind, patterns in clause_patterns(language).items()
+    }
+    noun, name = find_noun(request, language)
+    scenario = book["scenarios"].get(name, {"modality": "image", "title": ""})
+
+    c = copy.deepcopy(NO_CONSTRAINTS)
+    amount = "images" if scenario["modality"] == "image" else "videos"
+    c[amount] = read_number(noun[1], book) if noun else 1
+    if said["duration"]:
+        c["duration_s"] = int(said["duration"][1])
+    if said["shots"]:
+        c["shots"] = read_number(said["shots"][1], book)
+    if said["aspect"]:
+        c["aspect_ratio"] = said["aspect"][1]
+    if said["resolution_video"]:
+        c["resolution"] = said["resolution_video"][1]
+    if said["large"]:
+        c["resolution"] = "2K"
+    c["transparent"] = bool(said["transparent"])
+    c["web_page"] = bool(said["html"])
+    c["beat"] = bool(said["beat"])
+    c["input"] = bool(said["input"])
+    c["consistency"] = [kind for kind in ("object", "scene", "style") if said[kind]]
+    sounds = [kind for kind in ("music", "narration", "sfx", "subtitles") if said[kind]]
+    # In the order in which the request names them.
+    c["audio"] = sorted(sounds, key=lambda kind: said[kind].start())
+    c["storyboard"] = scenario["title"] == "Storyboards"
+
+    # The noun phrase stands for itself as one character, so that a wording is one pattern.
+    rest = request[: noun.start()] + "\0" + request[noun.end() :] if noun else request
+    c["subject"] = request
+    for pattern in wording_patterns(language).get(name, []):
+        if match := pattern.search(rest):
+            c["subject"], c["style"] = match["subject"], match["style"]
+            break
+    return c
+
+
+def find_clause(patterns, request):
+    """The match of the first of the (piece, pattern) pairs that the request holds; or None."""
+    for piece, pattern in patterns:
+        if piece in request and (match := re.search(pattern, request)):
+            return match
+    return None
+
+
+def find_noun(request, language):
+    """(match, scenario name) of what is to be made: "two posters"; (None, None) where no noun of a
+    task type stands in the request."""
+    for pattern, name in noun_patterns(language):
+        if match := pattern.search(request):
+            return match, name
+    return None, None
+
+
+def read_number(text, book):
+    """A number in figures or in words, or an article, as an int."""
+    numbers = {word: number for number, word in book["number_words"].items()}
+    return {**numbers, "a": 1, "an": 1}.get(text.lower()) or int(text)
+
+
+def number_pattern(book):
+    """A pattern of all numbers that read_number takes."""
+    return "|".join([r"\d+", "an?", *book["number_words"].values()])
+
+
+@lru_cache
+def clause_patterns(language: str) -> dict[str, list[tuple[str, str]]]:
+    """{kind of constraint: [(piece, pattern) of each of its written clauses]}.
+
+    The piece is the clause's longest text outside of slots: to look for that first is much cheaper
+    than the pattern, which is compiled only when it is needed.
+    """
+    book = load_scenarios(language)
+    slots = {
+        "d": r"\d+",
+        "k": number_pattern(book),
+        "a": r"\d+:\d+",
+        "r": r"\d+p",
+        "id": r"in_\d+",
+        "thing": "|".join(sorted({s["consistency_word"] for s in book["scenarios"].values()})),
+    }
+
+    def recognise(text):
+        piece = max(re.split(r"{\w+}", text), key=len)
+        pattern = re.sub(r"\\{(\w+)\\}", lambda slot: f"({slots[slot[1]]})", re.escape(text))
+        return piece, pattern
+
+    more = bench_book()["clauses"] if language == "en" else {}
+    return {
+        kind: [recognise(text) for text in texts + more.get(kind, [])]
+        for kind, texts in book["clauses"].items()
+    }
+
+
+@lru_cache
+def noun_patterns(language: str) -> list[tuple[re.Pattern, str]]:
+    """[(pattern of a number and a noun, scenario name)], the longest noun first."""
+    book = load_scenarios(language)
+    nouns = {
+        (noun, name) for name, scenario in book["scenarios"].items() for noun in scenario["noun"]
+    }
+    number = number_pattern(book)
+    return [
+        (re.compile(book["grammar"]["noun"].format(number, re.escape(noun)), re.I), name)
+        for noun, name in sorted(nouns, key=lambda pair: -len(pair[0]))
+    ]
+
+
+@lru_cache
+def wording_patterns(language: str) -> dict[str, list[re.Pattern]]:
+    """{scenario name: patterns of its wordings, with groups `subject` and `style`}.
+
+    A request is matched with its noun phrase ("two posters") taken out, so a frame is one pattern
+    for all scenarios.
+    """
+    book = load_scenarios(language)
+    slots = book["grammar"]["slots"]
+
+    @cache
+    def pattern_of(text):
+        text = re.escape(text.replace(" {extras}", "{extras}"))
+        return re.compile(re.sub(r"\\{(\w+)\\}", lambda slot: slots[slot[1]], text), re.I)
+
+    patterns = {}
+    for name, scenario in book["scenarios"].items():
+        # The longest first: "Design {what} for {subject}" would also fit
+        # "Design {what} for a game about {subject}".
+        texts = sorted(scenario["wordings"] + book["frames"], key=len, reverse=True)
+        if language == "en":
+            texts += bench_book()["scenarios"][name]["wordings"]
+        patterns[name] = [pattern_of(text) for text in texts]
+    return patterns
+
+
+def facts_of(c: dict) -> str:
+    """Constraints in a fixed, short form: '3 images, watercolor, 16:9, same object'."""
+    n, kind = (c["images"], "image") if c["images"] else (c["videos"], "video")
+    facts = [
+        f"{n} {kind}s" if n > 1 else f"{n} {kind}",
+        c["style"],
+        c["shots"] and f"{c['shots']} shots",
+        c["duration_s"] and f"{c['duration_s']} s",
+        c["aspect_ratio"],
+        c["resolution"],
+        *(f"same {kind}" for kind in c["consistency"]),
+        *c["audio"],
+        c["beat"] and "on the beat",
+        c["transparent"] and "transparent",
+        c["web_page"] and "web page",
+        c["input"] and "from in_1",
+    ]
+    return ", ".join(fact for fact in facts if fact)

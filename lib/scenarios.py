@@ -1,0 +1,120 @@
+"""The written material of requests: task types, wordings, subjects, styles and words (data/).
+
+Whoever writes a request (lib/tasks.py) and whoever reads one (lib/reading.py) work from the same
+lists.
+"""
+
+import re
+from functools import lru_cache
+
+import yaml
+
+from lib.runs import ROOT
+
+HAN = re.compile("[\u4e00-\u9fff]")  # a Chinese character: a text that holds one is Chinese
+
+
+def read_yaml(name):
+    """A YAML file of data/; by libyaml where it is there, which is much faster."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load((ROOT / "data" / name).read_text(encoding="utf-8"), loader)
+
+
+@lru_cache
+def load_scenarios(language: str) -> dict:
+    """data/scenarios.yaml (zh: scenarios_zh.yaml): the 42 task types of Table 8 with their
+    wordings, and the subjects, styles and clauses that fill them. SystemExit for another
+    language."""
+    if language not in ("en", "zh"):
+        raise SystemExit(f"error: config key `data.languages` holds {language!r}; allowed: en, zh")
+    return read_yaml("scenarios.yaml" if language == "en" else "scenarios_zh.yaml")
+
+
+@lru_cache
+def bench_book() -> dict:
+    """The written material of VisGenBench's tasks: load_scenarios("en") with the words of
+    data/visgenbench.yaml in place of its own."""
+    book, words = load_scenarios("en"), read_yaml("visgenbench.yaml")
+    scenarios = {
+        name: {**scenario, "wordings": words["wordings"][name]}
+        for name, scenario in book["scenarios"].items()
+    }
+    return {**book, **words, "frames": [], "scenarios": scenarios}
+
+
+def split_list(items: list, held: int, split: str) -> list:
+    """What a split may use of a written list: three disjoint parts, and all of it for the bench.
+
+    The last `held` items are held out; of the others, expert trajectories (visgen) use three
+    quarters and VRL's tasks (train) the rest: VRL meets requests for which nobody has shown the
+    way. The shares are ours.
+    """
+    if split == "bench":
+        return items
+    for_training = len(items) - held
+    shown = for_training - for_training // 4
+    parts = {
+        "visgen": items[:shown],
+        "train": items[shown:for_training],
+        "heldout": items[for_training:],
+    }
+    return parts[split]
+
+
+@lru_cache
+def material(split: str, language: str) -> dict:
+    """load_scenarios (or bench_book), every list of wordings, clauses, styles and frames cut to
+    what the split may use of it. `subjects` stay whole: choose_subject cuts them."""
+    book = bench_book() if split == "bench" else load_scenarios(language)
+    scenarios = {
+        name: {**scenario, "wordings": split_list(scenario["wordings"], 3, split)}
+        for name, scenario in book["scenarios"].items()
+    }
+    clauses = {kind: split_list(texts, 2, split) for kind, texts in book["clauses"].items()}
+    return {
+        **book,
+        "scenarios": scenarios,
+        "clauses": clauses,
+        "styles": split_list(book["styles"], len(book["styles"]) // 6, split),
+        "frames": split_list(book["frames"], 0, split),
+    }
+
+
+@lru_cache(maxsize=1)
+def english_words() -> list[str]:
+    """The words of data/words.txt, in order."""
+    lines = (ROOT / "data" / "words.txt").read_text(encoding="utf-8").splitlines()
+    return sorted({word for line in lines if not line.startswith("#") for word in line.split()})
+
+
+@lru_cache(maxsize=1)
+def common_words() -> list[str]:
+    """Words of three letters or more, in order: those of data/words.txt and of the English subjects
+    and styles that are not held out."""
+    book = load_scenarios("en")
+    phrases = book["styles"][: len(book["styles"]) - len(book["styles"]) // 6]
+    for group in book["subjects"].values():
+        phrases = phrases + group[: len(group) - len(group) // 5]
+    words = {*english_words(), *(word for phrase in phrases for word in phrase.split())}
+    return sorted(word for word in words if len(word) > 2 and word.isalpha())
+
+
+def odd_words(rng, n: int) -> list[str]:
+    """n words: common ones and, four in ten, made-up ones, which begin like one word and end like
+    another, so that no one knows them by heart.
+
+    One time in three nearly all are made up, and of four words' parts: pieces come again, and a
+    copy must know more than the last one. The shares are ours.
+    """
+    few = rng.random() < 0.33
+    parts = rng.sample(common_words(), 4) if few else common_words()
+    share_of_common = 0.1 if few else 0.6
+    words = []
+    for _ in range(n):
+        first, last = rng.choice(parts), rng.choice(parts)
+        if rng.random() < share_of_common:
+            words.append(first)
+            continue
+        beginning = first[: rng.randint(2, max(2, len(first) - 2))]
+        words.append(beginning + last[-rng.randint(2, max(2, len(last) - 2)) :])
+    return words
