@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from lib.experiment import LlmConfig
 from lib.runs import ROOT, digest, write_atomic
-from lib.text import PAGES, clean, fill_template, read_json, to_json
+from lib.text import TEMPLATES, clean, fill_template, read_json, to_json
 from lib.toolbox import ToolError, check_schema
 
 # What others wrote is shown as JSON: on one line, so that it closes no delimiter, and without the angle brackets of our tags and of chat templates.
-PAGES.filters["untrusted"] = lambda value: to_json(value).translate(
+TEMPLATES.filters["untrusted"] = lambda value: to_json(value).translate(
     {ord("<"): "\uff1c", ord(">"): "\uff1e"}
 )
 
