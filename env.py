@@ -585,30 +585,29 @@ def play_case(case: dict) -> dict:
 
 
 def print_tools() -> None:
+    """`--tools`: Table 9 with each tool's signature."""
     print(fill_template("templates/tools.jinja", tools=load_tools(), signature=tool_signature))
 
 
 def print_audit() -> None:
+    """`--audit`: the table of audit(), then every deviation."""
     table, deviations = audit()
     table["all"] = [sum(column) for column in zip(*table.values())]
     print(fill_template("templates/audit.jinja", table=table, deviations=deviations))
 
 
 def print_speed() -> None:
-    """Calls per second of CPU time, by `call` alone, and by `step`: with the agent's text read and
-    the replies written, six calls a turn."""
+    """`--speed`: calls per second of CPU time, by `call` alone and by `step`, with the agent's text
+    read and the replies written, six calls a turn."""
     cases = []
     for case in read_cases():
         if not case["failure_scale"] and len(to_json(case["arguments"])) <= 300:
             cases.append(case)
     for kind in ("valid", "refused"):
-        calls = [
-            call_of(case) for case in cases if ("error" in case["expect"]) == (kind == "refused")
-        ]
-        blocks = [
-            tag("tool_call", {"name": call["name"], "arguments": call["arguments"]})
-            for call in calls
-        ]
+        chosen = [case for case in cases if ("error" in case["expect"]) == (kind == "refused")]
+        calls = [call_of(case) for case in chosen]
+        written = [{"name": case["tool"], "arguments": case["arguments"]} for case in chosen]
+        blocks = [tag("tool_call", call) for call in written]
         sixes = [blocks[i : i + 6] for i in range(0, len(blocks), 6)]
         turns = ["<think>Go.</think>" + "".join(six) for six in sixes]
         print_rate(VisGenEnv.call, calls, len(calls), kind)
@@ -634,8 +633,8 @@ def print_rate(act: Callable, given: list, n_calls: int, kind: str, seconds: flo
 
 
 def console() -> None:
-    """Read `tool {"argument": ...}` from the keyboard; show the reply, the new media, the clock and
-    the bill."""
+    """Without a switch: read `tool {"argument": ...}` from the keyboard; show the reply, the new
+    media, the clock and the bill."""
     env = studio(failure_scale=1.0)
     hint = 'Type a call such as  tool_text2image_gpt {"prompt": "a fox"}  or  quit.'
     print(env.messages[1]["content"], f"\n{hint}")
@@ -663,6 +662,7 @@ def shown_fields(artifact: dict) -> dict:
 
 
 def main() -> None:
+    """A console, or with a switch a table."""
     parser = argparse.ArgumentParser(
         description="A console on one episode of VisGenEnv; with a switch, a table instead."
     )

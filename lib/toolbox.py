@@ -297,11 +297,13 @@ def check_medium(artifacts: dict[str, dict], media_id: str, limits: dict, where:
 # Each takes a rule's entry in tools.yaml and the call's arguments, in which media stand for ids and
 # None for what was left out, and is true where all is well.
 def how_many_given(rule: dict, args: dict) -> bool:
+    """Of some parameters, at least and at most so many are given."""
     given = sum(args[name] is not None for name in rule["of"])
     return rule["least"] <= given <= rule["most"]
 
 
 def lengths(rule: dict, args: dict) -> bool:
+    """No text is longer than its most characters."""
     return all(len(args[name] or "") <= most for name, most in rule["most"].items())
 
 
@@ -312,69 +314,83 @@ def prompt_tokens(rule: dict, args: dict) -> bool:
 
 
 def shots_count(rule: dict, args: dict) -> bool:
+    """There are as many durations as shots."""
     durations, n_shots = args["shot_durations"], args["n_shots"]
     return durations is None or n_shots is None or len(durations) == n_shots
 
 
 def shots_sum(rule: dict, args: dict) -> bool:
+    """The durations sum to the total."""
     durations, total = args["shot_durations"], args["total_duration"]
     return durations is None or total is None or abs(sum(durations) - total) <= 0.1 + 1e-9
 
 
 def start_before_end(rule: dict, args: dict) -> bool:
+    """The start lies before the end, which is the medium's own if none is given."""
     end = args[rule["of"]]["duration_s"] if args["end"] is None else args["end"]
     return args["start"] < end
 
 
 def spans_a_frame(rule: dict, args: dict) -> bool:
+    """Between start and end lies a frame of the video."""
     video = args["video"]
     return whole_frames(min(args["end"], video["duration_s"]) - args["start"], video["fps"]) >= 1
 
 
 def loops_fit(rule: dict, args: dict) -> bool:
+    """The looped video has at most a million frames."""
     times = math.prod(step.get("count", 1) for step in args["operations"])
     return args["video"]["n_frames"] * times <= 10**6
 
 
 def transition_fits(rule: dict, args: dict) -> bool:
+    """Two transitions fit into the shortest clip."""
     shortest = min(clip["duration_s"] for clip in args["videos"])
     return args["transition_duration"] * 2 < shortest
 
 
 def few_images(rule: dict, args: dict) -> bool:
+    """Images taken and images made are not too many together."""
     return len(args["images"] or ()) + args["n"] * rule["outputs"] <= rule["most"]
 
 
 def shots_fit(rule: dict, args: dict) -> bool:
+    """Without a storyboard, each of the equal shots lasts 1 to 8 s."""
     return bool(args["storyboard"]) or 1 <= args["duration"] / args["n_shots"] <= 8
 
 
 def storyboard_fits(rule: dict, args: dict) -> bool:
+    """No shot of a storyboard lasts more than 8 s."""
     return not args["storyboard"] or longest_shot(args["storyboard"]) <= 8
 
 
 def factor_in_range(rule: dict, args: dict) -> bool:
+    """A target duration speeds the video up or down by 4 at most."""
     target = args["target_duration"]
     return target is None or 0.25 <= args["video"]["duration_s"] / target <= 4
 
 
 def sides_fit(rule: dict, args: dict) -> bool:
+    """Both sides of a size such as 1024x768 are within bounds."""
     numbers = map(int, re.findall("[0-9]{2,}", args["size"] or ""))
     return all(rule["least"] <= side <= rule["most"] for side in numbers)
 
 
 def mask_fits(rule: dict, args: dict) -> bool:
+    """A mask goes with one image, of its size."""
     mask, images = args["mask"], args["images"]
     return mask is None or [sides(mask)] == [sides(image) for image in images]
 
 
 def hardly_cropped(rule: dict, args: dict) -> bool:
+    """The clip has the image's aspect ratio, within 5 %."""
     image, clip = args["image"], args["made"][0]
     stretch = image["width"] / image["height"] * clip["height"] / clip["width"]
     return abs(math.log(stretch)) <= 0.05
 
 
 def audio_lasts(rule: dict, args: dict) -> bool:
+    """The audio is no shorter than the film."""
     audio, film = args["audio"], args["made"][0]
     return audio is None or audio["duration_s"] >= film["duration_s"] - 0.05
 
