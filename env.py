@@ -1,7 +1,11 @@
-"""VisGenEnv: 36 simulated tools of visual creation (Sec. 4.3.1, Table 9); no model, no network, no torch.
+"""VisGenEnv: an episode with 36 simulated tools of visual creation (Sec. 4.3.1, Table 9). It needs
+no model, no network and no torch.
 
-tools.yaml says what each tool takes, refuses and costs, and how it fails; here are what it makes, the agent's text (UTPC), the episode, and
-a console. Nothing the agent writes can raise: each call gets a reply, and a refused call's reply says which parameter is wrong and why.
+The agent writes UTPC text (Sec. 3.1); parse_utpc reads it, and each tool call in it gets one reply.
+tools.yaml says what a tool takes, refuses and costs, and how it fails; lib/toolbox.py checks that,
+and lib/behaviours.py makes the outputs. Here are the episode with its clock, its price and its
+failures, and below it a console. Nothing that the agent writes can raise: a refused call's reply
+says which parameter is wrong and why.
 """
 
 import argparse
@@ -10,28 +14,27 @@ import json
 import re
 import sys
 import time
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import islice
+from typing import Any
 
+from lib.behaviours import BEHAVIOURS, deviate, new_artifact, shot_lengths
 from lib.experiment import RolloutConfig
 from lib.runs import ROOT
-from lib.text import clean, fill_template, read_json, to_json
+from lib.text import clean, fill_template, read_json, tag, to_json
 from lib.toolbox import (
-    BEHAVIOURS,
     ToolError,
     bill,
     broken,
     chance,
     check_schema,
     describe,
-    deviate,
     find_media,
     load_defaults,
     load_tools,
     media_files,
-    new_artifact,
     refuse,
-    shot_lengths,
     tool_schemas,
     tool_signature,
     whole_frames,
@@ -39,8 +42,12 @@ from lib.toolbox import (
 
 
 @lru_cache(maxsize=256)
-def system_text(style, pool):
-    """The system message for a pool of tool names; with `schema` the chat template itself lists the tools."""
+def system_text(style: str, pool: tuple[str, ...]) -> str:
+    """The system message for a pool of tool names.
+
+    style: how it lists the tools, as names, as signatures, or (`schema`) not at all, since the chat
+    template does.
+    """
     listing = {
         "names": " ".join(pool),
         "signature": "\n" + "\n".join(map(tool_signature, pool)),
@@ -49,195 +56,240 @@ def system_text(style, pool):
     return fill_template("prompts/system.jinja", tools_text=listing, brief=style == "names")
 
 
-# ---------------------------------------------------------------------------- UTPC
+# --------------------------------------------------------------------- UTPC: what the agent writes
 TAGS = ("think", "plan", "tool_call", "answer")
-BLOCK = re.compile(
-    r"<(NAME)>((?:[^<]++|<(?!/\1>|(?:NAME)>))*+)(</\1>)?".replace("NAME", "|".join(TAGS))
-)  # up to its end, or to what opens next
-ODD = re.compile(
-    r"</?([A-Za-z_-]++)>"
-)  # outside of blocks: another tag, or the close of what is not open
-FORGED = re.compile(
-    r"<(?=/?(?:think|plan|tool_call|tool_response|answer)\b)"
-)  # what could open or close a turn, beside control tokens
-MAX_TAGS = 2000  # of a turn; a megabyte of tags would otherwise give as many faults and replies
+ANY_TAG = "|".join(TAGS)
+
+# A block is a tag, its body, and its end. A body goes on to its own end or to the next tag that
+# opens. The possessive `++` and `*+` give nothing back, so that a search stays linear.
+BLOCK = re.compile(rf"<({ANY_TAG})>((?:[^<]++|<(?!/\1>|(?:{ANY_TAG})>))*+)(</\1>)?")
+# Outside of blocks: another tag, or the end of one that is not open.
+ODD_TAG = re.compile(r"</?([A-Za-z_-]++)>")
+# In a tool's reply: what could open or close a turn, beside the control tokens `<|...|>`.
+FORGED_TAG = re.compile(r"<(?=/?(?:think|plan|tool_call|tool_response|answer)\b)")
+# Of a turn (ours). A megabyte of tags would otherwise give as many faults and replies.
+MAX_TAGS = 2000
 
 
-def parse_utpc(text):
-    """What a turn says, and what is wrong with it (Sec. 3.1). Never raises; linear in len(text). Blocks beyond MAX_TAGS are text.
+def parse_utpc(text: str) -> dict:
+    """What a turn says, and what is wrong with it (Sec. 3.1): never raises, linear in len(text).
 
-    Returns {think [str], plan list|None, calls [{name, arguments, error, pos}], answer dict|None, order [tag], faults [{code, pos, message}]}.
-    A tag that opens inside another one ends it: a lost closing tag costs one block. Each call gets a reply, so `calls` has unreadable ones too.
+    Returns
+        think   [text of each block]
+        plan    list of steps, or None
+        calls   [{name, arguments, error, pos}]: an unreadable call has an error and is listed too,
+                because each call gets a reply
+        answer  {deliverables, summary}, or None
+        order   [tag of each block]
+        faults  [{code, pos, message}]
+
+    A tag that opens inside of another block ends that block, so that a lost closing tag costs one
+    block. Blocks beyond MAX_TAGS are text.
     """
-    text, end, cut = clean(text), 0, set()
-    found = {"think": [], "plan": None, "calls": [], "answer": None, "order": [], "faults": []}
-    order = found["order"]
-
-    def fault(code, pos, message):
-        found["faults"].append({"code": code, "pos": pos, "message": f"{message:.160}"})
-        return f"{message:.160}"
-
-    for match in [*islice(BLOCK.finditer(text), MAX_TAGS), None]:
-        pos = match.start() if match else len(text)
-        for odd in islice(ODD.finditer(text, end, pos), MAX_TAGS) if end < pos else ():
-            code = (
-                "unknown_tag"
-                if odd[1] not in TAGS
-                else "nested_tag"
-                if odd[1] in cut
-                else "stray_close"
-            )
-            fault(code, odd.start(), f"{odd[0]} is none of the four tags, or closes nothing")
-        if end < pos and ODD.sub("", text[end:pos]).strip():
-            fault("text_outside_tags", end, "text outside the four tags")
-        if not match:
-            break
-        tag, body, closed = match.groups()
-        end, value, error = match.end(), body.strip(), None
-        if not closed:
-            cut.add(tag)
-            fault("unclosed_tag", pos, f"<{tag}> is not closed, or not before another tag opens")
-        if (
-            (tag in ("plan", "answer") and found["calls"])
-            or (tag == "tool_call" and "answer" in order)
-            or (tag != "think" and not order)
-        ):
-            fault(
-                "wrong_order",
-                pos,
-                "a turn is <think>, then maybe <plan>, then calls or an <answer>",
-            )
-        if tag in order and tag != "tool_call":
-            fault("duplicate_tag", pos, f"a second <{tag}> in one turn")
-        if not value:
-            error = fault("empty_tag", pos, f"<{tag}> is empty")
-        elif tag != "think":
-            try:
-                value = read_json(body)
-                check_schema(value, load_defaults()["utpc"][tag], tag)
-            except ValueError as wrong:
-                error = fault("bad_json", pos, f"the {tag} is not valid JSON: {wrong}")
-            except ToolError as wrong:
-                error = fault(f"bad_{tag.removeprefix('tool_')}", pos, wrong.args[2])
-        if tag == "think":
-            found["think"].append(value)
-        elif tag == "tool_call":
-            found["calls"].append(
-                {
-                    **({"name": None, "arguments": None} if error else value),
-                    "error": error,
-                    "pos": pos,
-                }
-            )
-        elif not error and tag not in order:
-            found[tag] = value
-        order.append(tag)
-    if not order:
-        fault("wrong_order", 0, "a turn begins with <think>")
-    return found
+    text = clean(text)
+    turn = {"think": [], "plan": None, "calls": [], "answer": None, "order": [], "faults": []}
+    unclosed = set()
+    end = 0
+    for block in islice(BLOCK.finditer(text), MAX_TAGS):
+        name, body, closing = block.groups()
+        check_outside(text, end, block.start(), unclosed, turn["faults"])
+        check_place(name, block.start(), bool(closing), turn)
+        if not closing:
+            unclosed.add(name)
+        add_block(name, body, block.start(), turn)
+        end = block.end()
+    check_outside(text, end, len(text), unclosed, turn["faults"])
+    if not turn["order"]:
+        add_fault(turn["faults"], "wrong_order", 0, "a turn begins with <think>")
+    return turn
 
 
-# ---------------------------------------------------------------------------- the environment
+def add_fault(faults: list[dict], code: str, pos: int, message: str) -> str:
+    """Note a fault at a position of the text; returns its message, cut to 160 characters."""
+    message = f"{message:.160}"
+    faults.append({"code": code, "pos": pos, "message": message})
+    return message
+
+
+def check_outside(text: str, start: int, end: int, unclosed: set, faults: list[dict]) -> None:
+    """Faults of what stands between two blocks: tags that are none of ours, and text."""
+    if start == end:
+        return
+    for odd in islice(ODD_TAG.finditer(text, start, end), MAX_TAGS):
+        if odd[1] not in TAGS:
+            code = "unknown_tag"
+        elif odd[1] in unclosed:
+            code = "nested_tag"
+        else:
+            code = "stray_close"
+        message = f"{odd[0]} is none of the four tags, or closes nothing"
+        add_fault(faults, code, odd.start(), message)
+    if ODD_TAG.sub("", text[start:end]).strip():
+        add_fault(faults, "text_outside_tags", start, "text outside the four tags")
+
+
+def check_place(name: str, pos: int, closed: bool, turn: dict) -> None:
+    """Faults of a block's tag: not closed, not in its place, or there before."""
+    faults, order = turn["faults"], turn["order"]
+    if not closed:
+        message = f"<{name}> is not closed, or not before another tag opens"
+        add_fault(faults, "unclosed_tag", pos, message)
+    too_late = name in ("plan", "answer") and turn["calls"]
+    after_answer = name == "tool_call" and "answer" in order
+    before_think = name != "think" and not order
+    if too_late or after_answer or before_think:
+        message = "a turn is <think>, then maybe <plan>, then calls or an <answer>"
+        add_fault(faults, "wrong_order", pos, message)
+    if name in order and name != "tool_call":
+        add_fault(faults, "duplicate_tag", pos, f"a second <{name}> in one turn")
+
+
+def add_block(name: str, body: str, pos: int, turn: dict) -> None:
+    """Put a block into the turn; what cannot be read is a fault. Of plans and answers the first
+    block counts."""
+    value, error = read_body(name, body, pos, turn["faults"])
+    if name == "think":
+        turn["think"].append(value)
+    elif name == "tool_call":
+        call = {"name": None, "arguments": None} if error else value
+        turn["calls"].append({**call, "error": error, "pos": pos})
+    elif not error and name not in turn["order"]:
+        turn[name] = value
+    turn["order"].append(name)
+
+
+def read_body(name: str, body: str, pos: int, faults: list[dict]) -> tuple[Any, str | None]:
+    """(value, None) of a block's body; or (anything, what is wrong with it)."""
+    text = body.strip()
+    if not text:
+        return text, add_fault(faults, "empty_tag", pos, f"<{name}> is empty")
+    if name == "think":
+        return text, None
+    try:
+        value = read_json(body)
+        check_schema(value, load_defaults()["utpc"][name], name)
+    except ValueError as error:
+        return None, add_fault(faults, "bad_json", pos, f"the {name} is not valid JSON: {error}")
+    except ToolError as error:
+        _, _, message, _ = error.args
+        return None, add_fault(faults, f"bad_{name.removeprefix('tool_')}", pos, message)
+    return value, None
+
+
+# ----------------------------------------------------------------------------- the environment
 class VisGenEnv:
-    """One episode at a time, all state in the instance. Same seed, same calls: same replies. copy.deepcopy forks an episode."""
+    """One episode at a time, with all its state in the instance; copy.deepcopy forks an episode.
 
-    def __init__(self, rollout=RolloutConfig()):
-        self.rollout, self.scale, self.ended = rollout, rollout.failure_scale, "not started"
+    Same seed, same calls: same replies. reset and step return in Gymnasium's order. The virtual
+    clock and the price meter run along; nothing sleeps.
+    """
 
-    def reset(self, task, seed):
-        """Opening messages and info {"pool": names, "tools": schemas or None}. ValueError for a pool of unknown tools."""
-        self.pool = (
-            list(task.get("pool") or load_tools())
-            if self.rollout.tool_pool == "task"
-            else list(load_tools())
-        )
+    def __init__(self, rollout: RolloutConfig | None = None):
+        self.rollout = rollout or RolloutConfig()
+        self.failure_scale = self.rollout.failure_scale
+        self.ended = "not started"
+
+    def reset(self, task: dict, seed: Any) -> tuple[list[dict], dict]:
+        """Begin an episode: (opening messages, {"pool": tool names, "tools": schemas or None}).
+
+        ValueError for a task whose pool names a tool that does not exist.
+        """
+        self.pool = list(load_tools())
+        if self.rollout.tool_pool == "task":
+            self.pool = list(task.get("pool") or load_tools())
         if unknown := [name for name in self.pool if name not in load_tools()]:
             raise ValueError(
                 f"task {task.get('id')}: its pool names {unknown}, which tools.yaml does not have"
             )
         self.task, self.seed, self.ended = task, seed, None
-        self.calls, self.turns, self.plans, self.plan, self.answer = [], [], [], None, None
+        # What the agent did. `plan` is the first turn's; `plans` has the later ones too.
+        self.turns, self.calls, self.plans = [], [], []
+        self.plan, self.answer = None, None
+        # What the tools keep: artifacts by id, how many there are of a kind, the to-do list, and
+        # (start, end, number of outputs) of the calls that count against a limit.
         self.artifacts, self.counts, self.todo, self.used = {}, {}, {}, {}
         self.virtual_s, self.turn_began, self.price_usd, self.errors = 0.0, 0.0, 0.0, 0
-        lines = [task["request"]] + [
-            self.attach(f"in_{i + 1}", given) for i, given in enumerate(task.get("inputs") or [])
-        ]
+        lines = [task["request"]]
+        for i, given in enumerate(task.get("inputs") or [], 1):
+            lines.append(self.attach(f"in_{i}", given))
+        request = clean("\n".join(lines)).replace("<|", "< |")
         self.messages = [
             {"role": "system", "content": system_text(self.rollout.tools, tuple(self.pool))},
-            {"role": "user", "content": clean("\n".join(lines)).replace("<|", "< |")},
+            {"role": "user", "content": request},
         ]
-        self.info = {
-            "pool": self.pool,
-            "tools": tool_schemas(self.pool) if self.rollout.tools == "schema" else None,
-        }
+        schemas = tool_schemas(self.pool) if self.rollout.tools == "schema" else None
+        self.info = {"pool": self.pool, "tools": schemas}
         return list(self.messages), self.info
 
-    def attach(self, media_id, given):
-        """A medium that the user attached becomes an artifact; returns the line that tells the agent about it."""
-        kind, fps, n = given["kind"], given.get("fps") or 24, given.get("shots") or 1
-        more = (
-            {
-                "fps": fps,
-                "shot_frames": shot_lengths(
-                    [whole_frames(given["duration_s"], fps) * i // n for i in range(n + 1)]
-                ),
-            }
-            if kind == "video"
-            else {}
-        )
-        more["has_audio"] = kind == "audio" or (kind == "video" and bool(given.get("has_audio")))
-        more["media"] = (
-            given.get("media") or self.stand_ins(kind, media_id)[0]
-        )  # the user's own file, if the task names it
-        self.artifacts[media_id] = new_artifact(**{**given, **more, "id": media_id, "tool": "user"})
-        return load_defaults()["kinds"][kind]["attached"].format_map(self.artifacts[media_id])
+    def attach(self, media_id: str, given: dict) -> str:
+        """Make an artifact of a medium that the user attached; returns the line that tells the
+        agent about it."""
+        kind = given["kind"]
+        fields = {}
+        if kind == "video":
+            fps, n_shots = given.get("fps") or 24, given.get("shots") or 1
+            n_frames = whole_frames(given["duration_s"], fps)
+            cuts = [n_frames * i // n_shots for i in range(n_shots + 1)]
+            fields = {"fps": fps, "shot_frames": shot_lengths(cuts)}
+        has_sound = kind == "video" and bool(given.get("has_audio"))
+        fields["has_audio"] = kind == "audio" or has_sound
+        # The user's own file, if the task names it.
+        fields["media"] = given.get("media") or self.stand_ins(kind, media_id)[0]
+        artifact = new_artifact(**{**given, **fields, "id": media_id, "tool": "user"})
+        self.artifacts[media_id] = artifact
+        return load_defaults()["kinds"][kind]["attached"].format_map(artifact)
 
-    def draw(self, purpose):
+    def chance(self, purpose: Any) -> float:
         """A number in [0, 1) from the episode's seed and the number of the current call."""
         return chance(self.seed, len(self.calls), purpose)
 
-    def stand_ins(self, kind, key, n=1):
-        """Files of the media database for n media: neighbours, so that they differ; the same key shows the same ones."""
+    def stand_ins(self, kind: str, key: str, n: int = 1) -> list[str | None]:
+        """Files of the media database for n media (Sec. 4.3.1: "random samples"): neighbours, so
+        that they differ. The same key shows the same ones."""
         files = media_files(kind)
-        first = int(chance(self.seed, key, "media") * len(files)) if files else 0
-        return [files[(first + i) % len(files)] if files else None for i in range(n)]
+        if not files:
+            return [None] * n
+        first = int(chance(self.seed, key, "media") * len(files))
+        return [files[(first + i) % len(files)] for i in range(n)]
 
-    def step(self, text):
-        """One turn -> (a tool message per call, 0.0: rewards.py gives it, terminated, truncated, info). RuntimeError after the episode's end."""
+    def step(self, text: str) -> tuple[list[dict], float, bool, bool, dict]:
+        """One turn of the agent: (replies, reward, terminated, truncated, info).
+
+        replies: a tool message for each call, in order. The reward is 0.0: rewards.py gives it, of
+        the whole episode. RuntimeError after the episode's end.
+        """
         if self.ended:
             raise RuntimeError(f"the episode is over ({self.ended}); call reset first")
         turn = parse_utpc(text)
         self.messages.append({"role": "assistant", "content": clean(text)})
-        self.turn_began = self.virtual_s  # the calls of one turn run side by side
         self.turns.append({"faults": turn["faults"], "order": turn["order"]})
         if turn["plan"] is not None:
             self.plans.append({"turn": len(self.turns), "plan": turn["plan"]})
-            self.plan = turn["plan"] if len(self.turns) == 1 else self.plan
-        replies = [
-            {
-                "role": "tool",
-                "content": FORGED.sub(r"\\u003c", to_json(self.call(call)).replace("<|", "< |")),
-            }
-            for call in turn["calls"]
-        ]
+            if len(self.turns) == 1:
+                self.plan = turn["plan"]
+        # The calls of one turn run side by side.
+        self.turn_began = self.virtual_s
+        replies = [tool_message(self.call(call)) for call in turn["calls"]]
         self.messages += replies
-        if turn["answer"] is not None:
-            self.ended, self.answer = "answer", turn["answer"]
-        elif not turn["calls"] or self.errors >= load_defaults()["max_errors"]:
-            self.ended = "malformed"
-        elif len(self.turns) >= self.rollout.max_turns:
-            self.ended = "max_turns"
-        return (
-            replies,
-            0.0,
-            self.ended in ("answer", "malformed"),
-            self.ended == "max_turns",
-            {"turn": len(self.turns), "ended": self.ended, "faults": turn["faults"]},
-        )
+        self.answer = turn["answer"]
+        self.ended = self.why_ended(turn)
+        info = {"turn": len(self.turns), "ended": self.ended, "faults": turn["faults"]}
+        terminated = self.ended in ("answer", "malformed")
+        return replies, 0.0, terminated, self.ended == "max_turns", info
 
-    def call(self, call):
-        """Run one parsed call, keep its record, and return the reply."""
-        record = {
+    def why_ended(self, turn: dict) -> str | None:
+        """What ends the episode with this turn: answer, malformed, max_turns; or None."""
+        if turn["answer"] is not None:
+            return "answer"
+        if not turn["calls"] or self.errors >= load_defaults()["max_errors"]:
+            return "malformed"
+        if len(self.turns) >= self.rollout.max_turns:
+            return "max_turns"
+        return None
+
+    def call(self, call: dict) -> dict:
+        """Run one call as parse_utpc found it; keeps the outcome in `calls`, returns the reply."""
+        outcome = {
             "turn": len(self.turns),
             "name": call["name"],
             "arguments": call["arguments"],
@@ -247,346 +299,381 @@ class VisGenEnv:
             "virtual_s": 0.0,
             "price_usd": 0.0,
         }
-        deviates = self.rollout.fidelity < 1 and self.draw("fidelity") >= self.rollout.fidelity
+        fidelity = self.rollout.fidelity
+        deviates = fidelity < 1 and self.chance("fidelity") >= fidelity
         try:
-            if self.errors >= load_defaults()["max_errors"]:
-                refuse(
-                    None,
-                    f"{self.errors} calls of this episode failed; it ends here",
-                    "too_many_errors",
-                )
-            if call["error"]:
-                refuse(None, call["error"], "bad_call")
-            if call["name"] not in self.pool:
-                refuse(
-                    "name",
-                    f"no tool {to_json(call['name']):.40} here; the tools are {', '.join(self.pool):.300}",
-                    "unknown_tool",
-                )
-            reply = self.run(load_tools()[call["name"]], call["arguments"], record, deviates)
+            tool = self.find_tool(call)
+            reply = self.run_tool(tool, call["arguments"], outcome, deviates)
         except ToolError as error:
-            self.errors += 1
-            code, param, message, retryable = (
-                ("service_error", None, "internal error, try again", True)
-                if deviates
-                else error.args
-            )
-            if code in load_defaults()["invalid"]:  # in the service's manner
-                message = load_tools()[call["name"]]["provider"]["invalid"] + message
-            record["status"], record["virtual_s"] = (
-                "error",
-                record["virtual_s"] or load_defaults()["refused_s"],
-            )
-            record["error"] = {
-                "code": code,
-                "param": param,
-                "message": message,
-                "retryable": retryable,
-            }
-            reply = {"error": record["error"]}
-            self.virtual_s = max(self.virtual_s, round(self.turn_began + record["virtual_s"], 3))
-        self.calls.append(record)
+            reply = self.error_reply(error, outcome, deviates)
+        self.calls.append(outcome)
         return reply
 
-    def run(self, tool, written, record, deviates):
-        """Validate, fail as services fail, make the outputs, file them. Raises ToolError."""
+    def find_tool(self, call: dict) -> dict:
+        """The entry of the tool that a call names. ToolError if it cannot be called."""
+        if self.errors >= load_defaults()["max_errors"]:
+            message = f"{self.errors} calls of this episode failed; it ends here"
+            refuse(None, message, "too_many_errors")
+        if call["error"]:
+            refuse(None, call["error"], "bad_call")
+        if call["name"] not in self.pool:
+            known = f"the tools are {', '.join(self.pool):.300}"
+            refuse("name", f"no tool {to_json(call['name']):.40} here; {known}", "unknown_tool")
+        return load_tools()[call["name"]]
+
+    def error_reply(self, error: ToolError, outcome: dict, deviates: bool) -> dict:
+        """The reply to a call that failed, in the service's manner; it takes time as well.
+
+        A simulator that deviates gives another failure instead.
+        """
+        self.errors += 1
+        code, param, message, retryable = error.args
+        if deviates:
+            code, param, retryable = "service_error", None, True
+            message = "internal error, try again"
+        if code in load_defaults()["invalid"]:
+            message = load_tools()[outcome["name"]]["provider"]["invalid"] + message
+        outcome["status"] = "error"
+        outcome["error"] = {
+            "code": code,
+            "param": param,
+            "message": message,
+            "retryable": retryable,
+        }
+        outcome["virtual_s"] = outcome["virtual_s"] or load_defaults()["refused_s"]
+        self.virtual_s = max(self.virtual_s, round(self.turn_began + outcome["virtual_s"], 3))
+        return {"error": outcome["error"]}
+
+    def run_tool(self, tool: dict, written: dict, outcome: dict, deviates: bool) -> dict:
+        """Check the arguments, fail as services fail, make the outputs and file them (Sec. 4.3.1:
+        parameter validation, state transitions, output specifications). Returns the reply.
+
+        written: the arguments as the agent wrote them; outcome: what `call` keeps, to be filled in.
+        ToolError for every refusal and failure.
+        """
         check_schema(written, tool["parameters"], "")
-        a = {**tool["blank"], **written}
-        parents = find_media(self.artifacts, tool, a)
-        for rule in broken(tool["rules"], a):
-            refuse(
-                rule["param"], rule["message"].format_map(a), rule.get("code", "invalid_parameter")
-            )
-        if self.scale:
-            self.screen(tool, a)
-        outputs, more = BEHAVIOURS[tool["behaviour"]](self, tool, a)
-        a["made"] = outputs
-        for note in broken(tool["notes"], a):
-            more.setdefault("warning", note["message"].format_map(a))
+        args = {**tool["blank"], **written}
+        parents = find_media(self.artifacts, tool, args)
+        for rule in broken(tool["rules"], args):
+            message = rule["message"].format_map(args)
+            refuse(rule["param"], message, rule.get("code", "invalid_parameter"))
+        if self.failure_scale:
+            self.moderate(tool, args)
+
+        outputs, more = BEHAVIOURS[tool["behaviour"]](self, tool, args)
+        args["made"] = outputs
+        for note in broken(tool["notes"], args):
+            more.setdefault("warning", note["message"].format_map(args))
+
+        # A call waits for the media that it takes.
         given = [self.artifacts[parent["id"]] for parent in parents]
-        start = max([self.turn_began, *[medium["made_s"] for medium in given]])  # it waits for them
-        if self.scale:
-            self.meter(tool, a, start)
-            self.fail(tool, record)
-            outputs, more = self.lose(tool, a, outputs, more)
+        start = max([self.turn_began, *[medium["made_s"] for medium in given]])
+        if self.failure_scale:
+            self.check_limits(tool, args, start)
+            self.fail_by_accident(tool, outcome)
+            outputs, more = self.lose_outputs(tool, args, outputs, more)
         if deviates:
             outputs, more = deviate(outputs, more)
-        record["virtual_s"] = round(bill(tool["virtual_seconds"], a, outputs, given, self.draw), 3)
-        record["price_usd"] = round(bill(tool["price_usd"], a, outputs, given), 6)
-        end = round(start + record["virtual_s"], 3)
-        for limit in tool["limits"][:1]:
-            self.used.setdefault(limit["of"], []).append((start, end, len(outputs)))
-        kind, count, prefix = (
-            tool["makes"],
-            self.counts.get(tool["makes"], 0),
-            load_defaults()["kinds"][tool["makes"]].get("prefix"),
-        )
-        self.counts[kind] = count + len(outputs)
-        key = f"{written['seed']} {written['prompt']}" if "seed" in written else f"{kind} {count}"
-        for i, (output, file) in enumerate(
-            zip(outputs, self.stand_ins(kind, key, len(outputs))), count + 1
-        ):
-            output.update(
-                id=f"{prefix}_{i}",
-                tool=tool["name"],
-                arguments=written,
-                media=file,
-                made_s=end,
-                parents=parents,
-            )
-            self.artifacts[output["id"]] = output
-            record["outputs"].append(output["id"])
-        self.virtual_s, self.price_usd = (
-            max(self.virtual_s, end),
-            round(self.price_usd + record["price_usd"], 6),
-        )
-        return describe(kind, outputs, more)
 
-    def screen(self, tool, a):
-        """Moderation of the prompt: the same prompt always gets the same verdict, right or wrong."""
-        provider, words = tool["provider"], load_defaults()["blocked_words"]
-        categories = provider["screens"] + [
-            more
-            for param, table in tool["also_screened"].items()
-            for more in table.get(a[param], ())
-        ]
+        seconds = bill(tool["virtual_seconds"], args, outputs, given, self.chance)
+        outcome["virtual_s"] = round(seconds, 3)
+        outcome["price_usd"] = round(bill(tool["price_usd"], args, outputs, given), 6)
+        end = round(start + outcome["virtual_s"], 3)
+        self.virtual_s = max(self.virtual_s, end)
+        self.price_usd = round(self.price_usd + outcome["price_usd"], 6)
+        if tool["limits"]:
+            model = tool["limits"][0]["of"]
+            self.used.setdefault(model, []).append((start, end, len(outputs)))
+        self.file_outputs(tool, written, parents, outputs, end)
+        outcome["outputs"] = [output["id"] for output in outputs]
+        return describe(tool["makes"], outputs, more)
+
+    def file_outputs(
+        self, tool: dict, written: dict, parents: list[dict], outputs: list[dict], made_s: float
+    ) -> None:
+        """Give new artifacts their ids, their files and their origin, and keep them."""
+        kind = tool["makes"]
+        count = self.counts.get(kind, 0)
+        self.counts[kind] = count + len(outputs)
+        # A seed shows the same pictures again.
+        key = f"{written['seed']} {written['prompt']}" if "seed" in written else f"{kind} {count}"
+        files = self.stand_ins(kind, key, len(outputs))
+        for i, (output, file) in enumerate(zip(outputs, files), count + 1):
+            output["id"] = f"{load_defaults()['kinds'][kind]['prefix']}_{i}"
+            output["tool"] = tool["name"]
+            output["arguments"] = written
+            output["media"] = file
+            output["made_s"] = made_s
+            output["parents"] = parents
+            self.artifacts[output["id"]] = output
+
+    # The four ways in which a service fails a call that is well-formed. The paper gives no failure
+    # rates: these and their rules are ours, by tools.yaml. Moderation and limits are rules of the
+    # service and hold at every failure_scale but 0; accidents scale.
+    def moderate(self, tool: dict, args: dict) -> None:
+        """Refuse a prompt as the provider's moderation would: the same prompt always gets the same
+        verdict, right or wrong."""
+        provider, defaults = tool["provider"], load_defaults()
+        categories = list(provider["screens"])
+        for param, further in tool["also_screened"].items():
+            categories += further.get(args[param], ())
         for param in tool["screened"]:
-            text = a[param] or ""
-            hits = [
-                (category, hit[0])
-                for category in categories
-                if (hit := words[category].search(text))
-            ]
-            if (
-                text
-                and not hits
-                and chance("", provider["blocked"], text)
-                < load_defaults()["false_block"] * self.scale
-            ):
-                hits = [("other", max(re.findall(r"\w+", text), key=len, default="")[:20])]
-            for category, word in hits[-1:]:
-                message = provider["blocked"].format(
-                    code=provider.get("codes", {}).get(category), category=category, word=word
-                )
+            text = args[param] or ""
+            verdict = None
+            for category in categories:
+                if hit := defaults["blocked_words"][category].search(text):
+                    verdict = category, hit[0]
+            if text and not verdict:
+                false_share = defaults["false_block"] * self.failure_scale
+                if chance("", provider["blocked"], text) < false_share:
+                    longest = max(re.findall(r"\w+", text), key=len, default="")
+                    verdict = "other", longest[:20]
+            if verdict:
+                category, word = verdict
+                code = provider.get("codes", {}).get(category)
+                message = provider["blocked"].format(code=code, category=category, word=word)
                 refuse(param, message, "content_blocked")
 
-    def meter(self, tool, a, start):
-        """Rate limits, jobs at a time, and used-up packs, by the virtual clock. Only the last does not end by waiting."""
+    def check_limits(self, tool: dict, args: dict, start: float) -> None:
+        """Refuse a call above a rate limit, the most jobs at a time, or a used-up pack, by the
+        virtual clock. All but the pack end by waiting."""
         for limit in tool["limits"]:
-            amount = sum(
-                end > start
-                if "jobs" in limit
-                else (n if "items" in limit else 1) * (began > start - limit["window_s"])
-                for began, end, n in self.used.get(limit["of"], ())
-            )
-            if amount + (int(a["n"]) if "items" in limit else 1) > (
-                limit.get("jobs") or limit.get("calls") or limit["items"]
-            ):
-                refuse(None, limit["message"], limit["code"], limit["code"] != "quota_exhausted")
+            used = self.used.get(limit["of"], ())
+            wanted = 1
+            if "jobs" in limit:
+                most = limit["jobs"]
+                amount = sum(end > start for _, end, _ in used)
+            else:
+                opens = start - limit["window_s"]
+                recent = [n_outputs for began, _, n_outputs in used if began > opens]
+                if "items" in limit:
+                    most, amount, wanted = limit["items"], sum(recent), int(args["n"])
+                else:
+                    most, amount = limit["calls"], len(recent)
+            if amount + wanted > most:
+                ends_by_waiting = limit["code"] != "quota_exhausted"
+                refuse(None, limit["message"], limit["code"], ends_by_waiting)
 
-    def fail(self, tool, record):
-        """Failures that a retry mends, from the episode's seed and the number of the call; of several steps any may fail. A timeout takes longest."""
-        timeout, both = (
-            self.scale * len(tool["steps"]) * share
-            for share in load_defaults()["failures"][tool["call"]]
+    def fail_by_accident(self, tool: dict, outcome: dict) -> None:
+        """Fail a share of calls, from the episode's seed and the number of the call. A retry mends
+        it. Of several steps any may fail; a timeout takes as long as a call can."""
+        defaults, steps = load_defaults(), tool["steps"]
+        timeout_share, failure_share = (
+            self.failure_scale * len(steps) * share for share in defaults["failures"][tool["call"]]
         )
-        if both and (chance := self.draw("failure")) < both:
-            step, code = (
-                tool["steps"][int(chance / both * len(tool["steps"]))],
-                "timeout" if chance < timeout else "service_error",
-            )
-            if code == "timeout":
-                record["virtual_s"] = round(
-                    bill(
-                        tool["virtual_seconds"],
-                        {**tool["blank"], **record["arguments"]},
-                        draw=lambda _: 1 - 1e-9,
-                    ),
-                    3,
-                )
-            refuse(None, (f"step {step}: " if step else "") + tool["provider"][code], code, True)
+        if not failure_share:
+            return
+        chance = self.chance("failure")
+        if chance >= failure_share:
+            return
+        step = steps[int(chance / failure_share * len(steps))]
+        code = "timeout" if chance < timeout_share else "service_error"
+        if code == "timeout":
+            args = {**tool["blank"], **outcome["arguments"]}
+            longest = bill(tool["virtual_seconds"], args, chance_of=lambda purpose: 1 - 1e-9)
+            outcome["virtual_s"] = round(longest, 3)
+        where = f"step {step}: " if step else ""
+        refuse(None, where + tool["provider"][code], code, True)
 
-    def lose(self, tool, a, outputs, more):
-        """Items that were filtered or not made: the rest comes with a warning; if none is left, the call has failed."""
-        loss, n = tool["no_output"], len(outputs)
-        talks = "asks_text" in loss and re.search(
-            load_defaults()["asks_text"], a["prompt"], re.IGNORECASE
-        )
-        chance = loss["asks_text" if talks else "per_item"] * self.scale
-        kept = [
-            output
-            for i, output in enumerate(outputs)
-            if not chance or self.draw(f"item {i}") >= chance
-        ]
-        message = loss["message"].format(k=len(kept), n=n, lost=n - len(kept))
-        if n and not kept:
+    def lose_outputs(
+        self, tool: dict, args: dict, outputs: list[dict], more: dict
+    ) -> tuple[list[dict], dict]:
+        """Filter a share of the outputs: the rest comes with a warning in `more`. If none is left,
+        the call has failed."""
+        loss = tool["no_output"]
+        share = loss["per_item"]
+        if "asks_text" in loss:
+            asks_text = load_defaults()["asks_text"]
+            if re.search(asks_text, args["prompt"], re.IGNORECASE):
+                share = loss["asks_text"]
+        share *= self.failure_scale
+        if not share:
+            return outputs, more
+        kept = [output for i, output in enumerate(outputs) if self.chance(f"item {i}") >= share]
+        if len(kept) == len(outputs):
+            return outputs, more
+        n_lost = len(outputs) - len(kept)
+        message = loss["message"].format(k=len(kept), n=len(outputs), lost=n_lost)
+        if not kept:
             refuse(None, message, "no_output", True)
-        return kept, {**more, "warning": message} if len(kept) < n else more
+        return kept, {**more, "warning": message}
 
-    def trajectory(self):
+    def trajectory(self) -> dict:
         """The Trajectory record; `reward` is filled by rewards.py."""
-        names = (
-            "task",
-            "messages",
-            "calls",
-            "plan",
-            "plans",
-            "answer",
-            "ended",
-            "seed",
-            "turns",
-            "virtual_s",
-            "price_usd",
-        )
-        return {
-            **{name: copy.copy(getattr(self, name)) for name in names},
-            "artifacts": list(self.artifacts.values()),
-            "reward": {},
+        record = {
+            "task": self.task,
+            "messages": self.messages,
+            "calls": self.calls,
+            "plan": self.plan,
+            "plans": self.plans,
+            "answer": self.answer,
+            "ended": self.ended,
+            "seed": self.seed,
+            "turns": self.turns,
+            "virtual_s": self.virtual_s,
+            "price_usd": self.price_usd,
         }
+        # Copies, one level deep: the episode may go on.
+        record = {name: copy.copy(value) for name, value in record.items()}
+        return {**record, "artifacts": list(self.artifacts.values()), "reward": {}}
 
 
-# ---------------------------------------------------------------------------- console, tables, speed
-def studio(**rollout):
-    """An episode with the media of `defaults.studio`. With its seed, the first call meets no transient failure at scale 1."""
+def tool_message(reply: dict) -> dict:
+    """A reply as a message. What it quotes cannot open or close a turn, as text or as a token."""
+    content = to_json(reply).replace("<|", "< |")
+    return {"role": "tool", "content": FORGED_TAG.sub(r"\\u003c", content)}
+
+
+# ------------------------------------------------------------------------ console, audit, speed
+def studio(**rollout: Any) -> VisGenEnv:
+    """An episode with the media of `defaults.studio`, without failures and without an end of turns
+    unless `rollout` says otherwise. By its seed, the first call meets no accident at scale 1."""
     env = VisGenEnv(RolloutConfig(**{"failure_scale": 0, "max_turns": 10**9, **rollout}))
-    env.reset(
-        {"id": "studio", "request": "Make what you like.", "inputs": load_defaults()["studio"]},
-        seed=1,
-    )
+    inputs = load_defaults()["studio"]
+    env.reset({"id": "studio", "request": "Make what you like.", "inputs": inputs}, seed=1)
     return env
 
 
-def read_cases():
-    return [
-        json.loads(line)
-        for line in (ROOT / "data/fidelity.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+def read_cases() -> list[dict]:
+    """The cases of data/fidelity.jsonl: a tool's arguments, and what the real service would do."""
+    text = (ROOT / "data/fidelity.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
 
 
-def audit():
-    """C_tool of the documented (D, S, T) and of the assumed (A, M) cases: ({tool: [right, all, right, all]}, deviations in words)."""
-    table, deviations = {name: [0, 0, 0, 0] for name in load_tools()}, []
+def call_of(case: dict) -> dict:
+    """A case as parse_utpc would find its call."""
+    return {"name": case["tool"], "arguments": case["arguments"], "error": None}
+
+
+def audit() -> tuple[dict[str, list[int]], list[str]]:
+    """C_tool, the simulator's fidelity, as the share of cases that it gets right.
+
+    Returns ({tool: [right, all, right, all]}, deviations in words): the first two are of documented
+    cases (marks D, S and T), the others of assumed ones (A and M).
+    """
+    table = {name: [0, 0, 0, 0] for name in load_tools()}
+    deviations = []
     for case in read_cases():
-        env, row = studio(failure_scale=case["failure_scale"]), table[case["tool"]]
-        reply = env.call({"name": case["tool"], "arguments": case["arguments"], "error": None})
-        ids, error = reply.get("ids", ()), reply.get("error", {})
-        got = {
-            **(env.artifacts[ids[0]] if ids else {}),
-            **env.calls[-1],
-            **reply,
-            **error,
-            "error": error.get("code"),
-            "count": len(ids),
-            "warning": "warning" in reply,
-        }
-        wrong = {
-            field: got.get(field)
-            for field, right in case["expect"].items()
-            if got.get(field) != right
-        }
+        got = play_case(case)
+        expected = case["expect"]
+        wrong = {field: got.get(field) for field in expected if got.get(field) != expected[field]}
         column = 0 if case["mark"] in "DST" else 2
-        row[column], row[column + 1] = row[column] + (not wrong), row[column + 1] + 1
+        row = table[case["tool"]]
+        row[column] += not wrong
+        row[column + 1] += 1
         if wrong:
-            deviations.append(
-                f"{case['tool']} {to_json(case['arguments']):.90} ({case['source']}): {case['expect']}, got {wrong}"
-            )
+            call = f"{case['tool']} {to_json(case['arguments']):.90} ({case['source']})"
+            deviations.append(f"{call}: {expected}, got {wrong}")
     return table, deviations
 
 
-def print_audit():
+def play_case(case: dict) -> dict:
+    """All that came of a case's call: the fields of the first artifact, the outcome, the reply."""
+    env = studio(failure_scale=case["failure_scale"])
+    reply = env.call(call_of(case))
+    ids, error = reply.get("ids", ()), reply.get("error", {})
+    artifact = env.artifacts[ids[0]] if ids else {}
+    return {
+        **artifact,
+        **env.calls[-1],
+        **reply,
+        **error,
+        "error": error.get("code"),
+        "count": len(ids),
+        "warning": "warning" in reply,
+    }
+
+
+def print_tools() -> None:
+    """`--tools`: Table 9 with each tool's signature."""
+    print(fill_template("templates/tools.jinja", tools=load_tools(), signature=tool_signature))
+
+
+def print_audit() -> None:
+    """`--audit`: the table of audit(), then every deviation."""
     table, deviations = audit()
-    print(
-        fill_template(
-            "templates/audit.jinja",
-            table={**table, "all": [sum(column) for column in zip(*table.values())]},
-            deviations=deviations,
-        )
-    )
+    table["all"] = [sum(column) for column in zip(*table.values())]
+    print(fill_template("templates/audit.jinja", table=table, deviations=deviations))
 
 
-def print_speed(seconds=2.0):
-    """Calls per second of CPU time in the best round, alone and with the agent's text read and the replies written, six calls a turn."""
-    cases = [
-        case
-        for case in read_cases()
-        if not case["failure_scale"] and len(to_json(case["arguments"])) <= 300
-    ]
-    for words in ("valid", "refused"):
-        calls = [
-            {"name": c["tool"], "arguments": c["arguments"], "error": None}
-            for c in cases
-            if ("error" in c["expect"]) == (words == "refused")
-        ]
-        blocks = [
-            f"<tool_call>{to_json({'name': call['name'], 'arguments': call['arguments']})}</tool_call>"
-            for call in calls
-        ]
-        turns = [
-            "<think>Go.</think>" + "".join(blocks[i : i + 6]) for i in range(0, len(blocks), 6)
-        ]
-        for name, given, rounds in (("call", calls, []), ("step", turns, [])):
-            while sum(rounds) < seconds:
-                env = studio()
-                env.errors = -(10**9)  # this is no episode: ten refusals must not end it
-                act, began = getattr(env, name), time.process_time()
-                list(map(act, given))
-                rounds.append(time.process_time() - began)
-            print(
-                f"{len(calls) / min(rounds):8.0f} {words} calls/s by `{name}`, in the best of {len(rounds)} rounds"
-            )
-        print(
-            f"         the mix: {len(calls)} cases of data/fidelity.jsonl, of {len({call['name'] for call in calls})} tools"
-        )
+def print_speed() -> None:
+    """`--speed`: calls per second of CPU time, by `call` alone and by `step`, with the agent's text
+    read and the replies written, six calls a turn."""
+    cases = []
+    for case in read_cases():
+        if not case["failure_scale"] and len(to_json(case["arguments"])) <= 300:
+            cases.append(case)
+    for kind in ("valid", "refused"):
+        chosen = [case for case in cases if ("error" in case["expect"]) == (kind == "refused")]
+        calls = [call_of(case) for case in chosen]
+        written = [{"name": case["tool"], "arguments": case["arguments"]} for case in chosen]
+        blocks = [tag("tool_call", call) for call in written]
+        sixes = [blocks[i : i + 6] for i in range(0, len(blocks), 6)]
+        turns = ["<think>Go.</think>" + "".join(six) for six in sixes]
+        print_rate(VisGenEnv.call, calls, len(calls), kind)
+        print_rate(VisGenEnv.step, turns, len(calls), kind)
+        n_tools = len({call["name"] for call in calls})
+        print(f"         the mix: {len(calls)} cases of data/fidelity.jsonl, of {n_tools} tools")
 
 
-def console():
-    """Read `tool {"argument": ...}` from the keyboard; show the reply, the new media, the clock and the bill."""
+def print_rate(act: Callable, given: list, n_calls: int, kind: str, seconds: float = 2.0) -> None:
+    """One line: how fast `act` goes through all that is given, in the best round of `seconds`."""
+    rounds = []
+    while sum(rounds) < seconds:
+        env = studio()
+        # This is no episode: ten refusals must not end it.
+        env.errors = -(10**9)
+        began = time.process_time()
+        for item in given:
+            act(env, item)
+        rounds.append(time.process_time() - began)
+    rate = n_calls / min(rounds)
+    best = f"in the best of {len(rounds)} rounds"
+    print(f"{rate:8.0f} {kind} calls/s by `{act.__name__}`, {best}")
+
+
+def console() -> None:
+    """Without a switch: read `tool {"argument": ...}` from the keyboard; show the reply, the new
+    media, the clock and the bill."""
     env = studio(failure_scale=1.0)
-    print(
-        env.messages[1]["content"],
-        '\nType a call such as  tool_text2image_gpt {"prompt": "a fox"}  or  quit.',
-    )
+    hint = 'Type a call such as  tool_text2image_gpt {"prompt": "a fox"}  or  quit.'
+    print(env.messages[1]["content"], f"\n{hint}")
     for line in filter(None, map(str.strip, sys.stdin)):
         if line == "quit" or env.ended:
             return
         name, _, arguments = line.partition(" ")
-        replies, *_ = env.step(
-            f'<think>.</think><tool_call>{{"name": {to_json(name)}, "arguments": {arguments or "{}"}}}</tool_call>'
-        )
+        call = f'{{"name": {to_json(name)}, "arguments": {arguments or "{}"}}}'
+        replies, *_ = env.step(tag("think", ".") + tag("tool_call", call))
         print(*[reply["content"] for reply in replies], sep="\n")
         for media_id in env.calls[-1]["outputs"]:
-            print(
-                "   ",
-                {
-                    k: v
-                    for k, v in env.artifacts[media_id].items()
-                    if v not in (None, [], {}) and k not in ("arguments", "tool")
-                },
-            )
-        print(
-            f"    clock {env.virtual_s:.1f} s, bill ${env.price_usd:.3f}, failed calls {env.errors}",
-            "(the episode is over)" * bool(env.ended),
-        )
+            print("   ", shown_fields(env.artifacts[media_id]))
+        bill_line = f"    clock {env.virtual_s:.1f} s, bill ${env.price_usd:.3f}"
+        over = "(the episode is over)" if env.ended else ""
+        print(f"{bill_line}, failed calls {env.errors}", over)
 
 
-def main():
+def shown_fields(artifact: dict) -> dict:
+    """The fields of an artifact that hold something, but those that repeat the call."""
+    return {
+        name: value
+        for name, value in artifact.items()
+        if value not in (None, [], {}) and name not in ("arguments", "tool")
+    }
+
+
+def main() -> None:
+    """A console, or with a switch a table."""
     parser = argparse.ArgumentParser(
         description="A console on one episode of VisGenEnv; with a switch, a table instead."
     )
-    for switch, show, doc in (
-        (
-            "--tools",
-            lambda: print(
-                fill_template("templates/tools.jinja", tools=load_tools(), signature=tool_signature)
-            ),
-            "the 36 tools",
-        ),
-        ("--audit", print_audit, "C_tool by data/fidelity.jsonl"),
-        ("--speed", print_speed, "tool calls per second on this core"),
-    ):
-        parser.add_argument(
-            switch, dest="show", action="store_const", const=show, default=console, help=doc
-        )
+    switches = {
+        "--tools": (print_tools, "the 36 tools"),
+        "--audit": (print_audit, "C_tool by data/fidelity.jsonl"),
+        "--speed": (print_speed, "tool calls per second on this core"),
+    }
+    parser.set_defaults(show=console)
+    for switch, (show, doc) in switches.items():
+        parser.add_argument(switch, dest="show", action="store_const", const=show, help=doc)
     parser.parse_args().show()
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from lib.experiment import LlmConfig
 from lib.runs import ROOT, digest, write_atomic
-from lib.text import PAGES, clean, fill_template, read_json, to_json
+from lib.text import TEMPLATES, clean, fill_template, read_json, to_json
 from lib.toolbox import ToolError, check_schema
 
 # HTTP answers below 500 that another try may mend: timeout, conflict, too many requests.
@@ -63,7 +63,7 @@ def show_untrusted(value: Any) -> str:
     return to_json(value).translate({ord("<"): "\uff1c", ord(">"): "\uff1e"})
 
 
-PAGES.filters["untrusted"] = show_untrusted
+TEMPLATES.filters["untrusted"] = show_untrusted
 
 
 def make_request(

@@ -1,5 +1,5 @@
-"""VisGenEnv: the 36 tools (schemas, the golden values of the real services, media flow, the audit, the fidelity dial), the episode's
-contract, failures and seeds, the console, the parser."""
+"""VisGenEnv: the 36 tools (schemas, the golden values of the real services, media flow, the audit,
+the fidelity dial), the episode's contract, failures and seeds, the console, the parser."""
 
 import copy
 import json
@@ -20,27 +20,30 @@ from hypothesis import strategies as st
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from env import VisGenEnv, audit, parse_utpc, read_cases  # noqa: E402
+from lib.behaviours import speech_seconds  # noqa: E402
 from lib.experiment import RolloutConfig  # noqa: E402
 from lib.text import to_json  # noqa: E402
 from lib.toolbox import (  # noqa: E402
     RULES,
     load_defaults,
     load_tools,
-    speech_seconds,
     tool_schemas,
     tool_signature,
 )
 
-TABLE_9 = """tool_prompt_refine tool_video_shot_gen tool_video_script_gen tool_storyboard_polish tool_script_storyboard_merge
-tool_text2video_veo tool_text2image_gemini tool_text2image_hunyuan tool_text2image_seed tool_text2image_gpt tool_text2image_qwen
-tool_image_edit_gemini tool_image_edit_qwen tool_image_edit_gpt tool_image2video_keling tool_image2video_veo3 tool_music_suno
-tool_sound_fx_gen tool_tts_generation tool_video_composite tool_video_postprocess tool_video_auto_pipeline tool_beat_detect
-tool_video_trim_edit tool_video_speed_adjust tool_tts_composite tool_audio_edit_cut tool_subtitle_add_text tool_video_analysis
-tool_audio_analysis tool_image_analysis tool_search_content tool_search_inspire tool_content_summary tool_task_manager
-tool_html_builder""".split()
+TABLE_9 = """tool_prompt_refine tool_video_shot_gen tool_video_script_gen tool_storyboard_polish
+tool_script_storyboard_merge tool_text2video_veo tool_text2image_gemini tool_text2image_hunyuan
+tool_text2image_seed tool_text2image_gpt tool_text2image_qwen tool_image_edit_gemini
+tool_image_edit_qwen tool_image_edit_gpt tool_image2video_keling tool_image2video_veo3
+tool_music_suno tool_sound_fx_gen tool_tts_generation tool_video_composite tool_video_postprocess
+tool_video_auto_pipeline tool_beat_detect tool_video_trim_edit tool_video_speed_adjust
+tool_tts_composite tool_audio_edit_cut tool_subtitle_add_text tool_video_analysis
+tool_audio_analysis tool_image_analysis tool_search_content tool_search_inspire tool_content_summary
+tool_task_manager tool_html_builder
+""".split()
 
-# A call of each tool that works after `studio()`: in_1 image 1024x768, in_2 video 1280x720 8 s, in_3 audio 30 s, in_4 text,
-# txt_1 a storyboard.
+# A call of each tool that works after `studio()`: in_1 image 1024x768, in_2 video 1280x720 8 s,
+# in_3 audio 30 s, in_4 text, txt_1 a storyboard.
 HAPPY = {
     "tool_prompt_refine": {"prompt": 'a sign that says "OPEN"'},
     "tool_video_shot_gen": {"script": "in_4", "n_shots": 3, "total_duration": 20},
@@ -171,7 +174,7 @@ def last(env):
     return list(env.artifacts.values())[-1]
 
 
-# ---------------------------------------------------------------------------- the tools as data
+# -------------------------------------------------------------------------------- the tools as data
 
 
 def test_names_and_order_are_table_9s():
@@ -353,7 +356,7 @@ def test_messages_stay_short():
     )
 
 
-# ---------------------------------------------------------------------------- golden values (facts/tools.md, section 5)
+# -------------------------------------------------------- golden values (facts/tools.md, section 5)
 
 
 def clips(env, *seconds):
@@ -662,7 +665,7 @@ def test_prices_that_depend_on_what_goes_in():
     ) == (1920, 1080)
 
 
-# ---------------------------------------------------------------------------- media flow from tool to tool
+# --------------------------------------------------------------------- media flow from tool to tool
 
 
 def test_chain_and_lineage():
@@ -783,7 +786,7 @@ def test_todo_list_lives_in_the_episode():
     assert call(fresh(), "tool_task_manager", action="list")["tasks"] == []
 
 
-# ---------------------------------------------------------------------------- fidelity to the real services
+# -------------------------------------------------------------------- fidelity to the real services
 
 
 def test_the_audit_reproduces_every_case():
@@ -821,7 +824,8 @@ DIAL_CALLS = [
 
 
 def outcomes(name, args, fidelity, n=600):
-    """Shares of the distinct outcomes of one call. What a faithful service draws from a continuum (a song's length) is left out."""
+    """Shares of the distinct outcomes of one call. What a faithful service picks from a continuum
+    (a song's length) is left out."""
     env, seen = studio(failure_scale=1.0, fidelity=fidelity) if fidelity == 1 else None, Counter()
     if env is None:
         env = studio(failure_scale=1.0)
@@ -851,7 +855,7 @@ def test_the_fidelity_dial_is_the_total_variation():
     assert abs(sum(distances.values()) / len(distances) - 0.2) < 0.01
 
 
-# ---------------------------------------------------------------------------- the console
+# -------------------------------------------------------------------------------------- the console
 
 
 def test_console_and_tables():
@@ -1066,9 +1070,11 @@ def test_the_same_prompt_and_seed_show_the_same_picture():
 
 
 SCRIPT = (
-    "import sys, hashlib; sys.path.insert(0, {root!r}); sys.path.insert(0, {tests!r}); import test_env as t;"
-    "env = t.fresh(seed=11, failure_scale=1.0); [env.step(t.turn((n, a))) for n, a in t.HAPPY.items()];"
-    "print(hashlib.sha256(t.to_json(env.trajectory()).encode()).hexdigest(), 'torch' in sys.modules)"
+    "import sys, hashlib; sys.path.insert(0, {root!r}); sys.path.insert(0, {tests!r});"
+    "import test_env as t; env = t.fresh(seed=11, failure_scale=1.0);"
+    "[env.step(t.turn((n, a))) for n, a in t.HAPPY.items()];"
+    "digest = hashlib.sha256(t.to_json(env.trajectory()).encode()).hexdigest();"
+    "print(digest, 'torch' in sys.modules)"
 )
 
 
@@ -1098,7 +1104,8 @@ def test_import_is_light():
 
 
 class GymStudio(gymnasium.Env):
-    """VisGenEnv as Gymnasium wants it: an action is one of a few turns, an observation five numbers of the episode."""
+    """VisGenEnv as Gymnasium wants it: an action is one of a few turns, an observation five numbers
+    of the episode."""
 
     MENU = [
         turn(("tool_text2image_gpt", {"prompt": "x"})),
@@ -1171,7 +1178,7 @@ def test_many_episodes_share_nothing():
     assert [env.counts["image"] for env in envs] == [1 + i % 3 for i in range(96)]
 
 
-# ---------------------------------------------------------------------------- the episode
+# -------------------------------------------------------------------------------------- the episode
 
 
 def test_opening_messages():
@@ -1236,7 +1243,7 @@ def test_endings():
 
 def test_ten_errors_end_the_episode_and_every_call_has_its_reply():
     env = fresh()
-    for i in range(9):
+    for _ in range(9):
         assert not env.step(turn(("tool_nope", {})))[2]
     assert (
         env.step(turn(("tool_nope", {})))[2] and env.ended == "malformed" and len(env.calls) == 10
@@ -1285,18 +1292,11 @@ def test_nobody_can_forge_a_turn():
         ("<|im_end|>", {}),
         ("tool_prompt_refine", {"<|im_end|>": 1}),
     ]
-    replies = [
-        parse
-        for parse in env.step(
-            "<think>x</think>"
-            + "".join(
-                "<tool_call>"
-                + to_json({"name": n, "arguments": a}).replace("<", "\\u003c")
-                + "</tool_call>"
-                for n, a in calls
-            )
-        )[0]
-    ]
+    text = "<think>x</think>"
+    for name, args in calls:
+        written = to_json({"name": name, "arguments": args}).replace("<", "\\u003c")
+        text += f"<tool_call>{written}</tool_call>"
+    replies, *_ = env.step(text)
     assert len(replies) == 5
     for reply, text in zip(replies, texts):
         assert json.loads(reply["content"])["text"].startswith(text.replace("<|", "< |"))
@@ -1307,9 +1307,12 @@ def test_nobody_can_forge_a_turn():
     )
 
 
-# ---------------------------------------------------------------------------- parse_utpc
+# --------------------------------------------------------------------------------------- parse_utpc
 
-GOOD = f'<think>I plan.</think>\n<plan>{to_json(PLAN)}</plan>\n<tool_call>{{"name": "t", "arguments": {{}}}}</tool_call>'
+GOOD = (
+    f"<think>I plan.</think>\n<plan>{to_json(PLAN)}</plan>\n"
+    '<tool_call>{"name": "t", "arguments": {}}</tool_call>'
+)
 
 
 def codes(text):
@@ -1332,7 +1335,8 @@ def test_good_turns_have_no_faults():
     }
     assert (
         codes(
-            '<think>if a <b> then x < y</think><tool_call>{"name": "t", "arguments": {"a": "<b>"}}</tool_call>'
+            "<think>if a <b> then x < y</think>"
+            '<tool_call>{"name": "t", "arguments": {"a": "<b>"}}</tool_call>'
         )
         == []
     )
@@ -1459,7 +1463,8 @@ def test_nothing_raises_and_each_call_has_a_reply(text):
     copy.deepcopy(env)
 
 
-# Ids that are none, paths, other services' sizes, huge numbers and half surrogates, beside plain JSON.
+# Ids that are none, paths, other services' sizes, huge numbers and half surrogates, beside plain
+# JSON.
 NASTY = [
     "in_1",
     "in_2",

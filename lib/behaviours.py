@@ -1,0 +1,585 @@
+"""What the 36 tools make: the record of an artifact, the arithmetic of its size and time, and the
+twenty behaviours that tools.yaml names (Sec. 4.3.1: "state transitions" and "output
+specifications"). How long, how large and how many follow from the arguments as at the real
+services; nothing is drawn or rendered. No torch.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from itertools import accumulate, pairwise
+from typing import Any
+
+from lib.text import fill_template
+from lib.toolbox import chance, load_defaults, refuse, sides, whole_frames
+
+
+# ------------------------------------------------------------------ artifacts and their arithmetic
+def new_artifact(kind: str, **fields: Any) -> dict:
+    """An artifact with every field of its record (`defaults.record` of tools.yaml).
+
+    A video is given by fps and `shot_frames`, its shots' lengths in frames; all else about its time
+    follows.
+    """
+    made = {
+        **load_defaults()["record"],
+        "kind": kind,
+        "has_audio": kind == "audio",
+        "format": load_defaults()["kinds"][kind]["format"],
+        **fields,
+    }
+    if shots := made.get("shot_frames"):
+        made["shots"] = len(shots)
+        made["n_frames"] = sum(shots)
+        made["duration_s"] = round(sum(shots) / made["fps"], 6)
+    return made
+
+
+def shot_lengths(marks: list[int]) -> list[int]:
+    """Lengths between marks in frames; what has none is no shot."""
+    return [end - start for start, end in pairwise(marks) if end > start]
+
+
+def recut(clip: dict, place: Callable[[int], int] = int, **changes: Any) -> dict:
+    """A video like `clip` whose frame i comes to lie at place(i), and its cuts and sounds with it.
+
+    `place` may turn the order round, and put frames on one another: a shot or a sound that is left
+    without a frame is gone, and a video that lost all its sounds is silent. `changes` are further
+    fields. As it stands, `int` moves nothing.
+    """
+    cuts = sorted(map(place, accumulate(clip["shot_frames"], initial=0)))
+    # Spans of frames [first, end), or None: then the sound, if there is any, lasts throughout.
+    sounds = clip["sound_frames"]
+    if sounds:
+        moved = [sorted(map(place, span)) for span in sounds]
+        sounds = [span for span in moved if span[1] > span[0]]
+    record = {
+        **clip,
+        "format": "mp4",
+        "shot_frames": shot_lengths(cuts),
+        "sound_frames": sounds or None,
+        "has_audio": clip["has_audio"] and sounds != [],
+        **changes,
+    }
+    return new_artifact(**record)
+
+
+def frame_size(table: dict, args: dict, sources: list[dict]) -> list[int]:
+    """[width, height] in pixels, by a tool's `output` table and what the call asks for.
+
+    By `area`: as many pixels, in the last source's aspect ratio. By `sizes`: as the aspect ratio
+    that is asked for, or else the one nearest to the first source's. Else: as written, "1024x768".
+    """
+    size = args.get("size") or args.get("resolution") or args.get("mode") or "auto"
+    if size in table.get("area", ()):
+        source = sides(sources[-1])
+        multiple = table["multiple_of"]
+        scale = math.sqrt(table["area"][size] / math.prod(source))
+        return [max(1, round(side * scale / multiple)) * multiple for side in source]
+    if size in table.get("sizes", ()):
+        sizes = table["sizes"][size]
+        return sizes[args.get("aspect_ratio") or nearest_ratio(sizes, sources)]
+    return [int(side) for side in re.split("[x*:]", size)]
+
+
+def nearest_ratio(sizes: dict[str, list[int]], sources: list[dict]) -> str:
+    """Of {aspect ratio: [width, height]}, the name nearest to the first source, or to a square."""
+    width, height = sides(sources[0]) if sources else (1, 1)
+
+    def distance(name: str) -> float:
+        return abs(math.log(sizes[name][0] * height / (sizes[name][1] * width)))
+
+    return min(sizes, key=distance)
+
+
+def speech_seconds(speech: dict, args: dict, text: str) -> float:
+    """Seconds of a spoken text: characters / rate / speed, and pauses at punctuation. `speech`
+    holds the rates, which are all assumptions of ours."""
+    language = args["language"]
+    if language == "en" and 2 * len(re.findall(r"[\u4e00-\u9fff]", text)) > len(text):
+        # The service hears the language: the default must not make Chinese three times too fast.
+        language = "zh"
+    marks = speech["pauses"].items()
+    pauses = sum(seconds * len(re.findall(mark, text)) for mark, seconds in marks)
+    spoken = len(text) / speech["chars_per_second"][language] / args["speed"]
+    return round(spoken + pauses + speech["tail_s"], 2)
+
+
+def check_intervals(
+    intervals: list[tuple[float, float]], clip: dict, param: str, hint: str = ""
+) -> None:
+    """Raise ToolError unless (start, end), in seconds, lie in order and inside the video. MoviePy
+    would lengthen the file instead."""
+    free_from = 0
+    for i, (start, end) in enumerate(intervals):
+        if not free_from - 1e-6 <= start < end <= clip["duration_s"] + 1e-5:
+            where = f"{param}[{i}]"
+            message = f"{where} spans {start:g} to {end:g} s; it must begin after the one ahead"
+            message += f" ({free_from:g} s) and end within the video ({clip['duration_s']} s){hint}"
+            refuse(where, message)
+        free_from = end
+
+
+# --------------------------------------------------------------------------------- behaviours
+# Each takes (the episode, the tool's entry, the call's arguments) and returns (new artifacts,
+# further fields of the reply). In the arguments, None stands for what was left out, and media for
+# their ids. An episode is used for its seed, its chances and its to-do list.
+Made = tuple[list[dict], dict]
+
+
+def generate(env: Any, tool: dict, args: dict) -> Made:
+    """Images or clips: size and number follow from the arguments as at the service."""
+    table = tool["output"]
+    sources = args.get("images") or ([args["image"]] if "image" in args else [])
+    width, height = frame_size(table, args, sources)
+    if tool["makes"] == "image":
+        made = new_artifact(
+            "image",
+            width=width,
+            height=height,
+            format=args.get("output_format", "png"),
+            watermark=bool(args.get("watermark") or args.get("logo_add")),
+        )
+    else:
+        # Where sizes are fixed, a source of another aspect ratio loses its edges.
+        cropped = False
+        if sources and "sizes" in table:
+            cropped = sources[0]["width"] * height != sources[0]["height"] * width
+        made = new_artifact(
+            "video",
+            width=width,
+            height=height,
+            fps=table["fps"],
+            shot_frames=[int(args["duration"]) * table["fps"]],
+            has_audio=args.get("generate_audio", False),
+            cropped=cropped,
+        )
+    return [dict(made) for _ in range(int(args.get("n", 1)))], {}
+
+
+def pipeline(env: Any, tool: dict, args: dict) -> Made:
+    """A storyboard's shots, or equal ones, each cut from the shortest Veo clip that covers it. The
+    seconds of these clips are what costs (`billed_s`)."""
+    table, n_shots = tool["output"], int(args["n_shots"])
+    if args["storyboard"]:
+        seconds = [shot["duration"] for shot in args["storyboard"]["shot_list"]]
+    else:
+        seconds = [args["duration"] / n_shots] * n_shots
+    billed_s = 0
+    for shot_s in seconds:
+        billed_s += min(clip_s for clip_s in table["clips_s"] if clip_s >= shot_s - 1e-6)
+    cuts = [whole_frames(cut_s, table["fps"]) for cut_s in accumulate(seconds, initial=0)]
+    width, height = table["sizes"][args["aspect_ratio"]]
+    film = new_artifact(
+        "video",
+        width=width,
+        height=height,
+        fps=table["fps"],
+        shot_frames=shot_lengths(cuts),
+        has_audio=args["with_music"] or args["with_narration"],
+        billed_s=billed_s,
+    )
+    return [film], {}
+
+
+def music(env: Any, tool: dict, args: dict) -> Made:
+    """Two songs; nobody can set their length. Tempo and first beat are for tool_beat_detect to
+    find."""
+    table = tool["output"]
+    words = set(f"{args['prompt']} {args['style'] or ''}".lower().split())
+    named = (pace for pace in ("fast", "slow") if words & set(table[pace]))
+    slowest, fastest = table["bpm"][next(named, "other")]
+    shortest, longest = table["duration_s"]
+    songs = []
+    for i in range(table["songs"]):
+        song = new_artifact(
+            "audio",
+            **table["file"],
+            duration_s=round(shortest + (longest - shortest) * env.chance(f"length {i}"), 1),
+            bpm=round(slowest + (fastest - slowest) * env.chance(f"bpm {i}")),
+            beat_offset_s=round(env.chance(f"offset {i}") / 2, 2),
+        )
+        songs.append(song)
+    return songs, {}
+
+
+def sound(env: Any, tool: dict, args: dict) -> Made:
+    """Speech lasts as long as its text; an effect as long as its video, as asked, or as its prompt
+    is wordy."""
+    table = tool["output"]
+    if "text" in args:
+        speech = new_artifact(
+            "audio",
+            **table["file"],
+            format=args["format"],
+            duration_s=speech_seconds(table, args, args["text"]),
+            n_chars=len(args["text"]),
+        )
+        return [speech], {}
+    if args["video"]:
+        seconds = args["video"]["duration_s"]
+    else:
+        wordy_s = table["seconds_per_word"] * len(args["prompt"].split())
+        seconds = args["duration"] or min(30, wordy_s)
+    return [new_artifact("audio", **table["file"], duration_s=round(float(seconds), 3))], {}
+
+
+def tts_composite(env: Any, tool: dict, args: dict) -> Made:
+    """Speech over a video that keeps its own duration; speech that does not fit is refused with
+    both numbers."""
+    param = "segments" if args["segments"] else "text"
+    segments = args["segments"] or [{"start": 0, "text": args["text"]}]
+    spoken = []
+    for segment in segments:
+        seconds = speech_seconds(tool["output"], args, segment["text"])
+        spoken.append((segment["start"], segment["start"] + seconds))
+    check_intervals(spoken, args["video"], param, "; shorten the text or raise speed")
+    speech_s = round(spoken[-1][1], 2)
+    film = recut(
+        args["video"],
+        has_audio=True,
+        sound_frames=None,
+        spoken_chars=sum(len(segment["text"]) for segment in segments),
+        speech_s=speech_s,
+    )
+    return [film], {"speech_s": speech_s}
+
+
+def composite(env: Any, tool: dict, args: dict) -> Made:
+    """Clips in order; a crossfade of c s shortens by c (n - 1); size and fps are the largest of the
+    clips, unless the call says otherwise."""
+    clips, audio = args["videos"], args["audio"]
+    width = max(clip["width"] for clip in clips)
+    height = max(clip["height"] for clip in clips)
+    letterboxed = any(sides(clip) != (width, height) for clip in clips)
+    fps = args["fps"] or max(clip["fps"] for clip in clips)
+    if short_side := load_defaults()["sizes"].get(args["resolution"]):
+        shorter = min(width, height)
+        width, height = (even(side * short_side / shorter) for side in (width, height))
+
+    overlap_s = args["transition_duration"] if args["transition"] == "crossfade" else 0
+    cuts_s, sounds_s, end_s = join_clips(clips, overlap_s)
+    if audio:
+        # Over the clips' own sound, or in its place, from the beginning.
+        own = sounds_s if args["audio_mode"] == "mix" else []
+        sounds_s = [[0, min(audio["duration_s"], end_s)], *own]
+
+    shots = shot_lengths([whole_frames(cut_s, fps) for cut_s in [*cuts_s, end_s]])
+    sounds = sorted([whole_frames(edge_s, fps) for edge_s in span] for span in sounds_s)
+    has_gaps = first_silence(sounds) < sum(shots)
+    film = new_artifact(
+        "video",
+        width=width,
+        height=height,
+        fps=fps,
+        shot_frames=shots,
+        letterboxed=letterboxed,
+        has_audio=bool(sounds),
+        sound_frames=sounds if sounds and has_gaps else None,
+    )
+    return [film], {}
+
+
+def even(side: float) -> int:
+    """The nearest even number of pixels: H.264 wants even sides."""
+    return round(side / 2) * 2
+
+
+def join_clips(clips: list[dict], overlap_s: float) -> tuple[list[float], list[list[float]], float]:
+    """Where cuts and sounds of clips lie that follow one another, each beginning `overlap_s` before
+    the one ahead ends: (starts of shots, [start, end] of sounds, the film's end), in seconds."""
+    cuts_s, sounds_s, start_s = [], [], 0.0
+    for clip in clips:
+        while cuts_s and cuts_s[-1] > start_s - 1e-9:
+            # A shot that is over before the crossfade ends is no cut of its own.
+            cuts_s.pop()
+        for frame in accumulate(clip["shot_frames"][:-1], initial=0):
+            cuts_s.append(start_s + frame / clip["fps"])
+        throughout = [[0, clip["n_frames"]]] if clip["has_audio"] else []
+        for span in clip["sound_frames"] or throughout:
+            sounds_s.append([start_s + edge / clip["fps"] for edge in span])
+        start_s += clip["n_frames"] / clip["fps"] - overlap_s
+    return cuts_s, sounds_s, start_s + overlap_s
+
+
+def first_silence(sounds: list[list[int]]) -> int:
+    """The first frame without sound, by sorted spans; the end of the sound where it has no gap."""
+    silence = 0
+    for first, end in sounds:
+        if first <= silence:
+            silence = max(silence, end)
+    return silence
+
+
+def postprocess(env: Any, tool: dict, args: dict) -> Made:
+    """Operations in order: only resize, crop and rotate change the size, only loop the duration."""
+    clip = args["video"]
+    width, height = sides(clip)
+    for i, step in enumerate(args["operations"]):
+        op, where = step["op"], f"operations[{i}]"
+        for name in tool["output"]["needs"].get(op, ()):
+            if name not in step:
+                message = f"{where}.{name} is required by {op}"
+                refuse(f"{where}.{name}", message, "missing_parameter")
+        if op == "crop":
+            right = step.get("x", 0) + step["width"]
+            bottom = step.get("y", 0) + step["height"]
+            if right > width or bottom > height:
+                refuse(where, f"{where}: the crop lies outside the frame of {width}x{height}")
+        if op in ("resize", "crop"):
+            # H.264 wants even sides.
+            width, height = (int(step[side]) // 2 * 2 for side in ("width", "height"))
+        elif op == "rotate" and step["angle"] != 180:
+            width, height = height, width
+        elif op == "reverse":
+            clip = reversed_clip(clip)
+        elif op == "loop":
+            clip = looped_clip(clip, int(step["count"]))
+    return [recut(clip, width=width, height=height)], {}
+
+
+def reversed_clip(clip: dict) -> dict:
+    """A video played backwards."""
+    n_frames = clip["n_frames"]
+    return recut(clip, lambda frame: n_frames - frame)
+
+
+def looped_clip(clip: dict, times: int) -> dict:
+    """A video played several times in a row."""
+    sounds = clip["sound_frames"]
+    if sounds:
+        starts = [i * clip["n_frames"] for i in range(times)]
+        sounds = [[edge + start for edge in span] for start in starts for span in sounds]
+    record = {**clip, "shot_frames": clip["shot_frames"] * times, "sound_frames": sounds}
+    return new_artifact(**record)
+
+
+def trim(env: Any, tool: dict, args: dict) -> Made:
+    """What lies between two times, in whole frames."""
+    clip = args["video"]
+    seconds = min(args["end"], clip["duration_s"]) - args["start"]
+    n_frames = whole_frames(seconds, clip["fps"])
+    first = min(whole_frames(args["start"], clip["fps"]), clip["n_frames"] - n_frames)
+    return [recut(clip, lambda frame: min(max(frame - first, 0), n_frames))], {}
+
+
+def speed(env: Any, tool: dict, args: dict) -> Made:
+    """Duration / factor in whole frames; the sound is sped up too."""
+    clip = args["video"]
+    seconds = args["target_duration"] or clip["n_frames"] / clip["fps"] / args["factor"]
+    n_frames = max(1, whole_frames(seconds, clip["fps"]))
+    return [recut(clip, lambda frame: frame * n_frames // clip["n_frames"])], {}
+
+
+def audio_cut(env: Any, tool: dict, args: dict) -> Made:
+    """What lies between two times, or a loop of a length; the beats stay where they sound."""
+    source = args["audio"]
+    end = math.inf if args["end"] is None else args["end"]
+    seconds = args["loop_to"] or min(end, source["duration_s"]) - args["start"]
+    if args["fade_in"] + args["fade_out"] > seconds + 1e-6:
+        refuse("fade_out", f"fade_in + fade_out is longer than the audio ({seconds:g} s)")
+    offset_s = None
+    if bpm := source.get("bpm"):
+        offset_s = round((source.get("beat_offset_s", 0.0) - args["start"]) % (60 / bpm), 3)
+    made = {
+        **source,
+        "format": "mp3",
+        "duration_s": round(max(float(seconds), 0.001), 3),
+        "beat_offset_s": offset_s,
+    }
+    return [made], {}
+
+
+def beats(env: Any, tool: dict, args: dict) -> Made:
+    """Beat i lies at offset + 60 i / bpm; speech, effects and audio under 2 s have none."""
+    source = args["audio"]
+    tempo = float(source.get("bpm") or 0) if source["duration_s"] >= 2 else 0.0
+    offset_s = source.get("beat_offset_s") or 0.0
+    in_audio = math.ceil((source["duration_s"] - offset_s) * tempo / 60 - 1e-9)
+    n_beats = min(int(args["max_beats"] or 10000), in_audio)
+    times = [round(offset_s + i * 60 / tempo, 3) for i in range(n_beats)]
+    reply = {"tempo": tempo, "n_beats": n_beats, "first_beats": times[:4]}
+    return [new_artifact("data", tempo=tempo, beat_times=times)], reply
+
+
+def subtitles(env: Any, tool: dict, args: dict) -> Made:
+    """The same video with texts burnt in, each at its time."""
+    clip, cues = args["video"], args["subtitles"]
+    check_intervals([(cue["start"], cue["end"]) for cue in cues], clip, "subtitles")
+    return [recut(clip, n_cues=clip.get("n_cues", 0) + len(cues))], {}
+
+
+def write_text(env: Any, tool: dict, args: dict, **more: Any) -> Made:
+    """A text from the tool's template, no longer than asked: a refined prompt, a script in scenes
+    of one length, a summary, ... `more` is for the template and for the record."""
+    seconds = args.get("duration") or 0
+    n_scenes = int(args.get("n_scenes") or max(1, round(seconds / 8)))
+    scenes = [seconds / n_scenes] * n_scenes
+    template = tool["output"]["template"]
+    text = fill_template(template, **args, **more, output=tool["output"], scenes=scenes)
+    if "max_words" in args:
+        text = " ".join(text.split()[: int(args["max_words"])])
+    else:
+        text = text[: int(args.get("max_chars", len(text)))]
+    made = new_artifact(
+        "text",
+        text=text,
+        n_chars=len(text),
+        # The reply shows the beginning.
+        brief=text[:197] + "..." if len(text) > 197 else text,
+        lasts_s=args.get("duration"),
+        n_scenes=args.get("n_scenes"),
+        **more,
+    )
+    return [made], {}
+
+
+def search(env: Any, tool: dict, args: dict) -> Made:
+    """Results of a query, or the text of pages. Some pages fail: what is no address always, others
+    by their name."""
+    urls = args["urls"] or []
+    dead_share = tool["output"]["dead_urls"] * env.failure_scale
+    failed = []
+    for url in urls:
+        is_address = url.startswith(("http://", "https://"))
+        if not is_address or chance("", url, "dead") < dead_share:
+            failed.append(url)
+    depth = args["extract_depth" if urls else "search_depth"]
+    credits = (2 if depth == "advanced" else 1) * math.ceil(len(urls or [0]) / 5)
+    results = list(range(int(args["max_results"]))) if args["query"] else []
+    made, _ = write_text(env, tool, args, failed=failed, results=results, credits=credits)
+    return made, {"failed_results": len(failed)} if failed else {}
+
+
+def storyboard(env: Any, tool: dict, args: dict) -> Made:
+    """Shots whose durations sum to the total, on a grid of 0.1 s. What the call leaves out follows
+    from the script."""
+    script, views = args["script"], tool["output"]["views"]
+    timed = args["shot_durations"] or []
+    total = args["total_duration"] or sum(timed) or script.get("lasts_s")
+    told = args["n_shots"] or len(timed) or script.get("n_scenes")
+    n_shots = int(told or math.ceil((total or 32) / 8))
+    if timed:
+        seconds = timed
+    else:
+        total = total or 8 * n_shots
+        marks = [round(total * i / n_shots, 1) for i in range(n_shots)] + [total]
+        seconds = [round(end - start, 6) for start, end in pairwise(marks)]
+    subject = " ".join(script["text"][:200].split()[:8])
+    shots = []
+    for i, shot_s in enumerate(seconds):
+        description = f"{views[i % 4]}, {subject}"[:80]
+        shots.append({"index": i + 1, "duration": shot_s, "description": description})
+    made, _ = write_text(env, tool, args, shot_list=shots)
+    return made, {"n_shots": n_shots}
+
+
+def polish(env: Any, tool: dict, args: dict) -> Made:
+    """Better wording, the same shots and durations; with a script, its narration is dealt out to
+    the shots."""
+    given = args["storyboard"]["shot_list"]
+    words = args["script"]["text"].split() if "script" in args else []
+    marks = [len(words) * i // len(given) for i in range(len(given) + 1)]
+    shots = []
+    for shot, (start, end) in zip(given, pairwise(marks)):
+        wording = {
+            "description": shot["description"].removesuffix(", detailed") + ", detailed",
+            "narration": " ".join(words[start:end]),
+        }
+        shots.append({**shot, **wording})
+    made, _ = write_text(env, tool, args, shot_list=shots)
+    return made, {"n_shots": len(shots)}
+
+
+def analysis(env: Any, tool: dict, args: dict) -> Made:
+    """An answer from the records. It shows a few words of the medium's prompt, lest the agent
+    verify itself against its own, and flaws of a fixed share of media."""
+    flaw_share = load_defaults()["flaw_share"] * env.failure_scale
+    seen = []
+    for medium in args["media"][:4]:
+        prompt = str(medium["arguments"].get("prompt", ""))[:400]
+        words = re.findall(r"[^\W\d_]{4,}", prompt)
+        shown = set()
+        if words:
+            for k in range(3):
+                shown.add(words[int(chance(env.seed, medium["id"], k) * len(words))])
+        can_have_flaws = medium["kind"] != "audio"
+        flawed = can_have_flaws and chance(env.seed, medium["id"], "flaw") < flaw_share
+        seen.append({**medium, "words": ", ".join(sorted(shown)), "flawed": flawed})
+    unseen = max(0, len(args["media"]) - 4)
+    return [], {"answer": fill_template("templates/analysis.jinja", seen=seen, more=unseen)}
+
+
+def inspire(env: Any, tool: dict, args: dict) -> Made:
+    """Pictures found for a query, in some of the sizes that the web has."""
+    sizes = tool["output"]["sizes"]
+    tags = args["query"].split()[:3]
+    found = []
+    for i in range(int(args["n"])):
+        width, height = sizes[int(env.chance(i) * len(sizes))]
+        found.append(new_artifact("image", width=width, height=height, tags=tags))
+    return found, {}
+
+
+def todo(env: Any, tool: dict, args: dict) -> Made:
+    """A to-do list that lives as long as the episode."""
+    action = args["action"]
+    known = {} if action == "clear" else dict(env.todo)
+    for i, task in enumerate(args["tasks"] if action in ("create", "update") else ()):
+        if action == "update" and task["id"] not in env.todo:
+            ids = ", ".join(map(str, env.todo)) or "none"
+            refuse(f"tasks[{i}].id", f"no task {task['id']}; known tasks: {ids}")
+        known[task["id"]] = {"title": "", "status": "todo", **known.get(task["id"], {}), **task}
+    env.todo = known
+    lines = [f"{number} {task['status']}: {task['title'][:40]}" for number, task in known.items()]
+    return [], {"tasks": lines[:50]}
+
+
+def html(env: Any, tool: dict, args: dict) -> Made:
+    """A page that shows media; find_media has checked their ids."""
+    n_media = len(args["sections"])
+    return [new_artifact("html", n_media=n_media)], {"n_media": n_media}
+
+
+BEHAVIOURS = {
+    make.__name__: make
+    for make in (
+        generate,
+        pipeline,
+        music,
+        sound,
+        tts_composite,
+        composite,
+        postprocess,
+        trim,
+        speed,
+        audio_cut,
+        beats,
+        subtitles,
+        write_text,
+        search,
+        storyboard,
+        polish,
+        analysis,
+        inspire,
+        todo,
+        html,
+    )
+}
+
+
+# ------------------------------------------------------------------------------------ fidelity
+def deviate(outputs: list[dict], more: dict) -> Made:
+    """What an unfaithful simulator returns (C_tool < 1, assumption A.1), never a faithful outcome:
+    an item less, unannounced; a wrong size or duration; or else a failure. The kinds are ours."""
+    if not outputs or outputs[0]["kind"] not in ("image", "video", "audio"):
+        refuse(None, "internal error, try again", "service_error", True)
+    if len(outputs) > 1:
+        return outputs[:-1], {}
+    made = outputs[0]
+    if "shot_frames" not in made:
+        measures = [name for name in ("width", "height", "duration_s") if made[name]]
+        return [{**made, **{name: made[name] * 2 for name in measures}}], more
+    if made["n_frames"] > 1:
+        return [recut(made, lambda frame: frame * 4 // 5)], more
+    return [recut(made, lambda frame: frame * 2)], more
