@@ -12,6 +12,7 @@ import math
 import random
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -407,7 +408,7 @@ def test_the_kls_gradient_is_that_of_kl_to_the_reference():
     wanted, wrong = (
         torch.autograd.grad(kl, weights, retain_graph=True)[0] for kl in (exact, other)
     )
-    assert value == pytest.approx(float(exact))
+    assert value == pytest.approx(float(exact.detach()))
     assert torch.allclose(gradient, wanted, atol=1e-9)
     assert not torch.allclose(wrong, wanted, atol=0.05)
 
@@ -1159,6 +1160,29 @@ def test_a_sampler_with_another_base_is_not_blamed_on_the_sync(model, tokenizer,
             engine_check.check_engine(sampler, policy, fixed, config)
 
 
+def test_the_limit_is_of_the_device(model, tokenizer, tasks, chatty, monkeypatch):
+    """T8: 1.11e-4 in float32 is a healthy GPU, and no healthy CPU; 5e-3 is neither."""
+    policy, sampler, config = with_adapter(model), copy.deepcopy(model), settings()
+    fixed = engine_check.fixed_sequence(sampler, policy, tokenizer, tasks[0], config)
+    cpu, cuda = (engine_check.ALLOWED[(name, "float32")] for name in ("cpu", "cuda"))
+    for limit, gap, healthy in (
+        (cpu, 1.11e-4, False),
+        (cuda, 1.11e-4, True),
+        (cuda, 5e-3, False),
+    ):
+        shifted = fixed.samplers.clone()
+        shifted[0] += gap
+        off = replace(fixed, samplers=shifted)
+        with monkeypatch.context() as patch:
+            patch.setattr(engine_check, "ALLOWED", {("cpu", "float32"): limit})
+            patch.setattr(engine_check, "sampler_logprobs", lambda *a, seen=shifted, **k: seen)
+            if healthy:
+                engine_check.check_engine(sampler, policy, off, config)
+            else:
+                with pytest.raises(SystemExit, match=f"allowed is max {limit[1]:.0e}"):
+                    engine_check.check_engine(sampler, policy, off, config)
+
+
 def test_the_fixed_sequence_has_the_first_tokens_of_the_first_turns():
     r = Rollout({}, 0, 0)
     for length in (100, 30, 40):
@@ -1443,7 +1467,7 @@ def test_a_torn_line_and_lines_after_the_checkpoint_are_made_again(loop, monkeyp
     assert resumed.pop(2) == later and resumed == lines(straight)
 
 
-def test_pst_drops_lines_of_steps_that_it_does_again(tmp_path):
+def test_lines_of_metrics_can_be_dropped(tmp_path):
     from lib.runs import append_jsonl, drop_metrics
 
     drop_metrics(tmp_path, lambda m: True)
