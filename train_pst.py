@@ -52,7 +52,15 @@ from lib.policy import (
     use_autocast,
 )
 from lib.quantize import adamw, wants_nf4
-from lib.runs import StopSwitch, append_metrics, open_run, read_jsonl, seeded_rng
+from lib.runs import (
+    StopSwitch,
+    append_metrics,
+    cut_tail,
+    drop_metrics,
+    open_run,
+    read_jsonl,
+    seeded_rng,
+)
 from lib.tokens import encode_trajectory, finished_policy, load_tokenizer
 from lib.vision import pictures_of, show_pictures
 from make_data import ensure_data
@@ -488,6 +496,9 @@ def train_stage(
         weights, moments, state = start
         restore(model, optimizers, weights, moments, state)
         first, window = state["step"], state["window"]
+    if ranks.rank() == 0:
+        # Lines of steps that are done again, of this stage or later ones.
+        drop_metrics(run, lambda m: "stage" in m and (m["stage"], m["step"]) > (number, first))
     model.train()
     tokens = [step_tokens(examples, rows) for rows in steps]
     name = f"stage {number}" if number else "base"
@@ -846,6 +857,8 @@ def main() -> None:
     run = ranks.first(lambda: open_run(config))
     if "--show-batch" in given:
         return show_batch(config, run)
+    if ranks.rank() == 0:
+        cut_tail(run / "metrics.jsonl")
     began = time.perf_counter()
     final = train_pst(config, run)
     device = set_up(config)

@@ -301,12 +301,12 @@ class VrlConfig:
         0.2, "the ratio is clipped above at 1 + clip_high; 0.28 is DAPO's clip-higher"
     )
     kl_coef: float = key(
-        0.0, "KL to pi_pst in the loss (k3 estimate): Theorem 4.1's action bias; 0 is off"
+        0.0, "KL to pi_pst over all of a step's rollouts: Theorem 4.1's action bias; 0 is off"
     )
     tis_cap: float = key(
         2.0,
-        "cap of the truncated importance weight of sampler against trainer; for rollout.engine "
-        "vllm alone, since our own sampler computes what the trainer does; 0 is off",
+        "cap of the truncated importance weight of sampler against trainer, whichever the engine: "
+        "with model.autocast our own sampler, in float32, is off the trainer too; 0 is off",
         at_least=0,
     )
     mask_truncated: bool = key(

@@ -11,7 +11,7 @@ import random
 import re
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -163,6 +163,17 @@ def cut_tail(path: Path) -> None:
     if end < len(text):
         print(f"{path}: the last line was broken off and is made again")
         os.truncate(path, end)
+
+
+def drop_metrics(run: Path, unwanted: Callable[[dict], bool]) -> None:
+    """Take lines out of the run's metrics.jsonl: what is done again must not stand there twice."""
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        return
+    records = read_jsonl(path)
+    kept = [record for record in records if not unwanted(record)]
+    if len(kept) < len(records):
+        write_jsonl(path, kept)
 
 
 # --------------------------------------------------------------------------------------------------
