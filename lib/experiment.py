@@ -102,8 +102,8 @@ class ModelConfig:
     )
     attn: str = key(
         "auto",
-        "attention: auto | sdpa | flash_attention_2; auto is flash on CUDA where installed, else "
-        "sdpa",
+        "attention: auto | sdpa | flash_attention_2; auto: torch's kernels, each packed example by "
+        "itself; sdpa: with a mask over the row; flash_attention_2: the package flash-attn, on CUDA",
         one_of=("auto", "sdpa", "flash_attention_2"),
     )
     gradient_checkpointing: bool = key(
