@@ -46,6 +46,7 @@ TIMES = {
     "measure_s",
 }
 SHARE_KILLED = 0.8  # of the starts; the others go on to the command's end
+MOST_KILLS = 3  # of one command in one folder
 
 
 def start(command: tuple, config: str, name: str, log: Path) -> subprocess.Popen:
@@ -146,12 +147,13 @@ def killed_run(
     """
     kills = []
     for command, seconds in zip(COMMANDS, took):
-        code = None
+        code, before = None, len(kills)
         while code is None:
             if time.monotonic() > end:
                 raise SystemExit(f"error: the time is over after {len(kills)} kills of {name}")
             moment = None
-            if len(kills) < left and rng.random() < SHARE_KILLED:
+            may_fall = len(kills) < left and len(kills) < before + MOST_KILLS
+            if may_fall and rng.random() < SHARE_KILLED:
                 moment = rng.uniform(0.1, seconds)
             log.write_text("")
             code = wait_or_kill(start(command, config, name, log), moment)
