@@ -756,6 +756,7 @@ def measure(
     progress = "held-out after VRL" if step else "held-out before VRL"
     figures, rollouts = evaluate(sampler, tokenizer, heldout, config, run, progress)
     if ranks.rank() == 0:
+        # What was measured before on other tasks has no place beside it.
         drop_metrics(run, lambda m: m["phase"] == "eval" and m["step"] == step)
         append_metrics(run, {"phase": "eval", "step": step, **figures})
     best = max(rollouts, key=lambda r: (r.reward, len(r.trajectory["calls"])))
