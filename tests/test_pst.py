@@ -824,6 +824,17 @@ def test_lines_of_lost_work_are_taken_back(run, tmp_path, monkeypatch):
     assert lines == whole
 
 
+def test_an_adapters_layers_are_written_in_one_order(tmp_path, policy):
+    """PEFT holds them in a set, whose order is another one in each process."""
+    config = tiny_config(tune="lora")
+    adapted = add_lora(config, policy)
+    folder = tmp_path / "stage-1-step-5"
+    state = {"stage": 1, "step": 5, "window": {}, "config": checkpoints.config_digest(config)}
+    checkpoints.save_checkpoint(folder, adapted, [], state)
+    layers = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
+    assert len(layers) > 8 and layers == sorted(layers)
+
+
 def test_a_break_while_a_checkpoint_is_replaced_leaves_the_old_one(tmp_path, policy, monkeypatch):
     """Under its own name a folder is never half there."""
     import shutil
