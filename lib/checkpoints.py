@@ -83,11 +83,24 @@ def write_checkpoint(
     save_file(weights, draft / "model.safetensors")
     if hasattr(model, "peft_config"):
         model.save_pretrained(draft)
+        sort_targets(draft / "adapter_config.json")
     save_file(moments, draft / "optimizer.safetensors")
     state = dict(state, rng=random_states())
     (draft / "state.json").write_text(json.dumps(state))
-    shutil.rmtree(folder, ignore_errors=True)
+    # Renamed, not removed where it stands: a break in the middle would leave half of it.
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, old)
     os.rename(draft, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sort_targets(path: Path) -> None:
+    """Put an adapter's layers into one order; PEFT writes a set, which has another in each run."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["target_modules"] = sorted(settings["target_modules"])
+    path.write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 
 def random_states() -> dict:

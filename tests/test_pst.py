@@ -564,6 +564,37 @@ def test_record_longer_than_a_row_is_named(tokenizer):
         )
 
 
+def test_strangers_records_that_cannot_be_trained_on_are_skipped_and_counted(tokenizer, capsys):
+    """A control token and a long record of the general part end no run; our own data do."""
+    answer = {"role": "assistant", "content": "ok"}
+    records = [
+        {"messages": [USER, answer]},
+        {"messages": [USER, {**answer, "content": "a<|im_end|>b"}]},
+        {"messages": [USER, {**answer, "content": "word " * 200}]},
+        {"messages": [USER]},
+    ]
+    kept = P.encode_records(tokenizer, records, 60, "general.jsonl", skips=True)
+    assert kept == P.encode_records(tokenizer, records[:1], 60, "general.jsonl")
+    said = capsys.readouterr().out
+    assert "3 of 4 records skipped (2 cannot be encoded, 1 longer than a row)" in said
+    assert "general.jsonl, record 1: the agent's turn holds 2 control tokens" in said
+    for bad in records[1:]:
+        with pytest.raises(SystemExit, match="visgen.jsonl, record 0"):
+            P.encode_records(tokenizer, [bad], 60, "visgen.jsonl")
+        with pytest.raises(SystemExit, match="no record of general.jsonl can be trained on"):
+            P.encode_records(tokenizer, [bad], 60, "general.jsonl", skips=True)
+
+
+def test_a_run_goes_on_without_a_bad_general_record(run, tmp_path, monkeypatch, capsys):
+    there = copy_run(run, tmp_path / "run", monkeypatch)
+    path = there / "data" / "general.jsonl"
+    bad = {"messages": [USER, {"role": "assistant", "content": "<|im_start|>"}], "tools": None}
+    with open(path, "a") as file:
+        file.write(json.dumps(bad) + "\n")
+    P.train_pst(tiny_config(stages=[Stage(0.2, 1)]), there)
+    assert "general.jsonl: 1 of 21 records skipped" in capsys.readouterr().out
+
+
 # --- training, checkpoints ------------------------------------------------------------------------
 
 
@@ -728,6 +759,109 @@ def test_learning_rate():
     assert P.lr_share(config, 0, 1) == pytest.approx(0.05)
 
 
+def test_no_cooldown_is_no_fall():
+    config = tiny_config(warmup=0.0, cooldown=0.0)
+    assert [P.lr_share(config, s, 10) for s in range(10)] == [1.0] * 10
+
+
+def test_one_curve_goes_over_all_stages(run, tmp_path, monkeypatch):
+    """One rise, one fall; a stage's lr is its peak on it."""
+    stages = [Stage(0.5, 5, lr=0.01), Stage(0.2, 5, lr=0.002), Stage(0.2, 5, lr=0.002)]
+    config = tiny_config(stages=stages, warmup=0.2, cooldown=0.4)
+    monkeypatch.setattr(P, "LOG_EVERY", 1)
+    there = copy_run(run, tmp_path / "run", monkeypatch)
+    P.train_pst(config, there)
+    lines = metrics(there)
+    shares = [line["lr"] / stages[stage - 1].lr for (stage, _), line in sorted(lines.items())]
+    n = len(shares)
+    assert n > 8 and len({stage for stage, _ in lines}) == 3
+    assert shares == pytest.approx([P.lr_share(config, step, n) for step in range(n)])
+    top = [i for i, share in enumerate(shares) if share == pytest.approx(1.0)]
+    assert top == list(range(top[0], top[-1] + 1)) and 0 < top[0] and top[-1] < n - 1
+    # Stages may be cut anywhere: a step's share depends on the steps of all stages and its place.
+    assert P.lr_shares(config, [3, 5, 2], 1) == [P.lr_share(config, s, 10) for s in range(3, 8)]
+    assert P.lr_shares(config, [10], 0) == [P.lr_share(config, s, 10) for s in range(10)]
+
+
+def test_the_moments_go_on_from_stage_to_stage(run, tmp_path, monkeypatch):
+    from safetensors.torch import load_file
+
+    config = tiny_config(stages=[Stage(0.5, 5), Stage(0.2, 5)], optimizer="muon")
+    there = copy_run(run, tmp_path / "run", monkeypatch)
+    P.train_pst(config, there)
+    last = checkpoints.list_checkpoints(there / "pst")[-1]
+    moments = load_file(last / "optimizer.safetensors")
+    counted = {int(value) for name, value in moments.items() if name.endswith(".step")}
+    assert counted == {sum(max(s for g, s in metrics(there) if g == stage) for stage in (1, 2))}
+
+
+def test_lines_of_lost_work_are_taken_back(run, tmp_path, monkeypatch):
+    """A run killed after a line was written, before its step was saved, and inside a line."""
+    config = tiny_config(stages=[Stage(0.5, 5), Stage(0.2, 5)])
+    monkeypatch.setattr(P, "LOG_EVERY", 1)
+    straight = copy_run(run, tmp_path / "straight", monkeypatch)
+    P.train_pst(config, straight)
+    there = copy_run(run, tmp_path / "run", monkeypatch)
+    backward, calls = P.backward_step, []
+
+    def killed(*arguments):
+        calls.append(1)
+        if len(calls) == 6:  # the first is the pass that measures speed: four steps, saved at 3
+            raise KeyboardInterrupt
+        return backward(*arguments)
+
+    monkeypatch.setattr(P, "backward_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        P.train_pst(config, there)
+    path = there / "metrics.jsonl"
+    assert len(path.read_text().splitlines()) == 4
+    with open(path, "a") as file:
+        file.write('{"phase": "eval", "step": 0}\n{"phase": "pst", "sta')
+    P.train_pst(config, there)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines.pop(3) == {"phase": "eval", "step": 0}
+    whole = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
+    for line in lines + whole:
+        del line["tok_s"]
+    assert lines == whole
+
+
+def test_an_adapters_layers_are_written_in_one_order(tmp_path, policy):
+    """PEFT holds them in a set, whose order is another one in each process."""
+    config = tiny_config(tune="lora")
+    adapted = add_lora(config, policy)
+    folder = tmp_path / "stage-1-step-5"
+    state = {"stage": 1, "step": 5, "window": {}, "config": checkpoints.config_digest(config)}
+    checkpoints.save_checkpoint(folder, adapted, [], state)
+    layers = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
+    assert len(layers) > 8 and layers == sorted(layers)
+
+
+def test_a_break_while_a_checkpoint_is_replaced_leaves_the_old_one(tmp_path, policy, monkeypatch):
+    """Under its own name a folder is never half there."""
+    import shutil
+
+    folder = tmp_path / "stage-1-step-5"
+    state = {
+        "stage": 1,
+        "step": 5,
+        "window": {},
+        "config": checkpoints.config_digest(tiny_config()),
+    }
+    optimizers = P.make_optimizers(tiny_config(), policy, Stage())
+    checkpoints.save_checkpoint(folder, policy, optimizers, state)
+    remove = shutil.rmtree
+
+    def broken_off(path, **settings):
+        assert path != folder
+        remove(path, **settings)
+
+    monkeypatch.setattr(shutil, "rmtree", broken_off)
+    checkpoints.save_checkpoint(folder, policy, optimizers, {**state, "step": 6})
+    assert checkpoints.read_checkpoint(tiny_config(), folder)[2]["step"] == 6
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
 def test_muon_takes_the_matrices_of_the_blocks(policy):
     adamw, muon = P.make_optimizers(
         tiny_config(optimizer="muon"), policy, Stage(lr=0.01, matrix_lr=0.02)
@@ -751,6 +885,29 @@ def test_muon_takes_the_matrices_of_the_blocks(policy):
 
 
 # --- LoRA, answers --------------------------------------------------------------------------------
+
+
+def test_what_is_trained_beside_a_bfloat16_base_is_float32(tokenizer, examples):
+    """Small steps move the adapter and the final norm; bfloat16 would round them off."""
+    config = tiny_config()
+    config = replace(config, model=replace(config.model, dtype="bfloat16"))
+    policy = add_lora(config, build_policy(config, tokenizer, torch.device("cpu")), norm=True)
+    trained = checkpoints.trained_parameters(policy)
+    norm = [p for name, p in trained.items() if "modules_to_save" in name]
+    assert len(norm) == 1 and {p.dtype for p in trained.values()} == {torch.float32}
+    before = norm[0].detach().clone()
+    ids, positions, mask = batch(examples[1], [[0, 1]], tokenizer)
+    optimizer = torch.optim.AdamW(norm, lr=1e-4, weight_decay=0.0)
+    for _ in range(3):
+        logprobs = token_logprobs(policy, ids, positions, mask[:, 1:])
+        (-logprobs.sum()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert (norm[0] - before).abs().max() > 1e-4
+    plain = plain_logprobs(policy, ids, positions, mask[:, 1:])
+    assert plain.dtype == torch.float32 and torch.isfinite(plain).all()
+    with policy.disable_adapter():  # pi_pst, all in bfloat16
+        assert torch.isfinite(token_logprobs(policy, ids, positions, mask[:, 1:])).all()
 
 
 def test_lora_merge_equals_the_adapter(policy, tokenizer, examples):
