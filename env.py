@@ -233,6 +233,9 @@ class VisGenEnv:
             fields = {"fps": fps, "shot_frames": shot_lengths(cuts)}
         has_sound = kind == "video" and bool(given.get("has_audio"))
         fields["has_audio"] = kind == "audio" or has_sound
+        if kind == "audio" and given.get("bpm"):
+            # What has a beat is music.
+            fields["music"] = [[0.0, given["duration_s"], 1.0]]
         # The user's own file, if the task names it.
         fields["media"] = given.get("media") or self.stand_ins(kind, media_id)[0]
         artifact = new_artifact(**{**given, **fields, "id": media_id, "tool": "user"})
@@ -398,7 +401,13 @@ class VisGenEnv:
         # A seed shows the same pictures again.
         key = f"{written['seed']} {written['prompt']}" if "seed" in written else f"{kind} {count}"
         files = self.stand_ins(kind, key, len(outputs))
+        # A share of what is generated has a flaw; made again by its seed, it has it again.
+        flaw_share = 0
+        if tool["behaviour"] in ("generate", "pipeline"):
+            flaw_share = load_defaults()["flaw_share"] * self.failure_scale
         for i, (output, file) in enumerate(zip(outputs, files), count + 1):
+            if flaw_share and chance(self.seed, f"{key} {i - count}", "flaw") < flaw_share:
+                output["flawed"] = True
             output["id"] = f"{load_defaults()['kinds'][kind]['prefix']}_{i}"
             output["tool"] = tool["name"]
             output["arguments"] = written

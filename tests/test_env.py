@@ -435,7 +435,154 @@ def test_sound_follows_the_cut():
         True,
         [[0, 96], [240, 432]],
     )
-    assert heard("tool_tts_composite", video=film, text="Hello.") == (True, None)
+    # "Hello." lasts 1.05 s: a word makes no silent film sound throughout.
+    assert heard("tool_tts_composite", video=film, text="Hello.") == (True, [[0, 25], [240, 432]])
+    assert heard("tool_tts_composite", video=film, text="Hello.", keep_original_audio=False) == (
+        True,
+        [[0, 25]],
+    )
+    assert heard("tool_video_composite", videos=[film], audio="aud_1", audio_volume=0) == (
+        True,
+        [[240, 432]],
+    )
+    assert heard(
+        "tool_video_composite",
+        videos=[film],
+        audio="aud_1",
+        audio_mode="replace",
+        audio_volume=0,
+    ) == (False, None)
+
+
+def test_captions_and_speech_follow_the_cut():
+    """Cues at 1 to 3 and 5 to 8 s of a clip of 8 s, and a spoken word at 4 s; then edits."""
+    env = fresh()
+    cues = [{"start": 1, "end": 3, "text": "a"}, {"start": 5, "end": 8, "text": "b"}]
+    call(env, "tool_subtitle_add_text", video="in_2", subtitles=cues)
+    call(env, "tool_tts_composite", video="vid_1", segments=[{"start": 4, "text": "Hello."}])
+    film = last(env)
+    # "Hello." lasts 1.05 s, which ends in the middle of frame 121.
+    assert film["speech"] == [[4.0, 5.041667, "Hello.", 1.0]]
+
+    def after(tool, **arguments):
+        call(env, tool, **arguments)
+        return last(env)["cues"], [span[:2] for span in last(env)["speech"]]
+
+    trimmed = after("tool_video_trim_edit", video="vid_2", start=2, end=6)
+    assert trimmed == ([[0.0, 1.0, "a"], [3.0, 4.0, "b"]], [[2.0, 3.041667]])
+    assert after("tool_video_trim_edit", video="vid_2", start=3, end=4) == ([], [])
+    fast = after("tool_video_speed_adjust", video="vid_2", factor=2)
+    assert fast == ([[0.5, 1.5, "a"], [2.5, 4.0, "b"]], [[2.0, 2.5]])
+    backwards = after("tool_video_postprocess", video="vid_2", operations=[{"op": "reverse"}])
+    assert backwards == ([[0.0, 3.0, "b"], [5.0, 7.0, "a"]], [[2.958333, 4.0]])
+    twice = after("tool_video_postprocess", video="vid_2", operations=[{"op": "loop", "count": 2}])
+    assert [cue[:2] for cue in twice[0]] == [[1.0, 3.0], [5.0, 8.0], [9.0, 11.0], [13.0, 16.0]]
+    joined = after(
+        "tool_video_composite",
+        videos=["in_2", "vid_2"],
+        transition="crossfade",
+        transition_duration=1,
+    )
+    assert joined == ([[8.0, 10.0, "a"], [12.0, 15.0, "b"]], [[11.0, 12.041667]])
+    call(env, "tool_tts_generation", text="Hello.")
+    joined = after("tool_video_composite", videos=["vid_2"], audio="aud_1", audio_mode="replace")
+    assert [cue[2] for cue in joined[0]] == ["a", "b"] and joined[1] == [[0.0, 1.041667]]
+    more = [{"start": 3.5, "end": 4, "text": "c"}, {"start": 4.001, "end": 4.002, "text": "d"}]
+    added = after("tool_subtitle_add_text", video="vid_2", subtitles=more)
+    # No frame shows what lasts a millisecond.
+    assert [cue[2] for cue in added[0]] == ["a", "c", "b"]
+
+
+def test_music_and_effects_keep_their_place_and_volume():
+    env = fresh()
+    call(env, "tool_sound_fx_gen", prompt="rain", duration=4)
+    assert last(env)["sfx"] == [[0.0, 4.0, 1.0]] and last(env)["music"] == []
+    call(env, "tool_music_suno", prompt="calm piano")
+    song = last(env)
+    assert song["music"] == [[0.0, song["duration_s"], 1.0]]
+    call(env, "tool_audio_edit_cut", audio=song["id"], start=2, end=5, volume=0.5)
+    assert last(env)["music"] == [[0.0, 3.0, 0.5]]
+    cut = last(env)["id"]
+    call(env, "tool_video_composite", videos=["in_2"], audio=cut, audio_volume=0.5)
+    assert last(env)["music"] == [[0.0, 3.0, 0.25]]
+    film = last(env)["id"]
+    call(env, "tool_video_composite", videos=[film], audio="aud_1", audio_mode="mix")
+    assert (last(env)["music"], last(env)["sfx"]) == ([[0.0, 3.0, 0.25]], [[0.0, 4.0, 1.0]])
+    call(env, "tool_video_composite", videos=[film], audio="aud_1", audio_mode="replace")
+    assert (last(env)["music"], last(env)["sfx"]) == ([], [[0.0, 4.0, 1.0]])
+    call(env, "tool_video_composite", videos=[film], audio="aud_1", audio_volume=0)
+    assert last(env)["sfx"] == []
+    call(env, "tool_tts_composite", video=film, text="Hello.", original_volume=0.1)
+    assert last(env)["music"] == [[0.0, 3.0, 0.025]] and len(last(env)["speech"]) == 1
+    call(env, "tool_tts_composite", video=film, text="Hello.", keep_original_audio=False)
+    assert last(env)["music"] == []
+    call(env, "tool_audio_edit_cut", audio=cut, loop_to=8)
+    assert last(env)["music"] == [[0.0, 8.0, 0.5]]
+    # A word, then a second of silence that the trim leaves on; looped.
+    env.artifacts["in_3"]["speech"] = [[1.0, 2.0, "Hello.", 1.0]]
+    call(env, "tool_audio_edit_cut", audio="in_3", start=0.5, end=2.5, loop_to=5)
+    assert [span[:2] for span in last(env)["speech"]] == [[0.5, 1.5], [2.5, 3.5], [4.5, 5.0]]
+    call(env, "tool_audio_edit_cut", audio="in_3", start=0, end=2e-5, loop_to=3600)
+    call(env, "tool_video_auto_pipeline", topic="a harbour", duration=20, with_narration=True)
+    assert last(env)["music"] == [[0.0, 20.0, 1.0]]
+    assert last(env)["speech"] == [[0.0, 20.0, "a harbour", 1.0]]
+
+
+def test_flaws_are_kept_and_what_an_analysis_reports():
+    n_flawed, n_made = 0, 0
+    for seed in range(150):
+        env = fresh(failure_scale=1.0, seed=seed)
+        reply = call(env, "tool_text2image_gemini", prompt="a fox", n=4)
+        for media_id in reply.get("ids", ()):
+            flawed = env.artifacts[media_id]["flawed"]
+            n_flawed, n_made = n_flawed + flawed, n_made + 1
+            env.failure_scale = 0
+            answer = call(env, "tool_image_analysis", media=[media_id], question="a flaw?")
+            assert ("flaw" in answer["answer"]) == flawed
+    assert 0.07 < n_flawed / n_made < 0.13  # flaw_share is 0.1
+    env = fresh(failure_scale=0)
+    env.failure_scale = 1.0
+    for seed in [*range(60), *range(60)]:
+        env.errors = 0
+        call(env, "tool_text2image_qwen", prompt=f"fox {seed}", seed=seed)
+    by_seed = {}
+    for artifact in env.artifacts.values():
+        if artifact["tool"] == "user":
+            assert not artifact["flawed"]
+        else:
+            by_seed.setdefault(artifact["arguments"]["seed"], set()).add(artifact["flawed"])
+    # The same seed and prompt show the same picture, with its flaw.
+    assert all(len(looks) == 1 for looks in by_seed.values()) and {True} in by_seed.values()
+
+
+def test_a_clip_shows_its_first_frame_and_a_film_its_clips():
+    env = fresh()
+    call(env, "tool_text2image_hunyuan", prompt="a fox")
+    call(env, "tool_text2image_seed", prompt="a fox")
+    marks = [(a["logo"], a["watermark"]) for a in list(env.artifacts.values())[-2:]]
+    assert marks == [(True, False), (False, True)]
+    call(env, "tool_image2video_keling", image="img_1", prompt="it runs")
+    assert last(env)["logo"] and not last(env)["flawed"]
+    env.artifacts["img_2"]["flawed"] = True
+    call(env, "tool_image2video_keling", image="img_2", prompt="it runs")
+    assert last(env)["flawed"] and last(env)["watermark"] and not last(env)["logo"]
+    call(env, "tool_video_composite", videos=["in_2", "vid_1", "vid_2"])
+    call(env, "tool_video_trim_edit", video="vid_3", start=0, end=2)
+    assert last(env)["flawed"] and last(env)["watermark"] and last(env)["logo"]
+    call(env, "tool_image_edit_gpt", images=["img_2"], prompt="at night")
+    assert not last(env)["flawed"] and not last(env)["watermark"] and not last(env)["masked"]
+    call(
+        env,
+        "tool_image_edit_gpt",
+        images=["in_1"],
+        mask="in_1",
+        background="transparent",
+        prompt="at night",
+    )
+    assert last(env)["masked"] and last(env)["has_alpha"]
+    mark = [{"op": "watermark", "value": "ours"}]
+    call(env, "tool_video_postprocess", video="in_2", operations=mark)
+    assert last(env)["watermark"]
 
 
 @pytest.mark.parametrize("factor, frames, seconds", [(1.25, 441, 18.375), (1.1, 501, 20.875)])
@@ -705,12 +852,10 @@ def test_chain_and_lineage():
         assert "error" not in reply, reply
         assert [(p["id"], p["role"]) for p in last(env)["parents"]] == parents
     film = last(env)
-    assert (film["duration_s"], film["shots"], film["has_audio"], film["n_cues"]) == (
-        7.0,
-        2,
-        True,
-        1,
-    )
+    assert (film["duration_s"], film["shots"], film["has_audio"]) == (7.0, 2, True)
+    assert film["cues"] == [[0.0, 3.0, "Night"]] and film["speech"] == [
+        [0.0, 1.416667, "Night falls.", 1.0]
+    ]
     assert env.artifacts["vid_3"]["has_audio"] is False
     env.step(ANSWER)
     record = json.loads(to_json(env.trajectory()))
