@@ -455,7 +455,7 @@ class RolloutConfig:
     )
     failure_scale: float = key(
         1.0,
-        "multiplies every failure rate of tools.yaml; 0 switches failures off",
+        "multiplies the rates of accidents in tools.yaml; 0 switches them off",
         at_least=0,
         at_most=1000,
     )
