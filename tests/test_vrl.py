@@ -613,7 +613,7 @@ def test_the_gradient_is_the_policy_gradient_though_the_ratio_is_one(model):
         for t in range(1, len(r.ids)):
             if r.loss_mask[t]:
                 logprob = logprobs[t - 1, r.ids[t]]
-                weight = math.exp(float(logprob) - r.logprobs[t])
+                weight = math.exp(float(logprob.detach()) - r.logprobs[t])
                 loss = loss - weight * r.advantage * logprob
     (loss / sum(sum(r.loss_mask) for r in rollouts)).backward()
     wanted = torch.cat([p.grad.flatten() for p in trained_parameters(policy).values()])
