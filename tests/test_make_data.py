@@ -701,7 +701,7 @@ def test_agent_moves_a_blocked_step_to_another_tool_and_says_so_in_the_plan(task
         if tool["name"] == "tool_text2image_gemini":
             raise ToolError("content_blocked", "prompt", "blocked", False)
 
-    monkeypatch.setattr(VisGenEnv, "fail", refuse_gemini)
+    monkeypatch.setattr(VisGenEnv, "fail_by_accident", refuse_gemini)
     trajectory, reward = run_agent(
         task, scale=1e-9
     )  # failures are on, but none of the usual ones comes
@@ -722,7 +722,7 @@ def test_agent_gives_up_after_three_failures_of_a_step(tasks, monkeypatch):
     def down(self, tool, record):
         raise ToolError("timeout", None, "no answer", True)
 
-    monkeypatch.setattr(VisGenEnv, "fail", down)
+    monkeypatch.setattr(VisGenEnv, "fail_by_accident", down)
     for task in tasks["train"][:42]:
         trajectory, reward = run_agent(task, scale=1e-9)
         assert (
