@@ -85,7 +85,7 @@ def write_checkpoint(
         model.save_pretrained(draft)
     save_file(moments, draft / "optimizer.safetensors")
     state = dict(state, rng=random_states())
-    (draft / "state.json").write_text(json.dumps(state))
+    (draft / "state.json").write_text(json.dumps(state), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     os.rename(draft, folder)
 
@@ -137,7 +137,11 @@ def read_file(folder: Path, name: str) -> dict:
     if not path.is_file():
         raise SystemExit(f"error: {path} is missing, the checkpoint was cut off; {advice}")
     try:
-        return load_file(path) if path.suffix == ".safetensors" else json.loads(path.read_text())
+        return (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else json.loads(path.read_text(encoding="utf-8"))
+        )
     except (SafetensorError, ValueError) as e:
         raise SystemExit(
             f"error: {path} cannot be read ({e}), the checkpoint was cut off; {advice}"
