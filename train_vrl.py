@@ -16,7 +16,6 @@ see the README for where to find those.
 """
 
 import math
-import resource
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -33,6 +32,7 @@ from lib.checkpoints import (
     save_checkpoint,
     trained_parameters,
 )
+from lib.checks import check_training
 from lib.engine_check import check_engine, check_reference, sync_sampler
 from lib.evaluation import (
     cached_evaluation,
@@ -44,11 +44,20 @@ from lib.evaluation import (
     summary,
 )
 from lib.experiment import Config, VrlConfig, command_line
-from lib.figures import plot_curve, print_before_after, write_trajectory
+from lib.figures import plot_curve, print_before_after, say_if_too_short, write_trajectory
 from lib.policy import add_lora, load_policy, set_up, token_logprobs, use_autocast
 from lib.quantize import adamw, wants_nf4
 from lib.rollout import Rollout
-from lib.runs import ROOT, StopSwitch, append_metrics, open_run, read_jsonl, seeded_rng, write_jsonl
+from lib.runs import (
+    ROOT,
+    StopSwitch,
+    append_metrics,
+    open_run,
+    peak_memory_gib,
+    read_jsonl,
+    seeded_rng,
+    write_jsonl,
+)
 from lib.tokens import load_tokenizer
 from lib.vllm_engine import VllmEngine
 from make_data import ensure_data
@@ -643,6 +652,8 @@ def main() -> None:
     """Data, PST, VRL, evaluation: whatever is not there yet, in order."""
     config, _ = command_line(__doc__)
     began = time.time()
+    with_pst = config.vrl.start == "pst" and not config.pst.init_from
+    check_training(config, ("pst", "vrl") if with_pst else ("vrl",))
     run = ranks.first(lambda: open_run(config))
     quantize = wants_nf4(config, "vrl")
     device = set_up(config)
@@ -678,6 +689,7 @@ def main() -> None:
     )
     if ranks.rank() == 0:
         report(run, before, after, gap, began)
+        say_if_too_short(before, after)
 
 
 def start_policy(
@@ -749,10 +761,11 @@ def report(run: Path, before: dict, after: dict, gap: float, began: float) -> No
     trajectory = run / "trajectory.txt"
     write_trajectory(after["example"], trajectory)
     print_before_after(before, after)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = peak_memory_gib()
+    memory = "" if peak is None else f", peak memory {peak:.1f} GiB"
     print(
         f"\nsampler against trainer after the last sync {gap:.1e} nats; "
-        f"{time.time() - began:.0f} s, peak memory {peak:.1f} GiB"
+        f"{time.time() - began:.0f} s{memory}"
     )
     print(f"curve:      {(run / 'curve.png').relative_to(ROOT)}")
     print(f"trajectory: {trajectory.relative_to(ROOT)}")
