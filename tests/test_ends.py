@@ -487,11 +487,12 @@ def test_text_is_utf_8_and_nothing_is_of_unix_alone():
                 whose = getattr(getattr(node.func, "value", None), "id", "")
                 modes = [a.value for a in node.args if isinstance(a, ast.Constant)]
                 binary = any(isinstance(m, str) and "b" in m for m in modes[:1])
-                text = name in ("read_text", "write_text") or (name == "open" and not whose)
-                if text and not binary and whose != "behaviours":
+                method = isinstance(node.func, ast.Attribute)
+                text = method and name in ("read_text", "write_text")
+                text = text or (name == "open" and not method)
+                if text and not binary:
                     keys = {k.arg for k in node.keywords}
-                    own = name == "write_text" and path.name == "behaviours.py"
-                    assert own or "encoding" in keys or "devnull" in ast.unparse(node), where
+                    assert "encoding" in keys or "devnull" in ast.unparse(node), where
                 assert (whose, name) not in UNIX, where
             if isinstance(node, ast.Import | ast.ImportFrom) and node.col_offset == 0:
                 names = {a.name for a in node.names} | {getattr(node, "module", None)}
