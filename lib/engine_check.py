@@ -36,7 +36,7 @@ SHARE = (0.5, 1.5)
 # Of the fixed sequence these tokens of each of the first turns are scored. Ours: our own sampler
 # reads them one by one after every step.
 TURNS = 2
-TURN_TOKENS = 64
+TURN_TOKENS = 16
 
 
 # --------------------------------------------------------------------------------------------------
