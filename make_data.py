@@ -24,6 +24,7 @@ the file of the one before and goes on where it stopped:
 
 import json
 import math
+import re
 import sys
 import time
 from collections import Counter
@@ -37,6 +38,7 @@ from tqdm import tqdm
 from env import VisGenEnv
 from lib.data_statistics import plot_statistics, statistics_of
 from lib.experiment import Config, command_line
+from lib.families import asked_kind
 from lib.general import general_item, make_general
 from lib.hub import hub_general
 from lib.llm_agent import llm_agents
@@ -86,6 +88,7 @@ def vision_agent(
     rng, voice = seeded_rng(seed, "agent", task["id"]), load_voice()
     messages, _ = env.reset(task, seed)
     c = read_request(messages[-1]["content"])
+    attached = attached_media(messages[-1]["content"])
     steps = make_plan(c, mind)
     plan = shown_plan(steps)
     replies = {}  # media id -> the reply that brought it
@@ -93,7 +96,10 @@ def vision_agent(
     ready = ready_steps(steps, mind)
     while ready:
         calls = [
-            {"name": step["tool"], "arguments": call_arguments(step, c, steps, voice, rng)}
+            {
+                "name": step["tool"],
+                "arguments": call_arguments(step, c, steps, voice, rng, attached),
+            }
             for step in ready
         ]
         blocks = [tag("think", think)]
@@ -110,7 +116,7 @@ def vision_agent(
             step["tries"] += 1
             if "error" not in reply:
                 take_in(step, reply, mind)
-                replies |= dict.fromkeys(reply["ids"], reply)
+                replies |= dict.fromkeys(step["ids"], reply)
                 continue
             move = recover(step, reply["error"], mind)
             trouble = (reply["error"]["code"], "retry" if move == "retry" else "switch")
@@ -148,6 +154,9 @@ def make_plan(c, mind):
         "edit": c["images"] - 1,
         "restyle": c["images"],
         "clip": max(1, c["videos"]),
+        "masked": c["images"],
+        "manner": c["images"],
+        "inspire": 3,
     }
     for step in steps:
         step |= {"expect": expected.get(step["key"], 1), "tries": 0, "ids": [], "done": False}
@@ -204,9 +213,12 @@ def jobs_at_once(tool: str) -> float:
 def take_in(step, reply, mind):
     """Note what a call brought. A partial result leaves the rest of the step open, where it is
     verified. Of several songs the first is used."""
-    step["ids"] += reply["ids"][:1] if step["key"] == "music" else reply["ids"]
-    step["expect"] -= len(reply["ids"])
-    step["done"] = step["expect"] <= 0 or "verification" not in mind
+    ids = reply.get("ids", [])
+    step["ids"] += ids[:1] if step["key"] in ("music", "song") else ids
+    step["expect"] -= len(ids)
+    step["reply"] = reply
+    answered = makes(step["tool"]) == "nothing"
+    step["done"] = step["expect"] <= 0 or answered or "verification" not in mind
 
 
 def recover(step, error, mind):
@@ -239,9 +251,13 @@ def reflect(called, steps, trouble, voice, rng):
 
 def final_turn(c, steps, replies, mind, voice, rng):
     """The last turn: hand over what was made, and say so where it is not all, or not as asked."""
-    kind = "image" if c["images"] else "video"
-    groups = [step["ids"] for step in steps if makes(step["tool"]) == kind and step["ids"]]
-    if kind == "video":
+    kind = asked_kind(c)
+    groups = [
+        step["ids"]
+        for step in steps
+        if makes(step["tool"]) == kind and step["ids"] and step["key"] != "inspire"
+    ]
+    if kind != "image":
         groups = groups[-1:]  # the film as the last step left it
     ids = [i for group in groups for i in group]
     whole = all(step["done"] for step in steps)
@@ -270,13 +286,26 @@ def as_asked(reply, c):
 GPT_SIZES = {"1:1": "1024x1024", "3:2": "1536x1024", "2:3": "1024x1536", None: "1024x1024"}
 
 
-def call_arguments(step: dict, c: dict, steps: list[dict], voice: dict, rng) -> dict:
+def call_arguments(
+    step: dict, c: dict, steps: list[dict], voice: dict, rng, attached: dict[str, dict]
+) -> dict:
     """The arguments of a plan step's call, by its key in data/workflows.yaml. Optional ones are
-    written only where the request asks for something."""
+    written only where the request asks for something. `attached`: see attached_media."""
     made = {}  # step key -> ids that came back
     for other in steps:
         if other["ids"]:
             made.setdefault(other["key"], []).extend(other["ids"])
+    if step["key"] in WISHES:
+        return WISHES[step["key"]](step, c, steps, made, attached)
+    arguments = usual_arguments(step, c, steps, made, voice, rng)
+    change = c["wish"].get("change")
+    if change and step["key"] in ("frame", "clip") and 2 * step["index"] >= n_shots(c):
+        arguments["prompt"] += f", {change}"
+    return arguments
+
+
+def usual_arguments(step, c, steps, made, voice, rng):
+    """The arguments of a step of the 15 workflows. `made`: {step key: ids that came back}."""
     key = step["key"]
     if key in ("image", "large", "ref", "frame", "cutout"):
         if step["tool"].startswith("tool_text2image"):
@@ -290,10 +319,11 @@ def call_arguments(step: dict, c: dict, steps: list[dict], voice: dict, rng) -> 
         return {"script": c["subject"], "n_shots": c["images"]}
     if key == "page":
         media = made["image"] + made.get("edit", [])
-        return {
-            "title": c["subject"],
-            "sections": [{"heading": c["subject"], "media_ids": media}],
-        }
+        section = {"heading": c["subject"], "media_ids": media}
+        read = next((s["reply"]["text"] for s in steps if s["key"] == "read"), None)
+        if read:
+            section["text"] = read
+        return {"title": c["subject"], "sections": [section]}
     if key == "music":
         return {"prompt": rng.choice(voice["music"])}
     if key == "sfx":
@@ -360,6 +390,271 @@ def clip_arguments(step, c, fed, voice):
     resolution = {"resolution": "1080p"} if c["resolution"] else {}
     arguments = {"prompt": prompt, "duration": seconds, **aspect_of(c), **resolution}
     return arguments | number_of(step)
+
+
+# ---------------------------------------------------------------------------- the families' calls
+# Those of data/families.yaml, by a step's key. Each takes (the step, the constraints, all steps,
+# {step key: ids that came back}, what is attached).
+ATTACHED = re.compile(r"^\[(in_\d+): (\w+)(?: (\d+)x(\d+))?(?: ([\d.]+) s)?", re.M)
+
+
+def attached_media(message: str) -> dict[str, dict]:
+    """{id: {kind, width, height, duration_s}} of what the user's message says of its media."""
+    return {
+        found[1]: {
+            "kind": found[2],
+            "width": int(found[3] or 0),
+            "height": int(found[4] or 0),
+            "duration_s": float(found[5] or 0),
+        }
+        for found in ATTACHED.finditer(message)
+    }
+
+
+def language_of(text):
+    """The argument for a language that is not English."""
+    return {"language": "zh"} if HAN.search(text) else {}
+
+
+def view_of(step, c):
+    """The look of one of several pictures."""
+    views = load_voice()["views"]
+    return f"{look_of(c)}, {nth(views, step['index'])}" if c["images"] > 1 else look_of(c)
+
+
+def refine_call(step, c, steps, made, attached):
+    """A prompt to be refined."""
+    style = {"style": c["style"]} if c["style"] else {}
+    limit = {"max_chars": c["wish"]["max_chars"]}
+    return {
+        "prompt": c["subject"],
+        "target": "image",
+        **style,
+        **limit,
+        **language_of(c["subject"]),
+    }
+
+
+def exact_call(step, c, steps, made, attached):
+    """A picture of an exact size; the services write sizes differently."""
+    size = c["wish"]["exact_size"]
+    if step["tool"] == "tool_text2image_qwen":
+        return {"prompt": view_of(step, c), "size": size.replace("x", "*")}
+    return {"prompt": view_of(step, c), "size": size, "watermark": False}
+
+
+def marked_call(step, c, steps, made, attached):
+    """A picture with the service's visible mark."""
+    size = c["wish"]["exact_size"].replace("x", ":")
+    return {"prompt": view_of(step, c), "resolution": size, "logo_add": True}
+
+
+def gpt_size(c):
+    """The argument of gpt-image-1 for a shape that the request asks for."""
+    return {"size": GPT_SIZES[c["aspect_ratio"]]} if c["aspect_ratio"] else {}
+
+
+def masked_call(step, c, steps, made, attached):
+    """An edit of the masked part."""
+    arguments = {"images": ["in_1"], "mask": "in_2", "prompt": look_of(c)}
+    return arguments | gpt_size(c) | number_of(step)
+
+
+def combine_call(step, c, steps, made, attached):
+    """One picture from all references."""
+    arguments = {"images": list(attached), "prompt": look_of(c)}
+    if step["tool"] == "tool_image_edit_gpt":
+        return arguments | gpt_size(c)
+    return arguments | aspect_of(c)
+
+
+def sized_call(step, c, steps, made, attached):
+    """An edit in another size."""
+    size = c["wish"]["exact_size"].replace("x", "*")
+    return {"images": ["in_1"], "prompt": look_of(c), "size": size}
+
+
+def inspire_call(step, c, steps, made, attached):
+    """A search for references."""
+    return {"query": look_of(c)[:400], "n": step["expect"]}
+
+
+def manner_call(step, c, steps, made, attached):
+    """Pictures after the references found."""
+    arguments = {"images": made["inspire"][:3], "prompt": look_of(c)}
+    return arguments | (aspect_of(c) or {"aspect_ratio": "1:1"}) | number_of(step)
+
+
+def read_call(step, c, steps, made, attached):
+    """What stands at the address."""
+    return {"urls": [c["wish"]["url"]]}
+
+
+def look_call(step, c, steps, made, attached):
+    """All takes, looked at in one call."""
+    return {"media": list(attached), "question": "Which of these has a flaw?"}
+
+
+def listen_call(step, c, steps, made, attached):
+    """One take, listened to."""
+    return {"media": [list(attached)[step["index"]]], "question": "Does it have a flaw?"}
+
+
+def the_good_one(steps, attached):
+    """The id of the take in which no analysis found a flaw; the first where none was looked at."""
+    answers = " ".join(s["reply"]["answer"] for s in steps if s["key"] in ("look", "listen"))
+    flawed = {text.split(":")[0] for text in answers.split(". ") if "flaw" in text}
+    return next((i for i in attached if i not in flawed), next(iter(attached)))
+
+
+def pick_call(step, c, steps, made, attached):
+    """An edit of the picture without a flaw."""
+    good = the_good_one(steps, attached)
+    shape = aspect_of(c)
+    if shape and step["tool"] == "tool_image_edit_qwen":
+        across, down = map(int, c["aspect_ratio"].split(":"))
+        scale = math.sqrt(1024 * 1024 / (across * down))
+        shape = {"size": f"{round(across * scale)}*{round(down * scale)}"}
+    return {"images": [good], "prompt": look_of(c), **shape}
+
+
+def shorten_call(step, c, steps, made, attached):
+    """The film without a flaw, cut to length."""
+    return {"video": the_good_one(steps, attached), "start": 0, "end": c["duration_s"]}
+
+
+def clean_call(step, c, steps, made, attached):
+    """The recording without a flaw, cut to length."""
+    return {"audio": the_good_one(steps, attached), "end": c["duration_s"]}
+
+
+def script_call(step, c, steps, made, attached):
+    """A script of the asked length."""
+    return {"topic": c["subject"], "duration": c["duration_s"], **language_of(c["subject"])}
+
+
+def polish_call(step, c, steps, made, attached):
+    """The user's board, reworded."""
+    return {"storyboard": "in_1", "instructions": f"{c['subject']}: {c['wish']['mood']}"}
+
+
+def merge_call(step, c, steps, made, attached):
+    """The user's script, put into the user's board."""
+    mood = f"{c['subject']}: {c['wish']['mood']}"
+    return {"script": "in_1", "storyboard": "in_2", "instructions": mood}
+
+
+def animate_call(step, c, steps, made, attached):
+    """The user's picture, moving and sounding."""
+    resolution = {"resolution": c["resolution"]} if c["resolution"] else {}
+    arguments = {"image": "in_1", "prompt": f"{c['subject']}, gentle movement"}
+    return arguments | {"duration": c["duration_s"], **aspect_of(c), **resolution}
+
+
+def speak_call(step, c, steps, made, attached):
+    """A speech about the subject."""
+    subject = c["subject"]
+    text = f"请看{subject}。" if HAN.search(subject) else f"Let me tell you about {subject}."
+    return {"text": text, "voice": c["wish"]["voice"], **language_of(subject)}
+
+
+def crop_call(step, c, steps, made, attached):
+    """The largest crop of the asked shape out of the middle of the user's film."""
+    width, height = attached["in_1"]["width"], attached["in_1"]["height"]
+    across, down = map(int, c["aspect_ratio"].split(":"))
+    scale = min(width / across, height / down)
+    w, h = (int(side * scale) // 2 * 2 for side in (across, down))
+    crop = {"op": "crop", "width": w, "height": h, "x": (width - w) // 2, "y": (height - h) // 2}
+    return {"video": "in_1", "operations": [crop]}
+
+
+def watermark_call(step, c, steps, made, attached):
+    """The user's film with a watermark."""
+    return {"video": "in_1", "operations": [{"op": "watermark", "value": c["wish"]["mark"]}]}
+
+
+def loop_call(step, c, steps, made, attached):
+    """The user's film, again and again."""
+    return {"video": "in_1", "operations": [{"op": "loop", "count": c["wish"]["times"]}]}
+
+
+def draft_call(step, c, steps, made, attached):
+    """A whole film in one call."""
+    length = {"duration": c["duration_s"], "n_shots": c["shots"]}
+    return {"topic": look_of(c), **length, **aspect_of(c)}
+
+
+def song_call(step, c, steps, made, attached):
+    """Music about the subject."""
+    return {"prompt": f"music for {c['subject']}"}
+
+
+def cut_call(step, c, steps, made, attached):
+    """The song, cut to length with a fade."""
+    return {"audio": made["song"][0], "end": c["duration_s"], "fade_out": 2}
+
+
+def summary_call(step, c, steps, made, attached):
+    """A summary of the attached text, as short as the service makes it."""
+    return {"content": "in_1", "max_words": 20, **language_of(c["subject"])}
+
+
+def sum_caption_call(step, c, steps, made, attached):
+    """The summary, dealt out over the film in captions of a line each."""
+    text = next(s["reply"]["text"] for s in steps if s["key"] == "summary").removesuffix("...")
+    words = text.split()
+    n = max(1, min(len(words), math.ceil(len(text) / 60)))
+    marks = [len(words) * i // n for i in range(n + 1)]
+    cues = []
+    for i in range(n):
+        start, end = (round(c["duration_s"] * k / n, 2) for k in (i, i + 1))
+        cues.append({"start": start, "end": end, "text": " ".join(words[marks[i] : marks[i + 1]])})
+    return {"video": made["clip"][0], "subtitles": cues}
+
+
+def list_call(step, c, steps, made, attached):
+    """The other steps, as a to-do list."""
+    others = [s for s in steps if s["tool"] != "tool_task_manager"]
+    return {"action": "create", "tasks": [{"id": s["id"], "title": s["goal"]} for s in others]}
+
+
+def tick_call(step, c, steps, made, attached):
+    """The to-do list, ticked off."""
+    others = [s for s in steps if s["tool"] != "tool_task_manager"]
+    return {"action": "update", "tasks": [{"id": s["id"], "status": "done"} for s in others]}
+
+
+WISHES = {
+    "refine": refine_call,
+    "exact": exact_call,
+    "marked": marked_call,
+    "masked": masked_call,
+    "combine": combine_call,
+    "sized": sized_call,
+    "inspire": inspire_call,
+    "manner": manner_call,
+    "read": read_call,
+    "look": look_call,
+    "listen": listen_call,
+    "pick": pick_call,
+    "shorten": shorten_call,
+    "clean": clean_call,
+    "script": script_call,
+    "polish": polish_call,
+    "merge": merge_call,
+    "animate": animate_call,
+    "speak": speak_call,
+    "crop": crop_call,
+    "watermark": watermark_call,
+    "loop": loop_call,
+    "draft": draft_call,
+    "song": song_call,
+    "cut": cut_call,
+    "summary": summary_call,
+    "sum_caption": sum_caption_call,
+    "list": list_call,
+    "tick": tick_call,
+}
 
 
 def look_of(c):

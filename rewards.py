@@ -23,11 +23,13 @@ from collections import Counter
 from pathlib import Path
 
 from lib.experiment import LlmConfig, RewardConfig, read_config
+from lib.families import asked_kind
 from lib.judge import FACETS, Scored, judge_by_llm
 from lib.lineage import Media, content_words, deliverables, heard, on_topic, read_media, shows
 from lib.runs import ROOT, read_jsonl, write_atomic
 from lib.text import fill_template
-from lib.toolbox import category, generates_clip, load_tools, makes, takes
+from lib.toolbox import brings, category, generates_clip, load_tools, makes, takes
+from lib.wishes import wish_checks, wish_words
 from lib.workflows import expand_workflow, fitting_workflows, load_workflows, n_shots
 
 PARTS = ("tool", "format", "result", "traj", "cons")
@@ -45,8 +47,11 @@ def example() -> dict:
 
 
 def asked_for(c: dict) -> tuple[str, int]:
-    """("image" or "video", how many) a request asks for. `c`: its constraints, here as below."""
-    return ("image", c["images"]) if c["images"] else ("video", c["videos"])
+    """(kind of artifact, how many) a request asks for. `c`: its constraints, here as below.
+
+    The kind is image or video; of some families of requests (data/families.yaml) text or audio.
+    """
+    return asked_kind(c), c["images"] or c["videos"]
 
 
 # ---------------------------------------------------------------------------- R_plan
@@ -54,6 +59,8 @@ def asked_for(c: dict) -> tuple[str, int]:
 KIND_WORDS = {
     "image": r"images?|pictures?|posters?|frames?|illustrations?",
     "video": r"clips?|videos?|films?",
+    "text": r"\w*\s?(?:prompts?|scripts?|boards?|texts?)",
+    "audio": r"recordings?|songs?|pieces? of music|tracks?",
 }
 
 
@@ -76,24 +83,27 @@ def requirement_facet(plan: list[dict], c: dict) -> float:
     either.
     """
     kind, wanted = asked_for(c)
-    visual = [step for step in plan if makes(step["tool"]) in ("image", "video")]
+    visual = [step for step in plan if makes(step["tool"]) in ("image", "video", kind)]
     if not any(shows(step["goal"], c["subject"]) for step in visual):
         return 0.0
 
-    makers = [step for step in plan if makes(step["tool"]) == kind]
+    # What a language model does itself is no artifact.
+    makers = [s for s in plan if makes(s["tool"]) == kind and s["tool"] in load_tools()]
     built_on = set()
     for step in makers:
-        takes_film = any("video" in kinds for kinds in takes(step["tool"]))
-        if kind == "image" or takes_film:
+        builds = any(kind in kinds for kinds in takes(step["tool"]))
+        if kind == "image" or builds:
             built_on.update(step["after"])
     made = 0
     for step in makers:
-        may_be_means = kind == "video" or step["goal"].startswith("reference")
+        may_be_means = kind != "image" or step["goal"].startswith("reference")
         if not (step["id"] in built_on and may_be_means):
             made += stated_count(step["goal"], kind)
 
     clips = sum(stated_count(s["goal"], "video") for s in plan if generates_clip(s["tool"]))
-    right_clips = not c["shots"] or clips == c["shots"] * c["videos"]
+    # A pipeline makes the shots of its film itself; a text or sound has none.
+    has_clips = kind == "video" and not any(s["tool"] == "tool_video_auto_pipeline" for s in plan)
+    right_clips = not c["shots"] or not has_clips or clips == c["shots"] * c["videos"]
     return float(made == wanted and right_clips)
 
 
@@ -113,7 +123,7 @@ def coherence_facet(plan: list[dict], inputs: list[dict]) -> float:
         supplied = all(kinds & fed for kinds in takes(step["tool"]))
         own_id = step["id"] not in kind_made
         good += in_order and supplied and own_id
-        kind_made[step["id"]] = makes(step["tool"])
+        kind_made[step["id"]] = brings(step["tool"])
     return good / len(plan)
 
 
@@ -358,7 +368,7 @@ def amount_check(items: list[dict], handed: list[dict], wanted: int, media: Medi
     """
     different = {media.looks[item["id"]] for item in items}
     n_media = sum(a["kind"] in ("image", "video", "audio") for a in handed)
-    return min(len(different), wanted) / max(n_media, wanted)
+    return min(len(different), wanted) / max(n_media, len(items), wanted)
 
 
 def has_aspect(artifact: dict, aspect_ratio: str, tolerance: float) -> bool:
@@ -516,7 +526,7 @@ def result_checks(
     checks = {"count": amount_check(items, handed, wanted, media)}
     if c["aspect_ratio"]:
         checks["aspect"] = share([aspect_check(a, c["aspect_ratio"], media, config) for a in items])
-    if c["duration_s"]:
+    if c["duration_s"] and items[0]["kind"] != "text":
         seconds = c["duration_s"]
         checks["duration"] = share(
             [duration_check(a, own[a["id"]], seconds, config) for a in items]
@@ -558,7 +568,9 @@ def result_reward(trajectory: dict, config: RewardConfig, media: Media | None = 
     items = [a for a in handed if a["kind"] == kind]
     if not items:
         return 0.0, {"modality": 0.0}
-    checks = result_checks(items, handed, c, media or read_media(trajectory), config)
+    media = media or read_media(trajectory)
+    checks = result_checks(items, handed, c, media, config)
+    checks |= wish_checks(items, trajectory, media)
     mean = sum(checks.values()) / len(checks)
     worst = min(checks.values())
     return mean * (0.1 + 0.9 * worst**2), checks
@@ -821,6 +833,8 @@ def explain(trajectory: dict, reward: dict, config: RewardConfig) -> list[list[s
         reward=reward,
         config=config,
         handed=handed,
+        kind=kind,
+        wishes=wish_words(),
         sizes=" and ".join(sizes),
         expert=expert,
     )

@@ -164,6 +164,13 @@ class DataConfig:
         "requests at the paper's scale (Fig. 5): most films have many shots and most sets one "
         "identity (the shares are ours)",
     )
+    families: float = key(
+        0.2,
+        "share of requests from the families that need the less common tools (data/families.yaml); "
+        "0: the 15 workflows alone",
+        at_least=0,
+        at_most=1,
+    )
     languages: list = key(
         ["en"],
         "languages of the requests: en (42 task types) and zh (15 of them); with both, all 57 in "

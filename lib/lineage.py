@@ -129,7 +129,9 @@ def look_of(
         seen = {media.looks[clip] for clip in media.footage[artifact["id"]]}
         return seen.pop() if len(seen) == 1 else tuple(sorted(map(str, seen)))
     pictures = [
-        p for p in same_kind(artifact, parents, "image", media) if media.by_id[p]["tool"] != "user"
+        p
+        for p in same_kind(artifact, parents, "image", media)
+        if makes(media.by_id[p]["tool"]) == "image"  # neither the user's nor found by a search
     ]
     if pictures and not edits_look_new:
         return media.looks[pictures[0]]
@@ -196,6 +198,31 @@ def best_prompt(part: str, media: Media, wanted: frozenset[str]) -> float:
 def on_topic(item: str, media: Media, wanted: frozenset[str]) -> float:
     """Share of the wanted words in the best prompt behind a picture (ours).
 
-    In a film, that of its worst clip, since one prompt must not stand for all.
+    In a film, that of its worst clip, since one prompt must not stand for all. A film of the
+    user's is about what the user says; so is what was made from a text or sound of the user's.
     """
-    return min(best_prompt(part, media, wanted) for part in media.footage[item])
+    if media.by_id[item]["kind"] in ("text", "audio"):
+        return written_topic(item, media, wanted)
+    return min(
+        1.0 if own_film(part, media) else best_prompt(part, media, wanted)
+        for part in media.footage[item]
+    )
+
+
+def own_film(part: str, media: Media) -> bool:
+    """Whether a film is the user's own."""
+    return media.by_id[part]["tool"] == "user" and media.by_id[part]["kind"] == "video"
+
+
+def written_topic(item: str, media: Media, wanted: frozenset[str]) -> float:
+    """Share of the wanted words in what a text or sound was made from, in the best argument (ours);
+    1 where that is a text or sound of the user's."""
+    sources = [media.by_id[i] for i in media.above[item]]
+    if any(a["tool"] == "user" and a["kind"] in ("text", "audio") for a in sources):
+        return 1.0
+    shares = [
+        told(" ".join(str(a["arguments"].get(name, "")) for name in names), wanted, LONG_PROMPT)
+        for a in sources
+        for names in (("prompt", "style"), ("topic",), ("text",), ("script",), ("content",))
+    ]
+    return max(shares)

@@ -1,7 +1,7 @@
 """Expert workflows, and how one is unrolled for a request: the reference plans of R_plan.
 
-data/workflows.yaml holds 15 templates (Sec. 3.1), each a graph of steps. They are VisionAgent's
-know-how, and the "expert reference plans" that the vPlanJudger compares with (Sec. 4.3.2). The
+data/workflows.yaml holds 15 templates (Sec. 3.1), each a graph of steps; data/families.yaml adds
+one for each family of requests that need the other tools. They are VisionAgent's know-how, and the "expert reference plans" that the vPlanJudger compares with (Sec. 4.3.2). The
 paper says that there are 15; what is in them is ours. `c` is a task's constraints throughout.
 """
 
@@ -10,13 +10,15 @@ from functools import lru_cache
 
 import yaml
 
+from lib.families import family_workflows
 from lib.runs import ROOT
 from lib.toolbox import clip_lengths
 
 
 @lru_cache(maxsize=1)
 def load_workflows() -> dict[str, dict]:
-    """The templates of data/workflows.yaml by name, with shared lists of steps spliced in."""
+    """The templates of data/workflows.yaml by name, with shared lists of steps spliced in, and
+    after them those of data/families.yaml, one a family."""
     text = (ROOT / "data" / "workflows.yaml").read_text(encoding="utf-8")
     workflows = yaml.safe_load(text)["workflows"]
     for flow in workflows.values():
@@ -24,7 +26,7 @@ def load_workflows() -> dict[str, dict]:
         for entry in flow["steps"]:
             steps += entry if isinstance(entry, list) else [entry]
         flow["steps"] = steps
-    return workflows
+    return workflows | family_workflows()
 
 
 # ---------------------------------------------------------------------------- which one fits
@@ -36,7 +38,10 @@ def n_shots(c: dict) -> int:
 
 
 def needs(c: dict) -> set[str]:
-    """What a request asks of a workflow, in the vocabulary of data/workflows.yaml."""
+    """What a request asks of a workflow, in the vocabulary of data/workflows.yaml; one of a family
+    asks for its family, whose workflow serves all of it."""
+    if c.get("family"):
+        return {c["family"]}
     if c["images"]:
         several_alike = bool(c["consistency"]) and c["images"] > 1
         found = {
@@ -146,6 +151,16 @@ def step_after(feeds: list[list[int]], index: int, times: int) -> list[int]:
     return sorted(after)
 
 
+def repeats(step: dict, c: dict) -> int:
+    """How often a template's step stands in the plan of one request."""
+    repeat = step.get("repeat")
+    if repeat == "shots":
+        return n_shots(c)
+    if repeat == "images":
+        return c["images"]
+    return c["wish"]["attached"] if repeat == "attached" else 1
+
+
 def expand_workflow(name: str, c: dict) -> list[dict]:
     """Unroll a workflow for one request, as a plan that an expert would write.
 
@@ -166,7 +181,7 @@ def expand_workflow(name: str, c: dict) -> list[dict]:
         if step.get("when", "") and step["when"] not in wanted:
             feeds_of_absent[step["key"]] = feeds
             continue
-        times = n_shots(c) if step.get("repeat") == "shots" else 1
+        times = repeats(step, c)
         first = len(steps) + 1
         for index in range(times):
             steps.append(
