@@ -64,7 +64,9 @@ def split_list(items: list, held: int, split: str) -> list:
 @lru_cache
 def material(split: str, language: str) -> dict:
     """load_scenarios (or bench_book) and the families' `wishes` in words, every list of wordings,
-    clauses, styles and frames cut to what the split may use of it. `subjects` stay whole: choose_subject cuts them."""
+    clauses, styles and frames cut to what the split may use of it. `subjects` stay whole:
+    choose_subject cuts them.
+    """
     book = bench_book() if split == "bench" else load_scenarios(language)
     scenarios = {
         name: {**scenario, "wordings": split_list(scenario["wordings"], 3, split)}

@@ -1,8 +1,9 @@
 """Expert workflows, and how one is unrolled for a request: the reference plans of R_plan.
 
 data/workflows.yaml holds 15 templates (Sec. 3.1), each a graph of steps; data/families.yaml adds
-one for each family of requests that need the other tools. They are VisionAgent's know-how, and the "expert reference plans" that the vPlanJudger compares with (Sec. 4.3.2). The
-paper says that there are 15; what is in them is ours. `c` is a task's constraints throughout.
+one for each family of requests that need the other tools. They are VisionAgent's know-how, and the
+"expert reference plans" that the vPlanJudger compares with (Sec. 4.3.2). The paper says that there
+are 15; what is in them is ours. `c` is a task's constraints throughout.
 """
 
 import math

@@ -28,6 +28,7 @@ from lib.experiment import (  # noqa: E402
     load_config,
     print_keys,
 )
+from lib.families import load_families  # noqa: E402
 from lib.general import make_general  # noqa: E402
 from lib.hub import hub_general, to_messages  # noqa: E402
 from lib.reading import NO_CONSTRAINTS, read_request, task_agent  # noqa: E402
@@ -62,8 +63,8 @@ def squeeze(text):
 
 @pytest.fixture(scope="module")
 def tasks():
-    """630 tasks a split: 15 of each task type."""
-    return {split: make_tasks(630, split, DataConfig(), seed=7) for split in SPLITS}
+    """630 tasks a split: 15 of each task type, none of a family (tests/test_families.py)."""
+    return {split: make_tasks(630, split, DataConfig(families=0), seed=7) for split in SPLITS}
 
 
 def run_agent(task, scale=0.0, seed=5):
@@ -228,7 +229,7 @@ def test_expert_trajectories_vrl_and_held_out_tasks_share_no_wording():
     }
     kept = {c for group in book["clauses"].values() for c in group[:-2] if "{" not in c} - shown
     text = {
-        split: "\n".join(t["request"] for t in make_tasks(840, split, DataConfig(), seed=3))
+        split: "\n".join(t["request"] for t in make_tasks(840, split, DataConfig(families=0), seed=3))
         for split in ("visgen", "train")
     }
     assert len([c for c in kept if c in text["train"]]) > 15 and not [
@@ -325,7 +326,7 @@ def test_a_combination_that_no_draw_gives_ends(monkeypatch):
 def chinese():
     """500 Chinese tasks a split, of the 15 task types in turn."""
     return {
-        split: make_tasks(500, split, DataConfig(languages=["zh"]), seed=7)
+        split: make_tasks(500, split, DataConfig(languages=["zh"], families=0), seed=7)
         for split in ("visgen", "train", "heldout")
     }
 
@@ -458,7 +459,7 @@ def steps_of(name, **more):
 
 
 def test_the_15_workflows(tasks):
-    flows = load_workflows()
+    flows = {name: flow for name, flow in load_workflows().items() if name not in load_families()}
     assert len(flows) == 15
     assert {t["workflow"] for t in tasks["train"]} == set(flows)
     for flow in flows.values():
