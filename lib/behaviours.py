@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from operator import add
 from typing import Any
 
@@ -66,7 +66,15 @@ def louder(spans: dict[str, list], volume: float) -> dict[str, list]:
 
 def added_spans(*parts: dict[str, list]) -> dict[str, list]:
     """{field: spans} of all parts together, in the order of time."""
-    return {name: sorted(sum((part.get(name, []) for part in parts), [])) for name in SPANS}
+    return {name: sorted(chain(*(part.get(name, ()) for part in parts))) for name in SPANS}
+
+
+def check_frames(seconds: float, fps: float, where: str) -> None:
+    """Raise ToolError unless a film of so many seconds has a frame, and no more than the simulator
+    keeps: MoviePy fails on an empty file, and the most is ours."""
+    n_frames, most = whole_frames(seconds, fps), load_defaults()["most_frames"]
+    if not 1 <= n_frames <= most:
+        refuse(where, f"{where}: the film would have {n_frames} frames; it can have 1 to {most}")
 
 
 # What can be seen all over a picture, and in each film that shows it.
@@ -164,7 +172,8 @@ def check_intervals(
 # --------------------------------------------------------------------------------- behaviours
 # Each takes (the episode, the tool's entry, the call's arguments) and returns (new artifacts,
 # further fields of the reply). In the arguments, None stands for what was left out, and media for
-# their ids. An episode is used for its seed, its chances and its to-do list.
+# their ids. An episode is read for its seed, its chances and its to-do list, and never changed: the
+# call may still fail.
 Made = tuple[list[dict], dict]
 
 
@@ -239,7 +248,9 @@ def music(env: Any, tool: dict, args: dict) -> Made:
     """Two songs; nobody can set their length. Tempo and first beat are for tool_beat_detect to
     find."""
     table = tool["output"]
-    words = set(f"{args['prompt']} {args['style'] or ''}".lower().split())
+    # Without custom_mode the service takes nothing but the prompt.
+    style = args["style"] if args["custom_mode"] else None
+    words = set(f"{args['prompt']} {style or ''}".lower().split())
     named = (pace for pace in ("fast", "slow") if words & set(table[pace]))
     slowest, fastest = table["bpm"][next(named, "other")]
     shortest, longest = table["duration_s"]
@@ -324,7 +335,8 @@ def composite(env: Any, tool: dict, args: dict) -> Made:
     fps = args["fps"] or max(clip["fps"] for clip in clips)
     if short_side := load_defaults()["sizes"].get(args["resolution"]):
         shorter = min(width, height)
-        width, height = (even(side * short_side / shorter) for side in (width, height))
+        # MoviePy rounds down, and keeps an odd side.
+        width, height = (side * short_side // shorter for side in (width, height))
 
     overlap_s = args["transition_duration"] if args["transition"] == "crossfade" else 0
     cuts_s, sounds_s, spans, end_s = join_clips(clips, overlap_s)
@@ -336,6 +348,7 @@ def composite(env: Any, tool: dict, args: dict) -> Made:
         sounds_s.append([0, min(audio["duration_s"], end_s)])
         spans = added_spans(spans, louder({name: audio[name] for name in SPANS}, volume))
 
+    check_frames(end_s, fps, "videos")
     shots = shot_lengths([whole_frames(cut_s, fps) for cut_s in [*cuts_s, end_s]])
     n_frames = sum(shots)
     sounds = [[whole_frames(edge_s, fps) for edge_s in span] for span in sounds_s]
@@ -356,11 +369,6 @@ def composite(env: Any, tool: dict, args: dict) -> Made:
         **moved_spans({**dict.fromkeys(SPANS), **spans}, on_a_frame),
     )
     return [film], {}
-
-
-def even(side: float) -> int:
-    """The nearest even number of pixels: H.264 wants even sides."""
-    return round(side / 2) * 2
 
 
 def join_clips(
@@ -410,13 +418,15 @@ def postprocess(env: Any, tool: dict, args: dict) -> Made:
             if right > width or bottom > height:
                 refuse(where, f"{where}: the crop lies outside the frame of {width}x{height}")
         if op in ("resize", "crop"):
-            # H.264 wants even sides.
-            width, height = (int(step[side]) // 2 * 2 for side in ("width", "height"))
+            # MoviePy keeps odd sides; its file is then yuv444p, since colour at half size has no
+            # place for them.
+            width, height = (int(step[side]) for side in ("width", "height"))
         elif op == "rotate" and step["angle"] != 180:
             width, height = height, width
         elif op == "reverse":
             clip = reversed_clip(clip)
         elif op == "loop":
+            check_frames(clip["n_frames"] / clip["fps"] * step["count"], clip["fps"], where)
             clip = looped_clip(clip, int(step["count"]))
         elif op == "watermark":
             clip = {**clip, "watermark": True}
@@ -459,7 +469,8 @@ def speed(env: Any, tool: dict, args: dict) -> Made:
     """Duration / factor in whole frames; the sound is sped up too."""
     clip = args["video"]
     seconds = args["target_duration"] or clip["n_frames"] / clip["fps"] / args["factor"]
-    n_frames = max(1, whole_frames(seconds, clip["fps"]))
+    check_frames(seconds, clip["fps"], "target_duration" if args["target_duration"] else "factor")
+    n_frames = whole_frames(seconds, clip["fps"])
     return [recut(clip, lambda frame: frame * n_frames // clip["n_frames"])], {}
 
 
@@ -474,7 +485,7 @@ def audio_cut(env: Any, tool: dict, args: dict) -> Made:
     if bpm := source.get("bpm"):
         offset_s = round((source.get("beat_offset_s", 0.0) - args["start"]) % (60 / bpm), 3)
     seconds = round(max(float(seconds), 0.001), 3)
-    piece_s = min(end, source["duration_s"]) - args["start"]
+    piece_s = max(min(end, source["duration_s"]) - args["start"], 0.001)
     made = {
         **source,
         "format": "mp3",
@@ -585,7 +596,9 @@ def storyboard(env: Any, tool: dict, args: dict) -> Made:
         seconds = timed
     else:
         total = total or 8 * n_shots
-        marks = [round(total * i / n_shots, 1) for i in range(n_shots)] + [total]
+        # On a grid of 0.1 s, unless the shots are too short for it.
+        decimals = 1 if total >= 0.2 * n_shots else 3
+        marks = [round(total * i / n_shots, decimals) for i in range(n_shots)] + [total]
         seconds = [round(end - start, 6) for start, end in pairwise(marks)]
     subject = " ".join(script["text"][:200].split()[:8])
     shots = []
@@ -641,7 +654,8 @@ def inspire(env: Any, tool: dict, args: dict) -> Made:
 
 
 def todo(env: Any, tool: dict, args: dict) -> Made:
-    """A to-do list that lives as long as the episode."""
+    """A to-do list that lives as long as the episode. The new one is the field `todo`, which the
+    episode keeps once the call has succeeded."""
     action = args["action"]
     known = {} if action == "clear" else dict(env.todo)
     for i, task in enumerate(args["tasks"] if action in ("create", "update") else ()):
@@ -649,9 +663,8 @@ def todo(env: Any, tool: dict, args: dict) -> Made:
             ids = ", ".join(map(str, env.todo)) or "none"
             refuse(f"tasks[{i}].id", f"no task {task['id']}; known tasks: {ids}")
         known[task["id"]] = {"title": "", "status": "todo", **known.get(task["id"], {}), **task}
-    env.todo = known
     lines = [f"{number} {task['status']}: {task['title'][:40]}" for number, task in known.items()]
-    return [], {"tasks": lines[:50]}
+    return [], {"tasks": lines[:50], "todo": known}
 
 
 def html(env: Any, tool: dict, args: dict) -> Made:

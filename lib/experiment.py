@@ -354,7 +354,7 @@ class RolloutConfig:
         12, "turns after which an episode without an answer is cut off", at_least=1
     )
     failure_scale: float = key(
-        1.0, "multiplies every failure rate of tools.yaml; 0 switches failures off", at_least=0
+        1.0, "multiplies the rates of accidents in tools.yaml; 0 switches them off", at_least=0
     )
     temperature: float = key(
         1.0, "of training rollouts, which come from the full softmax: no top-p, top-k or min-p"
