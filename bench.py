@@ -358,9 +358,10 @@ def objective_scores(task: dict, files: dict[str, dict], config: RewardConfig) -
     """S-Rate and the objective columns of one task from its measured files (the grades are ours).
 
     None where the request states no such thing. s_rate: a picture (or film, or what a family of
-    requests wants in its place) was delivered where one was asked for. amount: as many as asked, 1 or 0. duration: 1 within the tolerance, else 1 less
-    the relative error, at least 0, the mean over films; the paper's column is real-valued too.
-    storyboard: as many shots, counted by cuts, 1 or 0, the mean.
+    requests wants in its place) was delivered where one was asked for. amount: as many as asked, 1
+    or 0. duration: 1 within the tolerance, else 1 less the relative error, at least 0, the mean
+    over films; the paper's column is real-valued too. storyboard: as many shots, counted by cuts, 1
+    or 0, the mean.
 
     >>> wanted = {"images": 0, "videos": 1, "duration_s": 10, "shots": 2}
     >>> files = {"vid_1": {"kind": "video", "duration_s": 8.0, "cuts": 1}}

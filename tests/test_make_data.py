@@ -229,7 +229,9 @@ def test_expert_trajectories_vrl_and_held_out_tasks_share_no_wording():
     }
     kept = {c for group in book["clauses"].values() for c in group[:-2] if "{" not in c} - shown
     text = {
-        split: "\n".join(t["request"] for t in make_tasks(840, split, DataConfig(families=0), seed=3))
+        split: "\n".join(
+            t["request"] for t in make_tasks(840, split, DataConfig(families=0), seed=3)
+        )
         for split in ("visgen", "train")
     }
     assert len([c for c in kept if c in text["train"]]) > 15 and not [
@@ -291,7 +293,7 @@ def test_read_request_recovers_the_constraints_from_the_text(tasks, split):
 
 def test_every_constraint_is_said_and_every_kind_occurs(tasks):
     for key in NO_CONSTRAINTS:
-        if key != "subject":
+        if key not in ("subject", "family", "deliver", "wish"):  # see tests/test_families.py
             assert len({json.dumps(t["constraints"][key]) for t in tasks["train"]}) > 1, key
     for t in tasks["train"]:
         c = t["constraints"]

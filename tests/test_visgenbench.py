@@ -13,8 +13,8 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lib.data_statistics import word_runs  # noqa: E402
 from lib.experiment import DataConfig, load_config  # noqa: E402
-from lib.reading import NO_CONSTRAINTS, clause_patterns, read_request  # noqa: E402
 from lib.families import load_families  # noqa: E402
+from lib.reading import NO_CONSTRAINTS, clause_patterns, read_request  # noqa: E402
 from lib.runs import ROOT, read_jsonl, seeded_rng, write_jsonl  # noqa: E402
 from lib.scenarios import load_scenarios  # noqa: E402
 from lib.tasks import BENCH, combination, count_phrase, make_bench, make_tasks  # noqa: E402
