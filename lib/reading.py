@@ -28,6 +28,7 @@ NO_CONSTRAINTS = {
     "web_page": False,
     "input": False,
     "storyboard": False,
+    "variety": False,
     "subject": "",
     "style": None,
 }
@@ -80,6 +81,7 @@ def read_request(request: str) -> dict:
     # In the order in which the request names them.
     c["audio"] = sorted(sounds, key=lambda kind: said[kind].start())
     c["storyboard"] = scenario["title"] == "Storyboards"
+    c["variety"] = any(sentence in request for sentence in bench_book()["variety"])
 
     # The noun phrase stands for itself as one character, so that a wording is one pattern.
     rest = request[: noun.start()] + "\0" + request[noun.end() :] if noun else request
@@ -204,5 +206,6 @@ def facts_of(c: dict) -> str:
         c["transparent"] and "transparent",
         c["web_page"] and "web page",
         c["input"] and "from in_1",
+        c["variety"] and "all different",
     ]
     return ", ".join(fact for fact in facts if fact)
