@@ -348,16 +348,16 @@ def tool_reward(calls: list[dict], useful: float = 1.0) -> PartScore:
     1.0 no failed call, at most 0.8 all failures repaired (`unrepaired`), at most 0.1 the last call
     failed, 0 none worked. The four grades are VisionCreator-R1's, their reading is ours. Failures
     that are not repaired take 0.8 down towards 0.1 by their share of their turn's calls, in the
-    worst turn: cheap calls in other turns do not thin them out. Then all is taken by the share of
-    calls that did not fail (`failure_weight`), so that each further failure costs, and by `useful`,
-    the share of work and price that was of use (`useful_share`); both ours.
+    worst turn: cheap calls in other turns do not thin them out. All of it is taken by `useful`, the
+    share of calls and price that was of use (`useful_share`, ours), so that each further failure
+    and each needless call costs.
 
     >>> ok, bad = [{"turn": 1, "name": n, "status": s} for n, s in (("a", "ok"), ("b", "error"))]
     >>> episodes = [ok], [bad, {**bad, "status": "ok"}], [ok, bad], [bad]
     >>> [tool_reward(calls)[0] for calls in episodes]
-    [1.0, 0.4, 0.05, 0.0]
-    >>> round(tool_reward([bad, ok])[0], 3)
-    0.225
+    [1.0, 0.8, 0.1, 0.0]
+    >>> round(tool_reward([bad, ok])[0], 2), tool_reward([ok, ok], useful=0.5)[0]
+    (0.45, 0.5)
     """
     ok = [call["status"] == "ok" for call in calls]
     lost = unrepaired(calls)
@@ -372,10 +372,8 @@ def tool_reward(calls: list[dict], useful: float = 1.0) -> PartScore:
         score = 0.1
     else:
         score = 0.8 - 0.7 * worst_share
-    failed = sum(map(failure_weight, calls))
-    worked = sum(ok) / max(1, sum(ok) + failed)
     n_failed = len(ok) - sum(ok)
-    return score * worked * useful, {
+    return score * useful, {
         "worked": sum(ok) / max(1, len(ok)),
         "repaired": 1 - len(lost) / max(1, n_failed),
         "useful": useful,
@@ -408,9 +406,10 @@ def use_of_call(call: dict, used: set[str], media: Media) -> float:
 
 
 def useful_share(trajectory: dict, media: Media, config: RewardConfig) -> float:
-    """Share of the calls that worked which were of use, by what they cost against the expert (ours).
+    """Share of the calls that were of use, by their price against the expert's (ours).
 
-    Of use is a call of what it brought (`use_of_call`); and, whatever came of it, as many calls of
+        A failed call is of none, an accident of the service's in part (`failure_weight`). Of use is
+    a call of what it brought (`use_of_call`); and, whatever came of it, as many calls of
     a tool as the expert plan has, such as a search whose finds go into words. A price above `dear`
     times the expert's takes the share down by as much.
     """
@@ -443,7 +442,8 @@ def useful_share(trajectory: dict, media: Media, config: RewardConfig) -> float:
     price = sum(call.get("price_usd", 0.0) for call in worked)
     allowed = config.dear * max(price for _, _, price in plans)
     thrift = min(1.0, allowed / price) if price > allowed > 0 else 1.0
-    return useful / len(worked) * thrift
+    failed = sum(map(failure_weight, trajectory["calls"]))
+    return useful / (len(worked) + failed) * thrift
 
 
 # ---------------------------------------------------------------------------- R_format (rule)
@@ -551,7 +551,8 @@ def own_footage(
 def amount_check(items: list[dict], handed: list[dict], wanted: int, media: Media) -> float:
     """Different pictures or films handed over, as a share of the wanted number.
 
-    What looks like the user's own is none of them. Other media beside them count as too many; a text or a page does not.
+    What looks like the user's own is none of them. Other media beside them count as too many; a
+    text or a page does not.
     """
     different = {media.looks[item["id"]] for item in items if not is_given(item["id"], media)}
     n_media = sum(a["kind"] in ("image", "video", "audio") for a in handed)
@@ -641,8 +642,8 @@ def loudness(volume: float) -> float:
 
 
 def filled_s(spans: list[list], weigh: Callable[[list], float]) -> float:
-    """Seconds that spans [start, end, ...] fill, each counted by its weight; where they overlap, the
-    first one's."""
+    """Seconds that spans [start, end, ...] fill, each counted by its weight; where they overlap,
+    the first one's."""
     total = until = 0.0
     for span in sorted(spans):
         start = max(span[0], until)
@@ -681,8 +682,9 @@ def several_facts(texts: list[str], film: dict, subject: str) -> float:
 
 
 def narration_check(film: dict, subject: str) -> float:
-    """How far a film is spoken over (ours): the share of its length with speech that is loud enough,
-    over SPEECH_FILLS, times what is said. A short film needs no more than the subject named: what
+    """How far a film is spoken over (ours): the share of its length with speech that is loud
+        enough, over SPEECH_FILLS, times what is said. A short film needs no more than the subject
+    named: what
     cannot be said in its time is not expected."""
     spans = film.get("speech") or []
     spoken_s = filled_s(spans, lambda span: loudness(span[3]))
@@ -871,7 +873,7 @@ def result_reward(trajectory: dict, config: RewardConfig, media: Media | None = 
 
 # ---------------------------------------------------------------------------- R_traj (effect)
 def planned_share(calls: list[dict], plans: list[dict]) -> float:
-    """Share of what the last plan holds that was carried out (ours), in units of `units_of_plan`."""
+    """Share of what the last plan holds that was carried out (ours), in `units_of_plan`."""
     planned = units_of_plan(plans[-1]["plan"]) if plans else Counter()
     done = units_done(calls)
     # "Each" in a goal stands for as many as there were.
@@ -880,15 +882,17 @@ def planned_share(calls: list[dict], plans: list[dict]) -> float:
 
 
 def executed_share(calls: list[dict], plans: list[dict]) -> float:
-    """Share of what was done that was planned (ours), the lesser of two: all of it by the last
-    plan, and each call by the plan of its time. So a plan that is revised after the deed holds for the
+    """Share of what was done that was planned (ours), the least of three: all of it by the last
+    plan; each call by the plan of its time. So a plan that is revised after the deed holds for the
     deed as well, and one that was dropped holds for what was done under it.
 
-    Failures that were repaired are nothing that was done here, the others are.
+    Failures that were repaired are nothing that was done here; the others are calls that nobody
+    planned, so that their share of the calls is a third measure.
     """
     if not plans:
         return 0.0
     lost = len(unrepaired(calls))
+    worked = sum(call["status"] == "ok" for call in calls)
     done = units_done(calls)
     whole = (units_of_plan(plans[-1]["plan"]) & done).total()
     held = 0
@@ -896,7 +900,8 @@ def executed_share(calls: list[dict], plans: list[dict]) -> float:
     for plan, end in zip(plans, ends):
         under_it = [call for call in calls if plan["turn"] <= call["turn"] < end]
         held += (units_of_plan(plan["plan"]) & units_done(under_it)).total()
-    return min(1.0, min(whole, held) / max(1, done.total() + lost))
+    share_planned = min(whole, held) / max(1, done.total())
+    return min(1.0, share_planned, worked / max(1, worked + lost))
 
 
 def wired_share(items: list[str], plan: list[dict], media: Media) -> float:
@@ -928,8 +933,8 @@ def traj_reward(
     over the number asked or handed over, whichever is more; 0 under a plan that never names the
     subject.
 
-    Score = min(planned, executed, wired) squared x on_topic x `useful`, the share of work and price
-    that was of use (`useful_share`): none makes up for another.
+    Score = (min(planned, executed, wired) x useful) squared x on_topic; `useful` is the share of
+    calls and price that was of use (`useful_share`). None makes up for another.
 
     >>> traj_reward(example(), RewardConfig())
     (1.0, {'planned': 1.0, 'executed': 1.0, 'wired': 1.0, 'on_topic': 1.0})
@@ -949,7 +954,7 @@ def traj_reward(
     if any(shows(step["goal"], c["subject"]) for step in last_plan):
         best = sorted((on_topic(i, media, media.topic) for i in different), reverse=True)
         topic = sum(best[:n_asked]) / max(len(handed), n_asked)
-    return min(planned, executed, wired) ** 2 * topic * useful, {
+    return (min(planned, executed, wired) * useful) ** 2 * topic, {
         "planned": planned,
         "executed": executed,
         "wired": wired,
@@ -1027,10 +1032,11 @@ def needed_units(trajectory: dict, media: Media) -> Counter:
     used = behind(trajectory, media)
     units = Counter()
     for call in trajectory["calls"]:
-        into = [i for i in call["outputs"] if i in used]
-        if call["status"] == "ok" and into:
-            many = "-to-" in category(call["name"]) and makes(call["name"]) in KIND_WORDS
-            units[kin(call["name"])] += len(into) if many else 1
+        if call["status"] != "ok" or not call["outputs"] or not use_of_call(call, used, media):
+            continue
+        many = "-to-" in category(call["name"]) and makes(call["name"]) in KIND_WORDS
+        into = sum(i in used for i in call["outputs"])
+        units[kin(call["name"])] += into if many else 1
     return units
 
 

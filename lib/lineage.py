@@ -197,7 +197,8 @@ class Media:
     # Ids of the films it consists of, themselves made of no other film; a picture's is its own.
     footage: dict[str, list] = field(default_factory=dict)
     looks: dict = field(default_factory=dict)
-    # The words of the request's subject and style.
+    # The words of the request's subject, and those of subject and style.
+    subject: frozenset[str] = frozenset()
     topic: frozenset[str] = frozenset()
 
 
@@ -209,7 +210,7 @@ def topic_words(c: dict) -> frozenset[str]:
 def read_media(trajectory: dict) -> Media:
     """The artifacts of an episode, with what each was made from and what looks alike."""
     c = trajectory["task"]["constraints"]
-    media = Media(topic=topic_words(c))
+    media = Media(subject=content_words(c["subject"]), topic=topic_words(c))
     edits_look_new = bool(c["consistency"])
     times = Counter()
     for artifact in trajectory["artifacts"]:
@@ -333,8 +334,9 @@ def heard(film: dict, media: Media) -> dict[str, float]:
 def own_words(part: str, media: Media, wanted: frozenset[str]) -> float:
     """Share of the wanted words in the prompt of a picture or clip itself (ours).
 
-    A clip shows its first frame: where that was generated, its prompt counts as well, the worse of
-    the two. What its negative prompt names is not there.
+    0 where it does not say half of the subject's: a style alone shows nothing. A clip shows its
+    first frame: where that was generated, its prompt counts as well, the worse of the two. What its
+    negative prompt names is not there.
     """
     made = media.by_id[part]
     if made["tool"] == "user" or makes(made["tool"]) not in ("image", "video"):
@@ -342,6 +344,9 @@ def own_words(part: str, media: Media, wanted: frozenset[str]) -> float:
     text = prompt_of(made)
     forbidden = content_words(str(made["arguments"].get("negative_prompt") or ""))
     share = 0.0 if forbidden & wanted else told(text, wanted, LONG_PROMPT)
+    said = positive_words(text, wanted)
+    if 2 * len(media.subject & said) < len(media.subject):
+        share = 0.0
     if made["kind"] == "video":
         frames = [p["id"] for p in made["parents"] if p["id"] in media.by_id]
         shown = [
