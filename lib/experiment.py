@@ -389,8 +389,9 @@ class RewardConfig:
         one_of=("rules", "openai"),
     )
     weights: dict = key(
-        {"tool": 1.0, "format": 1.0, "result": 1.0, "traj": 1.0, "cons": 1.0},
-        "of R_fine's parts; equal, as in VisionCreator-R1",
+        {"tool": 0.5, "format": 1.0, "result": 1.5, "traj": 1.0, "cons": 1.0},
+        "of R_fine's parts; equal in VisionCreator-R1, but a wish that is missed must cost more "
+        "than carrying it out risks, see docs/reward.md",
     )
     facet_weights: dict = key(
         {
@@ -403,13 +404,22 @@ class RewardConfig:
         "of R_plan's facets; the binary one counts double, since the rest is idle without it",
     )
     duration_tolerance: float = key(
-        0.05, "relative; a 4 s step between clip lengths never passes, a cut frame always does"
+        0.1, "seconds; two frames at 24 per second are 0.083. See about_tolerance"
+    )
+    about_tolerance: float = key(
+        0.1, "relative, of a duration that the request calls about, roughly or some"
+    )
+    beat_tolerance: float = key(
+        0.05, "seconds between a cut and a beat; a frame at 24 per second is 0.042"
     )
     size_tolerance: float = key(
         0.05, "relative, on the short side of 720p and 1080p; Kling's 1904x1088 passes"
     )
     aspect_tolerance: float = key(
         0.05, "relative; 1344x768 passes as 16:9 (1.6 % off), 1344x704 does not (7.4 %)"
+    )
+    dear: float = key(
+        2.0, "times the expert's price; what an episode spends beyond that lowers R_tool and R_traj"
     )
     long_plan: float = key(
         2.0,

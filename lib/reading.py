@@ -29,6 +29,7 @@ NO_CONSTRAINTS = {
     "web_page": False,
     "input": False,
     "storyboard": False,
+    "variety": False,
     "subject": "",
     "style": None,
     # Of a family of data/families.yaml: its name, what is handed over in place of a picture or
@@ -88,6 +89,7 @@ def read_request(request: str) -> dict:
     # In the order in which the request names them.
     c["audio"] = sorted(sounds, key=lambda kind: said[kind].start())
     c["storyboard"] = scenario["title"] == "Storyboards"
+    c["variety"] = any(sentence in request for sentence in bench_book()["variety"])
     for name_of_family, patterns in family_patterns(language).items():
         if match := find_clause(patterns, request):
             c["family"], c["wish"] = name_of_family, read_wish(match)
@@ -217,6 +219,7 @@ def facts_of(c: dict) -> str:
         c["transparent"] and "transparent",
         c["web_page"] and "web page",
         c["input"] and "from in_1",
+        c["variety"] and "all different",
         c["family"] and c["family"].replace("_", " "),
         *(f"{slot.replace('_', ' ')} {value}" for slot, value in c["wish"].items()),
     ]

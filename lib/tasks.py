@@ -83,6 +83,7 @@ def make_task(
     c["subject"] = f"{thing} with {details[0]} and {details[1]}" if details else thing
     styled = not family or load_families()[family]["styled"]
     c["style"] = choose_style(rng, book["styles"], split, language) if styled else None
+    c["variety"] = dimension == "variety"
     request = word_request(rng, c, scenario, book, split, language, dimension)
     if family:
         inputs = attach_media(rng, c, language)
@@ -208,7 +209,10 @@ def choose_video_constraints(rng, scenario, config):
         c["consistency"] = [rng.choice(scenario["consistency"])]
     if scenario["audio"] and c["videos"] == 1 and rng.random() < 0.6:
         c["audio"] = choose_sound(rng, scenario["audio"], c["duration_s"])
-    c["beat"] = "music" in c["audio"] and n_shots(c) > 1 and rng.random() < 0.4
+    beat = "music" in c["audio"] and n_shots(c) > 1 and rng.random() < 0.4
+    # A cut moves to the nearest beat, so a shot must have a second to spare: no clip of Veo's
+    # lasts more than 8 s.
+    c["beat"] = beat and (c["duration_s"] or 0) <= 7 * n_shots(c)
     return c
 
 
@@ -223,8 +227,9 @@ def choose_sound(rng, kinds, duration_s):
 
 
 def combination(c: dict) -> str:
-    """A request's combination of constraints as one string; subject and style aside."""
-    return to_json({k: v for k, v in c.items() if k not in ("subject", "style")})
+    """A request's combination of constraints as one string; subject and style aside, and variety,
+    which a dimension of VisGenBench asks for and training never does."""
+    return to_json({k: v for k, v in c.items() if k not in ("subject", "style", "variety")})
 
 
 def combination_split(c: dict) -> str:

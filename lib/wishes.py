@@ -108,16 +108,24 @@ def looped(item: dict, episode: Episode) -> bool:
     return item["n_frames"] == film["n_frames"] * times and item["shots"] == film["shots"] * times
 
 
-def summed_up(item: dict, episode: Episode) -> float:
-    """The captions say the summary of the attached text, and at least half of it."""
+def retimed(item: dict, episode: Episode) -> bool:
+    """All of the user's film, faster or slower: every shot, and nothing cut away."""
+    tools = [a["tool"] for a in episode.sources(item)]
+    whole = "tool_video_trim_edit" not in tools and item["shots"] == episode.given()[0]["shots"]
+    lasts = abs(item["duration_s"] - episode.wish["seconds"]) <= 0.1
+    return whole and lasts and "tool_video_speed_adjust" in tools
+
+
+def summed_up(item: dict, episode: Episode) -> bool:
+    """The captions say what a summary of the attached text says, in eight words or more."""
     shown = content_words(" ".join(text for _, _, text in item["cues"]))
-    best = 0.0
-    for a in episode.media.by_id.values():
-        if a["tool"] == "tool_content_summary" and {p["id"] for p in a["parents"]} == {"in_1"}:
-            said = content_words(a["text"])
-            if shown and len(shown & said) >= 0.9 * len(shown):
-                best = max(best, min(1.0, 2 * len(shown & said) / len(said)))
-    return best
+    summaries = [
+        content_words(a["text"])
+        for a in episode.media.by_id.values()
+        if a["tool"] == "tool_content_summary" and {p["id"] for p in a["parents"]} == {"in_1"}
+    ]
+    said = max((len(shown & words) for words in summaries), default=0)
+    return len(shown) >= 8 and said >= 0.9 * len(shown)
 
 
 def turned(item: dict, episode: Episode) -> float:
@@ -253,6 +261,7 @@ CHECKS: dict[str, Callable[[dict, Episode], float]] = {
         cropped,
         watermarked,
         looped,
+        retimed,
         summed_up,
         turned,
         refined,

@@ -294,7 +294,12 @@ NEAR_MISSES = {
     "film_crop": ("crop", None, lambda a: {**a, "operations": [{"op": "denoise"}]}),
     "film_watermark": ("watermark", None, lambda a: {**a, "operations": [{"op": "denoise"}]}),
     "film_loop": ("loop", None, lambda a: {**a, "operations": [{"op": "reverse"}]}),
-    "timed_music": ("cut", None, less("fade_out")),
+    "film_pace": (
+        "pace",
+        "tool_video_trim_edit",
+        lambda a: {"video": "in_1", "start": 0, "end": min(a["target_duration"], 6)},
+    ),
+    "timed_music": ("cut_music", None, less("fade_out")),
     "summed_captions": (
         "sum_caption",
         None,
