@@ -284,6 +284,9 @@ def step_price(step: dict, steps: list[dict], c: dict) -> float:
     stub = {"width": 1024, "height": 1536, "duration_s": seconds, "n_chars": 500}
     stub |= {"spoken_chars": 15 * seconds, "billed_s": seconds, "credits": 1}
     made = [stub] * (int(number[1]) if number else 1)
+    # An analysis looks at all that is attached.
+    looks = tool["makes"] == "nothing"
+    given = [stub] * ((c.get("wish") or {}).get("attached", 1) if looks else len(made))
     if c["resolution"] == "1080p" and "mode" in tool["blank"]:
-        return bill(tool["price_usd"], {**tool["blank"], "mode": "pro"}, made, made)
-    return bill(tool["price_usd"], tool["blank"], made, made)
+        return bill(tool["price_usd"], {**tool["blank"], "mode": "pro"}, made, given)
+    return bill(tool["price_usd"], tool["blank"], made, given)
