@@ -263,7 +263,9 @@ def dimension_of(c):
 
 def difficulty_of(c):
     """easy, medium or hard, by how many things a request asks for (ours)."""
-    asked = sum(bool(v) for k, v in c.items() if k not in ("images", "videos", "subject"))
+    asked = sum(
+        bool(v) for k, v in c.items() if k not in ("images", "videos", "subject", "variety")
+    )
     if asked <= 1:
         return "easy"
     return "medium" if asked <= 3 else "hard"

@@ -310,7 +310,7 @@ EFFECT, CAPTION = (
 )
 BEAT = ("film", ("audio", "beat", "shots"), "'music' in audio")
 # Of a dimension of VisGenBench, as no request of training asks for variety.
-VARIED = ("variety", ("variety",), "images in (3, 4, 5)")
+VARIED = ("variety", ("variety", "aspect_ratio"), "images in (3, 4, 5)")
 SPOKEN = ("film", ("audio", "duration_s"), "audio == ['narration'] and duration_s >= 12")
 TRIMMED = ("film", ("shots", "duration_s"), "shots == 3 and duration_s == 23")
 SONG_AND_VOICE = ("video", ("audio",), "set(audio) == {'music', 'narration'}")
@@ -2067,6 +2067,59 @@ def rewards_of(name):
         )
         for form in FORMS
     }
+
+
+# Other honest ways to do the same task: within 0.03 of the expert.
+def more_thought(h):
+    return rethought(h, "I look at all that came back, and think about what it takes next. " * 20)
+
+
+def one_call_each(h):
+    """A set of pictures by a call each, every one with a view of its own."""
+    views = ("from above", "at night", "in the rain", "close up", "in profile", "far away")
+    calls = [image(f"{h.look}, {views[i]}") for i in range(h.n)]
+    plan = [
+        step(i + 1, "tool_text2image_gemini", f"image {i + 1} of {h.c['subject']}")
+        for i in range(h.n)
+    ]
+    return [act(h, [calls], ids("img", h.n), plan)]
+
+
+def other_tool(h):
+    swap = {"tool_text2image_gemini": "tool_text2image_seed"}
+    calls = [{**c, "name": swap.get(c["name"], c["name"])} for c in h.calls]
+    plan = [{**s, "tool": swap.get(s["tool"], s["tool"])} for s in h.plan]
+    return [act(h, by_turn(h, calls), h.hand, plan)]
+
+
+def one_call_a_turn(h):
+    """The same calls, each in a turn of its own."""
+    return [act(h, [[c] for c in h.calls], h.hand)]
+
+
+def other_views(h):
+    views = iter(("from a roof", "in thick snow", "by the sea", "at a market", "upside down") * 3)
+    return reworded(h, lambda p: f"{h.look}, {next(views)}")
+
+
+HONEST = {
+    "more_thought": (FILM, more_thought),
+    "one_call_each": (SET, one_call_each),
+    "other_tool": (SET, other_tool),
+    "other_tool_film": (FILM, other_tool),
+    "one_call_a_turn": (FILM, one_call_a_turn),
+    "one_call_a_turn_music": (MUSIC, one_call_a_turn),
+    "other_views": (FILM, other_views),
+    "other_views_set": (CONS, other_views),
+}
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_an_honest_alternative_is_as_good(name):
+    need, function = HONEST[name]
+    h = honest(*need)
+    totals = [ltr_reward(t, RewardConfig())["total"] for t in function(h)]
+    assert max(totals) >= ltr_reward(h.record, RewardConfig())["total"] - 0.03, totals
 
 
 def test_there_are_enough_attacks():
