@@ -82,7 +82,9 @@ def batch(kind, i):
     rng = seeded_rng("red team", kind, i)
     return [
         {
-            **make_task(rng, "train", DataConfig(max_shots=3 if kind == "film" else 1), name),
+            **make_task(
+                rng, "train", DataConfig(families=0, max_shots=3 if kind == "film" else 1), name
+            ),
             "id": f"{kind}-{i}-{j}",
         }
         for j, name in enumerate(names * 10)
@@ -2290,7 +2292,7 @@ def graded(h):
 @pytest.fixture(scope="module")
 def variants():
     """The five variants of 100 tasks, over all 42 scenarios."""
-    tasks = make_tasks(100, "train", DataConfig(), seed=29)
+    tasks = make_tasks(100, "train", DataConfig(families=0), seed=29)
     assert len({task["scenario"] for task in tasks}) == len(load_scenarios("en")["scenarios"]) == 42
     return [graded(taken_apart(task)) for task in tasks]
 
@@ -2317,7 +2319,7 @@ def test_perfect_variants_are_perfect(variants):
 def test_honest_experts_keep_their_reward():
     """200 experts where services fail as they do: no guard against cheats may cost them."""
     totals = []
-    for i, task in enumerate(make_tasks(200, "train", DataConfig(), seed=31)):
+    for i, task in enumerate(make_tasks(200, "train", DataConfig(families=0), seed=31)):
         env = VisGenEnv(RolloutConfig(failure_scale=1.0))
         t = vision_agent(task, env, i)
         totals.append(ltr_reward(t, RewardConfig(), env.pool)["total"])
