@@ -29,6 +29,7 @@ def load_families() -> dict[str, dict]:
     return read_yaml("families.yaml")["families"]
 
 
+@lru_cache(maxsize=1)
 def family_workflows() -> dict[str, dict]:
     """The families' workflows, in the form of data/workflows.yaml; each serves its family alone."""
     fields = ("title", "practice", "modality", "steps")

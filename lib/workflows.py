@@ -71,16 +71,16 @@ def nearest_workflows(c: dict) -> dict[str, int]:
     """{name: misfit} of the modality's workflows, best first, then in file order.
 
     The misfit (ours) counts needs that it does not serve, and needs that it presupposes and that
-    the request does not have.
+    the request does not have; these twice where it is a family's, which is of no use to others.
     """
-    wanted = needs(c)
+    wanted, families = needs(c), family_workflows()
     modality = "image" if c["images"] else "video"
     misfit = {}
     for name, flow in load_workflows().items():
         if flow["modality"] == modality:
             unserved = wanted - {*flow["requires"], *flow["fits"]}
             absent = set(flow["requires"]) - wanted
-            misfit[name] = len(unserved) + len(absent)
+            misfit[name] = len(unserved) + len(absent) * (2 if name in families else 1)
     return dict(sorted(misfit.items(), key=lambda item: item[1]))
 
 
@@ -167,7 +167,7 @@ def times_of(step: dict, c: dict) -> int:
     if step.get("repeat") == "images":
         return c["images"]
     if step.get("repeat") == "attached":
-        return c["wish"]["attached"]
+        return (c.get("wish") or {}).get("attached", 1)
     if step.get("repeat") == "shots" and c["videos"] <= 1:
         return n_shots(c)
     if step.get("repeat") == "rest":
