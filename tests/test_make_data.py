@@ -723,9 +723,10 @@ def test_agent_moves_a_blocked_step_to_another_tool_and_says_so_in_the_plan(task
         and trajectory["plans"][1]["plan"][0]["tool"] == "tool_text2image_seed"
     )
     assert (
-        reward["result"] == reward["plan"] == reward["traj"] == 1
+        reward["result"] == reward["plan"] == 1
         and reward["tool"] == 0.8 * reward["checks"]["useful"]
-    )  # the other tool repaired it, and the call was for nothing
+        and 0.6 < reward["traj"] < 1
+    )  # the other tool repaired it, and one call was for nothing
 
 
 def test_agent_gives_up_after_three_failures_of_a_step(tasks, monkeypatch):
