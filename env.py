@@ -269,12 +269,13 @@ class VisGenEnv:
             raise RuntimeError(f"the episode is over ({self.ended}); call reset first")
         turn = parse_utpc(text)
         self.messages.append({"role": "assistant", "content": clean(text)})
+        thoughts = " ".join(turn["think"])
         self.turns.append(
             {
                 "faults": turn["faults"],
                 "order": turn["order"],
                 # For R_format: different words thought, and whether a reply is forged anywhere.
-                "thought": len(content_words(" ".join(turn["think"]))),
+                "thought": sum(not word.isdigit() for word in content_words(thoughts)),
                 "forged": bool(FORGED_REPLY.search(text)),
             }
         )

@@ -558,17 +558,25 @@ def own_footage(
     return list(by_look.values())
 
 
-def amount_check(items: list[dict], handed: list[dict], wanted: int, media: Media) -> float:
+def amount_check(
+    items: list[dict], handed: list[dict], claimed: list[str], wanted: int, media: Media
+) -> float:
     """Different pictures or films handed over, as a share of the wanted number.
 
-    What looks like the user's own is none of them. Other media beside them count as too many; a
-    text or a page does not.
+    What looks like the user's own is none of them, nor what shows nothing that was asked for. Other
+    media beside them count as too many, and so do ids in the answer (`claimed`) that are nothing
+    that was made; a text or a page does not.
     """
     # A film of the user's that was cut or cropped still looks like theirs: lib/wishes.py asks more.
-    own = [a for a in items if a["kind"] == "video" or not is_given(a["id"], media)]
-    different = {media.looks[a["id"]] for a in own}
-    n_media = sum(a["kind"] in ("image", "video", "audio") for a in handed)
-    return min(len(different), wanted) / max(n_media, len(items), wanted)
+    different = {
+        media.looks[item["id"]]
+        for item in items
+        if item["kind"] == "video" or not is_given(item["id"], media)
+        if on_topic(item["id"], media, media.topic)
+    }
+    counted = {"image", "video", "audio", items[0]["kind"]}
+    n_others = sum(a["kind"] not in counted for a in handed)
+    return min(len(different), wanted) / max(len(set(claimed)) - n_others, wanted)
 
 
 def has_aspect(artifact: dict, aspect_ratio: str, tolerance: float) -> bool:
@@ -813,11 +821,17 @@ def share(values: list) -> float:
 
 
 def result_checks(
-    items: list[dict], handed: list[dict], task: dict, media: Media, config: RewardConfig
+    items: list[dict],
+    handed: list[dict],
+    claimed: list[str],
+    task: dict,
+    media: Media,
+    config: RewardConfig,
 ) -> dict[str, float]:
     """{name: score} of every constraint that the request states, and of no other.
 
-    `items`: the pictures or films among what was handed over. Each check looks at the records and
+    `items`: the pictures or films among what was handed over (`handed`); `claimed`: the answer's
+    ids. Each check looks at the records and
     their lineage: copies count as one, a film's length and shots are at most those of its footage,
     and what is muted or stretched does not count.
     """
@@ -826,7 +840,7 @@ def result_checks(
     asked = media.topic
     own = {a["id"]: own_footage(a, asked, media, config) for a in items}
 
-    checks = {"count": amount_check(items, handed, wanted, media)}
+    checks = {"count": amount_check(items, handed, claimed, wanted, media)}
     if c["aspect_ratio"]:
         checks["aspect"] = share([aspect_check(a, c["aspect_ratio"], media, config) for a in items])
     if c["duration_s"] and items[0]["kind"] != "text":
@@ -877,7 +891,8 @@ def result_reward(trajectory: dict, config: RewardConfig, media: Media | None = 
     if not items:
         return 0.0, {"modality": 0.0}
     media = media or read_media(trajectory)
-    checks = result_checks(items, handed, trajectory["task"], media, config)
+    claimed = trajectory["answer"]["deliverables"]
+    checks = result_checks(items, handed, claimed, trajectory["task"], media, config)
     checks |= wish_checks(items, trajectory, media)
     mean = sum(checks.values()) / len(checks)
     worst = min(checks.values())

@@ -276,7 +276,10 @@ def look_of(
             return media.looks[own[0]]
         return (media.looks[own[0]], view)
     if "seed" in written or category(artifact["tool"]) == "Image-to-Video":
-        call = (artifact["tool"], written.get("prompt"), written.get("seed"), *parents)
+        # Where no seed decides, clips of frames that look alike differ by what they are told.
+        told_to = written.get("prompt") if "seed" in written else view
+        shown = [media.looks[p] for p in parents]
+        call = (artifact["tool"], told_to, written.get("seed"), *shown)
         number = times[call] % written.get("n", 1)
         times[call] += 1
         return (*call, number)

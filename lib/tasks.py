@@ -227,9 +227,10 @@ def choose_sound(rng, kinds, duration_s):
 
 
 def combination(c: dict) -> str:
-    """A request's combination of constraints as one string; subject and style aside, and variety,
-    which a dimension of VisGenBench asks for and training never does."""
-    return to_json({k: v for k, v in c.items() if k not in ("subject", "style", "variety")})
+    """A request's combination of constraints as one string; subject and style aside, and what only
+    families have where it is of none, so that these move no other combination to another side."""
+    aside = ["subject", "style"] + ([] if c.get("family") else ["family", "deliver", "wish"])
+    return to_json({k: v for k, v in c.items() if k not in aside})
 
 
 def combination_split(c: dict) -> str:
