@@ -229,8 +229,9 @@ def choose_sound(rng, kinds, duration_s):
 def combination(c: dict) -> str:
     """A request's combination of constraints as one string; subject and style aside, and what only
     families have where it is of none, so that these move no other combination to another side."""
-    # The scenario says `storyboard`, and a family has too few combinations for two of each.
-    aside = ["storyboard"] if c.get("family") else ["family", "deliver", "wish"]
+    # The scenario says `storyboard`, and a family has too few combinations for two of each. Variety
+    # is VisGenBench's alone.
+    aside = ["storyboard"] if c.get("family") else ["family", "deliver", "wish", "variety"]
     return to_json({k: v for k, v in c.items() if k not in ("subject", "style", *aside)})
 
 
