@@ -278,7 +278,8 @@ def look_of(
     if "seed" in written or category(artifact["tool"]) == "Image-to-Video":
         # Where no seed decides, clips of frames that look alike differ by what they are told.
         told_to = written.get("prompt") if "seed" in written else view
-        shown = [media.looks[p] for p in parents]
+        frames = [(p, prompt_of(media.by_id[p])) for p in parents]
+        shown = [(media.looks[p], view_words(text, media.topic)) for p, text in frames]
         call = (artifact["tool"], told_to, written.get("seed"), *shown)
         number = times[call] % written.get("n", 1)
         times[call] += 1

@@ -637,7 +637,11 @@ def test_result_of_right_pictures():
     [
         ("aspect", {"img_2": {"width": 2560}}, ["img_1", "img_2", "htm_1"]),
         ("resolution", {"img_2": {"width": 2000, "height": 2000}}, ["img_1", "img_2", "htm_1"]),
-        ("transparent", {"img_2": {"arguments": {}}}, ["img_1", "img_2", "htm_1"]),
+        (
+            "transparent",
+            {"img_2": {"arguments": {"prompt": "a red fox"}}},
+            ["img_1", "img_2", "htm_1"],
+        ),
         ("web_page", {}, ["img_1", "img_2"]),
         (
             "web_page",
