@@ -37,6 +37,7 @@ from tqdm import tqdm
 from lib.ablate import ablate
 from lib.calibration import calibrate
 from lib.experiment import Config, RewardConfig, command_line, load_config
+from lib.families import asked_kind
 from lib.grader import controls, subjective_grades
 from lib.human import export_sheet, human_tables
 from lib.lineage import content_words, deliverables, on_topic, read_media
@@ -288,6 +289,9 @@ def grade(trajectory: dict, config: Config, with_files: bool) -> dict:
         files, faults = measure_files(trajectory)
     else:
         files, faults = booked_files(trajectory), []
+    # A text is its record: there is nothing to decode.
+    texts = [a for a in deliverables(trajectory) if a["kind"] == "text"]
+    files |= {a["id"]: booked(a) for a in texts if asked_kind(task["constraints"]) == "text"}
     return {
         "id": task["id"],
         "modality": task["modality"],
@@ -368,10 +372,11 @@ def booked_files(trajectory: dict) -> dict[str, dict]:
 def objective_scores(task: dict, files: dict[str, dict], config: RewardConfig) -> dict:
     """S-Rate and the objective columns of one task from its measured files (the grades are ours).
 
-    None where the request states no such thing. s_rate: a picture (or film) was delivered where one
-    was asked for. amount: as many as asked, 1 or 0. duration: 1 within the tolerance, else 1 less
-    the relative error, at least 0, the mean over films; the paper's column is real-valued too.
-    storyboard: as many shots, counted by cuts, 1 or 0, the mean.
+    None where the request states no such thing. s_rate: a picture (or film, or what a family of
+    requests wants in its place) was delivered where one was asked for. amount: as many as asked, 1
+    or 0. duration: 1 within the tolerance, else 1 less the relative error, at least 0, the mean
+    over films; the paper's column is real-valued too. storyboard: as many shots, counted by cuts, 1
+    or 0, the mean.
 
     >>> wanted = {"images": 0, "videos": 1, "duration_s": 10, "shots": 2}
     >>> files = {"vid_1": {"kind": "video", "duration_s": 8.0, "cuts": 1}}
@@ -379,15 +384,16 @@ def objective_scores(task: dict, files: dict[str, dict], config: RewardConfig) -
     {'s_rate': 1.0, 'amount': 1.0, 'duration': 0.8, 'storyboard': 1.0}
     """
     c = task["constraints"]
-    right = [f for f in files.values() if f["kind"] == task["modality"]]
+    kind = asked_kind(c)
+    right = [f for f in files.values() if f["kind"] == kind]
     duration, storyboard = None, None
-    if c["duration_s"]:
+    if c["duration_s"] and kind != "text":
         durations = []
         for f in right:
             error = abs(f["duration_s"] - c["duration_s"]) / c["duration_s"]
             durations.append(1.0 if error <= config.duration_tolerance else max(0.0, 1.0 - error))
         duration = sum(durations) / max(1, len(right))
-    if c["shots"]:
+    if c["shots"] and kind == "video":
         storyboard = sum(f["cuts"] + 1 == c["shots"] for f in right) / max(1, len(right))
     return {
         "s_rate": float(bool(right)),

@@ -22,6 +22,7 @@ from typing import Any
 
 from lib.behaviours import BEHAVIOURS, deviate, new_artifact, shot_lengths
 from lib.experiment import RolloutConfig
+from lib.lineage import content_words
 from lib.runs import ROOT, run_command
 from lib.text import clean, fill_template, is_json, read_json, tag, to_json
 from lib.toolbox import (
@@ -68,6 +69,8 @@ BLOCK = re.compile(rf"<({ANY_TAG})>((?:[^<]++|<(?!/\1>|(?:{ANY_TAG})>))*+)(</\1>
 ODD_TAG = re.compile(r"</?([A-Za-z_-]++)>")
 # In a tool's reply: what could open or close a turn, beside the control tokens `<|...|>`.
 FORGED_TAG = re.compile(r"<(?=/?(?:think|plan|tool_call|tool_response|answer)\b)")
+# In the agent's text, wherever it stands: a reply or a control token that only others write.
+FORGED_REPLY = re.compile(r"</?(?:tool_response|tools)\b|<\|\w+\|>")
 # Of a turn (ours). A megabyte of tags would otherwise give as many faults and replies.
 MAX_TAGS = 2000
 
@@ -266,7 +269,16 @@ class VisGenEnv:
             raise RuntimeError(f"the episode is over ({self.ended}); call reset first")
         turn = parse_utpc(text)
         self.messages.append({"role": "assistant", "content": clean(text)})
-        self.turns.append({"faults": turn["faults"], "order": turn["order"]})
+        thoughts = " ".join(turn["think"])
+        self.turns.append(
+            {
+                "faults": turn["faults"],
+                "order": turn["order"],
+                # For R_format: different words thought, and whether a reply is forged anywhere.
+                "thought": sum(not word.isdigit() for word in content_words(thoughts)),
+                "forged": bool(FORGED_REPLY.search(text)),
+            }
+        )
         if turn["plan"] is not None:
             self.plans.append({"turn": len(self.turns), "plan": turn["plan"]})
             if len(self.turns) == 1:

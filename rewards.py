@@ -20,19 +20,36 @@ import math
 import re
 import sys
 from collections import Counter
+from collections.abc import Callable
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 
 from lib.experiment import LlmConfig, RewardConfig, read_config
+from lib.families import asked_kind
 from lib.judge import FACETS, Scored, judge_by_llm
-from lib.lineage import Media, content_words, deliverables, heard, on_topic, read_media, shows
+from lib.lineage import (
+    Media,
+    content_words,
+    deliverables,
+    heard,
+    is_given,
+    on_topic,
+    positive_words,
+    prompt_of,
+    read_media,
+    shows,
+    view_words,
+)
 from lib.runs import ROOT, read_jsonl, run_command, write_atomic
 from lib.text import fill_template
-from lib.toolbox import category, generates_clip, load_tools, makes, takes
-from lib.workflows import expand_workflow, fitting_workflows, load_workflows, n_shots
+from lib.toolbox import brings, category, generates_clip, load_tools, makes, takes
+from lib.wishes import wish_checks, wish_words
+from lib.workflows import experts, load_workflows, n_shots
 
 PARTS = ("tool", "format", "result", "traj", "cons")
 
-# Seconds that a caption or a shot must stand to be seen. Ours.
+# Seconds that a shot must stand to be seen. Ours.
 SHOWN_S = 0.5
 
 # What a part returns: its score, and the sub-scores that it was made from by name, all in [0, 1].
@@ -45,8 +62,11 @@ def example() -> dict:
 
 
 def asked_for(c: dict) -> tuple[str, int]:
-    """("image" or "video", how many) a request asks for. `c`: its constraints, here as below."""
-    return ("image", c["images"]) if c["images"] else ("video", c["videos"])
+    """(kind of artifact, how many) a request asks for. `c`: its constraints, here as below.
+
+    The kind is image or video; of some families of requests (data/families.yaml) text or audio.
+    """
+    return asked_kind(c), c["images"] or c["videos"]
 
 
 # ---------------------------------------------------------------------------- R_plan
@@ -54,6 +74,8 @@ def asked_for(c: dict) -> tuple[str, int]:
 KIND_WORDS = {
     "image": r"images?|pictures?|posters?|frames?|illustrations?",
     "video": r"clips?|videos?|films?",
+    "text": r"\w*\s?(?:prompts?|scripts?|boards?|texts?)",
+    "audio": r"recordings?|songs?|pieces? of music|tracks?",
 }
 
 
@@ -67,33 +89,96 @@ def stated_count(goal: str, kind: str) -> int:
     return int(found.group(1)) if found else 1
 
 
-def requirement_facet(plan: list[dict], c: dict) -> float:
+def is_circular(plan: list[dict]) -> bool:
+    """Whether some step comes after itself, directly or by way of others."""
+    feeds = {}
+    for step in plan:
+        feeds.setdefault(step["id"], set()).update(step["after"])
+    open_ids = set(feeds)
+    while True:
+        free = {i for i in open_ids if not feeds[i] & open_ids}
+        if not free:
+            return bool(open_ids)
+        open_ids -= free
+
+
+@lru_cache(maxsize=256)
+def kin(tool: str) -> str:
+    """What a tool is counted as where plan and deeds are compared: its category for those that make
+    pictures or clips, which may stand in for one another, else itself (ours)."""
+    makes_media = "-to-" in category(tool) and makes(tool) in ("image", "video")
+    return category(tool) if makes_media else tool
+
+
+def units_of_step(step: dict) -> int:
+    """How many results, or calls, a plan step stands for: the number that its goal states; any
+    number where it says "each", "every" or "all" of what is there already."""
+    kind = makes(step["tool"])
+    if "-to-" in category(step["tool"]) and kind in KIND_WORDS:
+        return stated_count(step["goal"], kind)
+    return 99 if re.search(r"\b(?:each|every)\b", step["goal"]) else 1
+
+
+def units_of_plan(plan: list[dict]) -> Counter:
+    """{what it counts as: how many results or calls are planned}; what an LLM does is none."""
+    units = Counter()
+    for step in plan:
+        if step["tool"] != "llm":
+            units[kin(step["tool"])] += units_of_step(step)
+    return units
+
+
+def units_done(calls: list[dict]) -> Counter:
+    """The same of calls that worked: results of those that make pictures or clips, else calls."""
+    units = Counter()
+    for call in calls:
+        if call["status"] == "ok":
+            many = "-to-" in category(call["name"]) and makes(call["name"]) in KIND_WORDS
+            units[kin(call["name"])] += len(call["outputs"]) if many else 1
+    return units
+
+
+def lacks_a_step(plan: list[dict], needed: Counter) -> bool:
+    """Whether what was handed over took results or calls that the plan does not hold."""
+    return bool(needed - units_of_plan(plan))
+
+
+def requirement_facet(plan: list[dict], c: dict, needed: Counter | None = None) -> float:
     """Requirement Fulfillment, 0 or 1: the plan would make what is asked for.
 
     That is the modality, the quantity and the subject. Counts are read from the goals, a convention
     of ours. A picture is a means and not counted where its goal calls it a reference and a later
     step that makes pictures builds on it. A film that another step turns into a film is not counted
-    either.
+    either. Two rules of ours: a circular plan makes nothing, since none of its steps can begin; and
+    `needed`, the units that stand behind what was handed over in the end, must be in the plan: what
+    lacks a step that was needed would not have made it.
     """
     kind, wanted = asked_for(c)
-    visual = [step for step in plan if makes(step["tool"]) in ("image", "video")]
+    visual = [step for step in plan if makes(step["tool"]) in ("image", "video", kind)]
     if not any(shows(step["goal"], c["subject"]) for step in visual):
         return 0.0
+    if is_circular(plan) or lacks_a_step(plan, needed or Counter()):
+        return 0.0
 
-    makers = [step for step in plan if makes(step["tool"]) == kind]
+    # What a language model does itself is no artifact.
+    makers = [s for s in plan if makes(s["tool"]) == kind and s["tool"] in load_tools()]
     built_on = set()
     for step in makers:
-        takes_film = any("video" in kinds for kinds in takes(step["tool"]))
-        if kind == "image" or takes_film:
+        builds = any(kind in kinds for kinds in takes(step["tool"]))
+        if kind == "image" or builds:
             built_on.update(step["after"])
     made = 0
     for step in makers:
-        may_be_means = kind == "video" or step["goal"].startswith("reference")
+        may_be_means = kind != "image" or step["goal"].startswith("reference")
         if not (step["id"] in built_on and may_be_means):
             made += stated_count(step["goal"], kind)
 
     clips = sum(stated_count(s["goal"], "video") for s in plan if generates_clip(s["tool"]))
-    right_clips = not c["shots"] or clips == c["shots"] * c["videos"]
+    # One call of the pipeline makes a whole film of as many shots as it is told; a text or sound
+    # has none.
+    whole_films = any(s["tool"] == "tool_video_auto_pipeline" for s in plan) and not clips
+    has_clips = kind == "video" and not whole_films
+    right_clips = not c["shots"] or not has_clips or clips == c["shots"] * c["videos"]
     return float(made == wanted and right_clips)
 
 
@@ -101,9 +186,11 @@ def coherence_facet(plan: list[dict], inputs: list[dict]) -> float:
     """Logical Coherence of the plan in itself, before anything is done (the grade is ours).
 
     The share of steps that come after what they need, and get each kind of media that they need,
-    from those steps or from the user's `inputs`. R_traj, which compares plan and deeds, is another
-    thing: see traj_reward.
+    from those steps or from the user's `inputs`; 0 for a circular plan, of which no step is in an
+    order. R_traj, which compares plan and deeds, is another thing: see traj_reward.
     """
+    if is_circular(plan):
+        return 0.0
     given = {i["kind"] for i in inputs}
     kind_made = {}
     good = 0
@@ -113,7 +200,7 @@ def coherence_facet(plan: list[dict], inputs: list[dict]) -> float:
         supplied = all(kinds & fed for kinds in takes(step["tool"]))
         own_id = step["id"] not in kind_made
         good += in_order and supplied and own_id
-        kind_made[step["id"]] = makes(step["tool"])
+        kind_made[step["id"]] = brings(step["tool"])
     return good / len(plan)
 
 
@@ -145,14 +232,18 @@ def f1(found: Counter, wanted: Counter) -> float:
 def plan_graph(plan: list[dict], counts_as: dict[str, str]) -> tuple[Counter, Counter]:
     """A plan as two multisets: its tools, and (tool, tool) for each step that feeds another.
 
-    `counts_as`: {tool: the tool that it is counted as}. An unknown id feeds as None.
+    A step that makes n pictures or clips counts as n, so that one call for all and a call for each
+    are the same plan. `counts_as`: {tool: the tool that it is counted as}. An unknown id feeds as
+    None.
     """
     tool_of = {step["id"]: counts_as.get(step["tool"], step["tool"]) for step in plan}
+    units = {step["id"]: min(units_of_step(step), 99) for step in plan}
     nodes, edges = Counter(), Counter()
     for step in plan:
         tool = counts_as.get(step["tool"], step["tool"])
-        nodes[tool] += 1
-        edges.update((tool_of.get(a), tool) for a in step["after"])
+        nodes[tool] += units[step["id"]]
+        for a in step["after"]:
+            edges[tool_of.get(a), tool] += max(units.get(a, 1), units[step["id"]])
     return nodes, edges
 
 
@@ -163,8 +254,7 @@ def optimality_facet(plan: list[dict], c: dict) -> float:
     precision; a reference image (identity) or a beat step that is missing costs recall.
     """
     best = 0.0
-    for name in fitting_workflows(c):
-        expert = expand_workflow(name, c)
+    for _, expert, _ in experts(c):
         # An alternative that the workflow allows counts as the tool it replaces.
         counts_as = {tool: step["tools"][0] for step in expert for tool in step["tools"]}
         nodes, edges = plan_graph(plan, counts_as)
@@ -178,11 +268,11 @@ def weigh_facets(
 ) -> float:
     """R_plan from its facets: their weighted mean, scaled down for a plan that is too long (ours).
 
-    Too long is more than `long_plan` times the steps of the shortest expert plan: one facet of five
-    would hardly see that nobody can follow it.
+    Too long is more than `long_plan` times the results that the shortest expert plan makes on its
+    way: one facet of five would hardly see that nobody can follow it.
     """
     c = task["constraints"]
-    shortest = min(len(expand_workflow(name, c)) for name in fitting_workflows(c))
+    shortest = min(units_of_plan(expert).total() for _, expert, _ in experts(c))
     brevity = min(1.0, config.long_plan * shortest / len(plan))
     weight = config.facet_weights
     weighted = sum(weight[f] * facets[f] for f in FACETS)
@@ -190,11 +280,16 @@ def weigh_facets(
 
 
 def plan_reward(
-    plan: list[dict] | None, task: dict, config: RewardConfig, pool: set[str]
+    plan: list[dict] | None,
+    task: dict,
+    config: RewardConfig,
+    pool: set[str],
+    needed: Counter | None = None,
 ) -> PartScore:
     """R_plan (Sec. 4.3.2) by rule: (score, the five facets of the vPlanJudger).
 
     An absent or unreadable plan scores 0 in every facet. `pool`: the tools that the agent has.
+    `needed`: the units behind what was handed over, see requirement_facet.
 
     >>> t = example()
     >>> plan_reward(t["plan"], t["task"], RewardConfig(), t["task"]["pool"])[0]
@@ -205,7 +300,7 @@ def plan_reward(
     if not plan:
         return 0.0, dict.fromkeys(FACETS, 0.0)
     facets = {
-        "requirement": requirement_facet(plan, task["constraints"]),
+        "requirement": requirement_facet(plan, task["constraints"], needed),
         "coherence": coherence_facet(plan, task["inputs"]),
         "executability": executability_facet(plan, pool),
         "atomicity": atomicity_facet(plan),
@@ -243,20 +338,36 @@ def unrepaired(calls: list[dict]) -> list[dict]:
     return lost
 
 
-def tool_reward(calls: list[dict]) -> PartScore:
+# Failures that come from the service and not from the agent. Of a failed call's weight they have
+# a quarter. Both ours.
+ACCIDENTS = {"timeout", "service_error", "no_output", "content_blocked"}
+ACCIDENT_WEIGHT = 0.25
+
+
+def failure_weight(call: dict) -> float:
+    """How much a call counts as failed: 1, a quarter for an accident, 0 where it worked."""
+    if call["status"] == "ok":
+        return 0.0
+    code = (call.get("error") or {}).get("code")
+    return ACCIDENT_WEIGHT if code in ACCIDENTS else 1.0
+
+
+def tool_reward(calls: list[dict], useful: float = 1.0) -> PartScore:
     """R_tool: execution success, with graded penalties for intermediate and final failures.
 
-    1.0 no failed call, 0.8 all failures repaired (`unrepaired`), 0.1 the last call failed, 0 none
-    worked. The four grades are VisionCreator-R1's, their reading is ours. Failures that are not
-    repaired take 0.8 down towards 0.1 by their share of their turn's calls, in the worst turn:
-    cheap calls in other turns do not thin them out.
+    1.0 no failed call, at most 0.8 all failures repaired (`unrepaired`), at most 0.1 the last call
+    failed, 0 none worked. The four grades are VisionCreator-R1's, their reading is ours. Failures
+    that are not repaired take 0.8 down towards 0.1 by their share of their turn's calls, in the
+    worst turn: cheap calls in other turns do not thin them out. All of it is taken by `useful`, the
+    share of calls and price that was of use (`useful_share`, ours), so that each further failure
+    and each needless call costs.
 
     >>> ok, bad = [{"turn": 1, "name": n, "status": s} for n, s in (("a", "ok"), ("b", "error"))]
     >>> episodes = [ok], [bad, {**bad, "status": "ok"}], [ok, bad], [bad]
     >>> [tool_reward(calls)[0] for calls in episodes]
     [1.0, 0.8, 0.1, 0.0]
-    >>> round(tool_reward([bad, ok])[0], 2)
-    0.45
+    >>> round(tool_reward([bad, ok])[0], 2), tool_reward([ok, ok], useful=0.5)[0]
+    (0.45, 0.5)
     """
     ok = [call["status"] == "ok" for call in calls]
     lost = unrepaired(calls)
@@ -272,10 +383,77 @@ def tool_reward(calls: list[dict]) -> PartScore:
     else:
         score = 0.8 - 0.7 * worst_share
     n_failed = len(ok) - sum(ok)
-    return score, {
+    return score * useful, {
         "worked": sum(ok) / max(1, len(ok)),
         "repaired": 1 - len(lost) / max(1, n_failed),
+        "useful": useful,
     }
+
+
+# ---------------------------------------------------------------------------- waste
+def behind(trajectory: dict, media: Media) -> set[str]:
+    """Ids of what is handed over, and of all that it was made from."""
+    return set().union(*(media.above[a["id"]] for a in deliverables(trajectory)))
+
+
+def use_of_call(call: dict, used: set[str], media: Media) -> float:
+    """Of what a call brought, the share that went into what was handed over (ours).
+
+    Each picture and clip counts; of two songs, one is enough. Beats found, and a look at a picture,
+    are of use where the medium looked at is.
+    """
+    outputs = [media.by_id[i] for i in call["outputs"] if i in media.by_id]
+    if not outputs:
+        arguments = call["arguments"] or {}
+        looked_at = arguments.get("media") or ()
+        return float(bool(used & set(looked_at if isinstance(looked_at, list) else [looked_at])))
+    if outputs[0]["kind"] == "data":
+        return float(any(p["id"] in used for p in outputs[0]["parents"]))
+    n_used = sum(a["id"] in used for a in outputs)
+    if outputs[0]["kind"] in ("image", "video"):
+        return n_used / len(outputs)
+    return float(n_used > 0)
+
+
+def useful_share(trajectory: dict, media: Media, config: RewardConfig) -> float:
+    """Share of the calls that were of use, by their price against the expert's (ours).
+
+        A failed call is of none, an accident of the service's in part (`failure_weight`). Of use is
+    a call of what it brought (`use_of_call`); and, whatever came of it, as many calls of
+    a tool as the expert plan has, such as a search whose finds go into words. A price above `dear`
+    times the expert's takes the share down by as much.
+    """
+    worked = [call for call in trajectory["calls"] if call["status"] == "ok"]
+    if not worked:
+        return 1.0
+    c = trajectory["task"]["constraints"]
+    plans = experts(c)
+    left = Counter(step["tool"] for _, plan, _ in plans[:1] for step in plan)
+    used = behind(trajectory, media)
+    useful = 0.0
+    idle = []
+    looked = set()
+    for call in worked:
+        share = use_of_call(call, used, media)
+        if not call["outputs"] and share:
+            # A second look at the same is none.
+            key = (call["name"], str(call["arguments"]))
+            share = float(key not in looked)
+            looked.add(key)
+        if share:
+            left[call["name"]] -= 1
+            useful += share
+        else:
+            idle.append(call["name"])
+    for name in idle:
+        if left[name] > 0 and makes(name) not in ("image", "video", "audio"):
+            left[name] -= 1
+            useful += 1
+    price = sum(call.get("price_usd", 0.0) for call in worked)
+    allowed = config.dear * max(price for _, _, price in plans)
+    thrift = min(1.0, allowed / price) if price > allowed > 0 else 1.0
+    failed = sum(map(failure_weight, trajectory["calls"]))
+    return useful / (len(worked) + failed) * thrift
 
 
 # ---------------------------------------------------------------------------- R_format (rule)
@@ -286,30 +464,38 @@ def planned_first(turns: list[dict]) -> bool:
     return "plan" in order[:first_call] and "plan" not in order[first_call:]
 
 
+# A thought has at least so many different words; Chinese characters count as words. Ours.
+THOUGHT_WORDS = 3
+
+
 def format_reward(trajectory: dict) -> PartScore:
     """R_format: UTPC structure, the minimum over the turns, as in VisionCreator-R1.
 
-    Each fault takes 0.5 off its turn (ours). 0 where UTPC itself is broken: no answer at the end;
-    an answer beside calls, before their results are seen; no plan in the first turn, or not before
-    its first call; or a tag of the environment's in the agent's text, which forges a reply.
+    Each fault takes 0.5 off its turn (ours), and a `<think>` of fewer than THOUGHT_WORDS different
+    words is one. 0 where UTPC itself is broken: no answer at the end; an answer beside calls,
+    before their results are seen; no plan in the first turn, or not before its first call; no
+    thought in any turn; or a tag of the environment's anywhere in the agent's text, in a thought or
+    in an argument as well, which forges a reply.
 
     >>> t = example()
     >>> format_reward(t)[0], format_reward({**t, "ended": "max_turns"})[0]
     (1.0, 0.0)
     """
     turns = trajectory["turns"]
-    n_faults = [len(turn["faults"]) for turn in turns] or [0]
+    thinks = [turn.get("thought", THOUGHT_WORDS) >= THOUGHT_WORDS for turn in turns] or [False]
+    n_faults = [len(turn["faults"]) + (not thought) for turn, thought in zip(turns, thinks)] or [0]
     planned = planned_first(turns)
     answered = trajectory["ended"] == "answer"
     hasty = any({"tool_call", "answer"} <= set(turn["order"]) for turn in turns)
-    forged = any(
+    forged = any(turn.get("forged") for turn in turns) or any(
         fault["code"] == "unknown_tag" and "tool_response" in fault["message"]
         for turn in turns
         for fault in turn["faults"]
     )
+    thinking = sum(thinks) / len(thinks)
     score = 0.0
     if planned and answered and not hasty and not forged:
-        score = min(max(0.0, 1.0 - 0.5 * n) for n in n_faults)
+        score = min(thinking, *(max(0.0, 1.0 - 0.5 * n) for n in n_faults))
     return score, {
         "clean": n_faults.count(0) / len(n_faults),
         "answered": float(answered),
@@ -319,13 +505,34 @@ def format_reward(trajectory: dict) -> PartScore:
 
 # ---------------------------------------------------------------------------- R_result (effect)
 def near(value: float, wanted: float, tolerance: float) -> float:
-    """1 within the relative tolerance; outside it at most half, falling with the distance (ours).
+    """1 within the tolerance; outside it at most half, falling with the relative distance (ours).
 
-    >>> near(8.0, 8, 0.05), near(6.0, 8, 0.05), near(16.0, 8, 0.05)
+    >>> near(8.0, 8, 0.1), near(6.0, 8, 0.1), near(16.0, 8, 0.1)
     (1.0, 0.375, 0.0)
     """
-    off = abs(value - wanted) / wanted
-    return 1.0 if off <= tolerance else 0.5 * max(0.0, 1.0 - off)
+    off = abs(value - wanted)
+    return 1.0 if off <= tolerance + 1e-9 else 0.5 * max(0.0, 1.0 - off / wanted)
+
+
+# Words by which a request leaves a length open. Ours.
+ABOUT = re.compile(
+    r"\b(?:about|around|roughly|approximately|some|circa|or so)\b|~|大约|大概|左右|差不多|约"
+)
+
+
+def says_about(request: str, seconds: float) -> bool:
+    """Whether a request names a number of seconds only roughly: such a word within three words.
+
+    >>> says_about("A film of about 15 seconds.", 15), says_about("15 seconds about a fox", 15)
+    (True, False)
+    """
+    for found in re.finditer(rf"(?<!\d){seconds:g}(?!\d)", request):
+        before = " ".join(request[: found.start()].split()[-2:])
+        after = request[found.end() :]
+        late = re.match(r"\s*(?:s|sec|seconds|秒|秒钟)?\s*(?:or so\b|左右)", after)
+        if ABOUT.search(before.lower()) or late:
+            return True
+    return False
 
 
 def count_score(found: int, wanted: int) -> float:
@@ -351,14 +558,25 @@ def own_footage(
     return list(by_look.values())
 
 
-def amount_check(items: list[dict], handed: list[dict], wanted: int, media: Media) -> float:
+def amount_check(
+    items: list[dict], handed: list[dict], claimed: list[str], wanted: int, media: Media
+) -> float:
     """Different pictures or films handed over, as a share of the wanted number.
 
-    Other media beside them count as too many; a text or a page does not.
+    What looks like the user's own is none of them, nor what shows nothing that was asked for. Other
+    media beside them count as too many, and so do ids in the answer (`claimed`) that are nothing
+    that was made; a text or a page does not.
     """
-    different = {media.looks[item["id"]] for item in items}
-    n_media = sum(a["kind"] in ("image", "video", "audio") for a in handed)
-    return min(len(different), wanted) / max(n_media, wanted)
+    # A film of the user's that was cut or cropped still looks like theirs: lib/wishes.py asks more.
+    different = {
+        media.looks[item["id"]]
+        for item in items
+        if item["kind"] == "video" or not is_given(item["id"], media)
+        if on_topic(item["id"], media, media.topic)
+    }
+    counted = {"image", "video", "audio", items[0]["kind"]}
+    n_others = sum(a["kind"] not in counted for a in handed)
+    return min(len(different), wanted) / max(len(set(claimed)) - n_others, wanted)
 
 
 def has_aspect(artifact: dict, aspect_ratio: str, tolerance: float) -> bool:
@@ -385,10 +603,10 @@ def aspect_check(item: dict, aspect_ratio: str, media: Media, config: RewardConf
     return "crop" in operations and not operations & {"resize", "rotate"}
 
 
-def duration_check(film: dict, own: list[dict], wanted: float, config: RewardConfig) -> float:
+def duration_check(film: dict, own: list[dict], wanted: float, tolerance: float) -> float:
     """How near a film's length (s) is to the wanted one; it has no more than its `own` footage."""
     seconds = min(film["duration_s"], sum(clip["duration_s"] for clip in own))
-    return near(seconds, wanted, config.duration_tolerance)
+    return near(seconds, wanted, tolerance)
 
 
 def shots_check(film: dict, own: list[dict], wanted: int, config: RewardConfig) -> float:
@@ -427,72 +645,174 @@ def web_page_check(items: list[dict], handed: list[dict]) -> float:
     return float(any(ids <= {p["id"] for p in page["parents"]} for page in pages))
 
 
-AUDIO_MAKERS = {
-    "music": {"tool_music_suno"},
-    "narration": {"tool_tts_generation", "tool_tts_composite"},
-    "sfx": {"tool_sound_fx_gen"},
-    "subtitles": {"tool_subtitle_add_text"},
-}
+# Of a film: how much of it music, effects, speech and captions fill where all is well; how loud
+# (as a volume of 0 to 1) a sound is to count, and to count fully. All ours.
+MUSIC_FILLS, SFX_FILL, SPEECH_FILLS, CAPTIONS_FILL = 0.9, 0.5, 0.5, 0.7
+FAINT, LOUD = 0.1, 0.4
+# Different words that a narration or captions have for each second of film, and at most. Ours.
+WORDS_A_SECOND, MOST_WORDS, LEAST_WORDS = 0.5, 30, 3
+# A caption stands at least so long, counts at most so long, and has at most so many characters a
+# second, as in the style guides of broadcasters; Chinese ones have fewer (ours, after them).
+CUE_S, LONG_CUE_S, CUE_CHARS, CUE_CHARS_ZH = 0.8, 7.0, 20.0, 10.0
 
 
-def spoken_text(arguments: dict) -> str:
-    """All that a speech tool was told to say."""
-    segments = [segment["text"] for segment in arguments.get("segments", ())]
-    return " ".join([str(arguments.get("text", "")), *segments])
+def loudness(volume: float) -> float:
+    """How far a sound of this volume counts: 0 up to FAINT, 1 from LOUD on (ours)."""
+    return min(1.0, max(0.0, (volume - FAINT) / (LOUD - FAINT)))
 
 
-def caption_text(arguments: dict, least_s: float) -> str:
-    """The captions that stand for at least `least_s` seconds."""
-    cues = arguments.get("subtitles", ())
-    return " ".join(cue["text"] for cue in cues if cue["end"] - cue["start"] >= least_s)
+def filled_s(spans: list[list], weigh: Callable[[list], float]) -> float:
+    """Seconds that spans [start, end, ...] fill, each counted by its weight; where they overlap,
+    the first one's."""
+    total = until = 0.0
+    for span in sorted(spans):
+        start = max(span[0], until)
+        if span[1] > start:
+            total += (span[1] - start) * weigh(span)
+            until = span[1]
+    return total
 
 
-def audio_check(part: str, film: dict, media: Media, subject: str, config: RewardConfig) -> bool:
-    """Whether a film has music, narration, sfx or subtitles that count (ours).
-
-    Music and effects must be heard over half of it; a narration that is heard, or captions, must
-    say a word of the subject.
-    """
-    found = media.above[film["id"]] if part == "subtitles" else heard(film, media)
-    for i in found:
-        source = media.by_id[i]
-        if source["tool"] not in AUDIO_MAKERS[part]:
-            continue
-        if part in ("music", "sfx"):
-            counts = found[i] >= film["duration_s"] / 2
-        elif part == "narration":
-            counts = content_words(spoken_text(source["arguments"])) & content_words(subject)
-        else:
-            text = caption_text(source["arguments"], SHOWN_S)
-            counts = content_words(text) & content_words(subject)
-        if counts:
-            return True
-    return False
+def faded_s(film: dict, media: Media) -> float:
+    """Seconds by which fades shorten the sound under a film: half of each fade (ours)."""
+    fades = [0.0]
+    for i in media.above[film["id"]]:
+        written = media.by_id[i]["arguments"]
+        fades.append((written.get("fade_in", 0) + written.get("fade_out", 0)) / 2)
+    return max(fades)
 
 
-def beat_check(film: dict, media: Media, config: RewardConfig) -> bool:
-    """Whether a film was cut to music whose beats were known (ours).
+def sound_check(part: str, film: dict, media: Media) -> float:
+    """How far a film has music or effects that are heard (ours): the share of its length that they
+    fill, by their loudness and less their fades, over the share that one expects; squared, so that
+    half of it is clearly less than half."""
+    heard_s = filled_s(film.get(part) or [], lambda span: loudness(span[2]))
+    expected = (MUSIC_FILLS if part == "music" else SFX_FILL) * film["duration_s"]
+    return min(1.0, max(0.0, heard_s - faded_s(film, media)) / expected) ** 2
 
-    Beats were found in a music that is heard in it, before the film that lays this music under its
-    clips was made. That the cuts then fall on them is not checked: clips have lengths of whole
-    seconds, and no workflow here trims each to the beat.
-    """
-    order = {i: n for n, i in enumerate(media.by_id)}
-    beats_found_at = {}
-    for a in media.by_id.values():
+
+def several_facts(texts: list[str], film: dict, subject: str) -> float:
+    """How far spoken or written texts say enough for a film's length (ours): different words, over
+    those that one expects, and 0 unless they name the subject."""
+    said = positive_words(". ".join(texts), content_words(subject))
+    if not shows(" ".join(said), subject):
+        return 0.0
+    expected = max(LEAST_WORDS, min(MOST_WORDS, WORDS_A_SECOND * film["duration_s"]))
+    return min(1.0, len(said) / expected)
+
+
+def narration_check(film: dict, subject: str) -> float:
+    """How far a film is spoken over (ours): the share of its length with speech that is loud
+        enough, over SPEECH_FILLS, times what is said. A short film needs no more than the subject
+    named: what
+    cannot be said in its time is not expected."""
+    spans = film.get("speech") or []
+    spoken_s = filled_s(spans, lambda span: loudness(span[3]))
+    texts = [span[2] for span in spans if loudness(span[3]) > 0]
+    expected = SPEECH_FILLS * min(film["duration_s"], max(2.0, film["duration_s"] - 2.0))
+    return min(1.0, spoken_s / expected) * several_facts(texts, film, subject)
+
+
+def is_readable(cue: list) -> bool:
+    """Whether a caption stands long enough for its text."""
+    start, end, text = cue
+    most = CUE_CHARS_ZH if re.search("[\u4e00-\u9fff]", text) else CUE_CHARS
+    return end - start >= CUE_S and len(text) <= most * (end - start) and bool(content_words(text))
+
+
+def subtitles_check(film: dict, subject: str) -> float:
+    """How far captions cover a film (ours): the share of its length with readable ones, each text
+    once and for a few seconds, over CAPTIONS_FILL, times what they say."""
+    cues = {cue[2]: cue for cue in film.get("cues") or [] if is_readable(cue)}
+    spans = [[start, min(end, start + LONG_CUE_S)] for start, end, _ in cues.values()]
+    covered = filled_s(spans, lambda span: 1.0) / (CAPTIONS_FILL * film["duration_s"])
+    return min(1.0, covered) * several_facts(list(cues), film, subject)
+
+
+def audio_check(part: str, film: dict, media: Media, subject: str) -> float:
+    """How far a film has music, narration, sfx or subtitles as a person expects them."""
+    if part == "narration":
+        return narration_check(film, subject)
+    if part == "subtitles":
+        return subtitles_check(film, subject)
+    return sound_check(part, film, media)
+
+
+def beats_known(media: Media) -> dict[str, tuple[int, list[float]]]:
+    """{id of a music: (when its beats were found, as a place in the order of making; their times)}.
+
+    Beats count that were found in music, Suno's or the user's."""
+    found = {}
+    for n, a in enumerate(media.by_id.values()):
         if a["tool"] != "tool_beat_detect":
             continue
         for parent in a["parents"]:
             tools = {media.by_id[i]["tool"] for i in media.above[parent["id"]]}
             if tools & {"tool_music_suno", "user"}:
-                beats_found_at.setdefault(parent["id"], order[a["id"]])
-    for i in heard(film, media):
-        made = media.by_id[i]
-        if made["kind"] == "video" and any(
-            beats_found_at.get(parent["id"], math.inf) < order[i] for parent in made["parents"]
-        ):
-            return True
-    return False
+                found.setdefault(parent["id"], (n, a.get("beat_times") or []))
+    return found
+
+
+def beat_times_of(film: dict, media: Media) -> list[float] | None:
+    """The times (s) of the beats in a film, of a music that is heard in it and whose beats were
+    found before it was laid under the clips; None where there is none.
+
+    The music begins with the film that lays it under its clips. What is done to that film later
+    moves the beats along: a trim cuts what lies before its start, a change of speed stretches.
+    """
+    order = {i: n for n, i in enumerate(media.by_id)}
+    known = beats_known(media)
+    audible = heard(film, media)
+    steps, made = [], film
+    while made:
+        for parent in made["parents"]:
+            if parent["id"] in known and parent["id"] in audible and made["id"] in audible:
+                found_at, times = known[parent["id"]]
+                if found_at < order[made["id"]]:
+                    for source, after in reversed(steps):
+                        times = moved_beats(times, source, after)
+                    return times
+        films = [p["id"] for p in made["parents"] if media.by_id[p["id"]]["kind"] == "video"]
+        # Where several films are joined, their music lies apart.
+        source = media.by_id[films[0]] if made["kind"] == "video" and len(films) == 1 else None
+        if source:
+            steps.append((source, made))
+        made = source
+    return None
+
+
+def moved_beats(times: list[float], source: dict, made: dict) -> list[float]:
+    """Where the beats of a film lie in what one more tool made of it."""
+    if made["tool"] == "tool_video_trim_edit":
+        start = made["arguments"].get("start", 0)
+        return [t - start for t in times]
+    if made["tool"] == "tool_video_speed_adjust":
+        return [t * made["duration_s"] / source["duration_s"] for t in times]
+    return times
+
+
+def beat_check(film: dict, media: Media, config: RewardConfig) -> float:
+    """Share of a film's cuts that fall on a beat of its music, within `beat_tolerance` (ours).
+
+    The beats must have been found before the film was joined, see beat_times_of: what nobody knew
+    was not cut to. A film without a cut is 1 where they were.
+    """
+    times = beat_times_of(film, media)
+    if not times:
+        return 0.0
+    cuts = [n / film["fps"] for n in accumulate(film["shot_frames"][:-1])]
+    on = [min(abs(t - cut) for t in times) <= config.beat_tolerance for cut in cuts]
+    return sum(on) / len(on) if on else 1.0
+
+
+def variety_check(items: list[dict], wanted: int, media: Media) -> float:
+    """Of the wanted number, the share of pictures or films with a description of their own (ours):
+    beside the topic, their prompts say different things."""
+    views = set()
+    for item in items:
+        parts = media.footage[item["id"]]
+        views.add(frozenset(view_words(prompt_of(media.by_id[i]), media.topic) for i in parts))
+    return min(1.0, len(views) / wanted)
 
 
 def share(values: list) -> float:
@@ -501,25 +821,35 @@ def share(values: list) -> float:
 
 
 def result_checks(
-    items: list[dict], handed: list[dict], c: dict, media: Media, config: RewardConfig
+    items: list[dict],
+    handed: list[dict],
+    claimed: list[str],
+    task: dict,
+    media: Media,
+    config: RewardConfig,
 ) -> dict[str, float]:
     """{name: score} of every constraint that the request states, and of no other.
 
-    `items`: the pictures or films among what was handed over. Each check looks at the records and
+    `items`: the pictures or films among what was handed over (`handed`); `claimed`: the answer's
+    ids. Each check looks at the records and
     their lineage: copies count as one, a film's length and shots are at most those of its footage,
     and what is muted or stretched does not count.
     """
+    c = task["constraints"]
     _, wanted = asked_for(c)
-    asked = content_words(c["subject"]) | content_words(c["style"] or "")
+    asked = media.topic
     own = {a["id"]: own_footage(a, asked, media, config) for a in items}
 
-    checks = {"count": amount_check(items, handed, wanted, media)}
+    checks = {"count": amount_check(items, handed, claimed, wanted, media)}
     if c["aspect_ratio"]:
         checks["aspect"] = share([aspect_check(a, c["aspect_ratio"], media, config) for a in items])
-    if c["duration_s"]:
+    if c["duration_s"] and items[0]["kind"] != "text":
         seconds = c["duration_s"]
+        tolerance = config.duration_tolerance
+        if says_about(task.get("request", ""), seconds):
+            tolerance = config.about_tolerance * seconds
         checks["duration"] = share(
-            [duration_check(a, own[a["id"]], seconds, config) for a in items]
+            [duration_check(a, own[a["id"]], seconds, tolerance) for a in items]
         )
     if c["shots"]:
         checks["shots"] = share([shots_check(a, own[a["id"]], c["shots"], config) for a in items])
@@ -532,12 +862,14 @@ def result_checks(
     if c["web_page"]:
         checks["web_page"] = web_page_check(items, handed)
     for part in c["audio"]:
-        checks[part] = share([audio_check(part, a, media, c["subject"], config) for a in items])
+        checks[part] = share([audio_check(part, a, media, c["subject"]) for a in items])
     if c["beat"]:
         checks["beat"] = share([beat_check(a, media, config) for a in items])
     if c["input"]:
         sources = [{media.by_id[i]["tool"] for i in media.above[a["id"]]} for a in items]
         checks["input"] = share(["user" in tools for tools in sources])
+    if c.get("variety"):
+        checks["variety"] = variety_check(items, wanted, media)
     return checks
 
 
@@ -558,50 +890,46 @@ def result_reward(trajectory: dict, config: RewardConfig, media: Media | None = 
     items = [a for a in handed if a["kind"] == kind]
     if not items:
         return 0.0, {"modality": 0.0}
-    checks = result_checks(items, handed, c, media or read_media(trajectory), config)
+    media = media or read_media(trajectory)
+    claimed = trajectory["answer"]["deliverables"]
+    checks = result_checks(items, handed, claimed, trajectory["task"], media, config)
+    checks |= wish_checks(items, trajectory, media)
     mean = sum(checks.values()) / len(checks)
     worst = min(checks.values())
     return mean * (0.1 + 0.9 * worst**2), checks
 
 
 # ---------------------------------------------------------------------------- R_traj (effect)
-def tools_of(plan: list[dict]) -> Counter:
-    """How often each tool stands in a plan; what an LLM does itself is no call."""
-    return Counter(step["tool"] for step in plan if step["tool"] != "llm")
-
-
-def done_calls(calls: list[dict]) -> Counter:
-    """Successful calls by tool. Calls that complete a partial result are none of their own."""
-    worked = [call for call in calls if call["status"] == "ok"]
-    partial = Counter(
-        call["name"] for call in worked if 0 < len(call["outputs"]) < call["arguments"].get("n", 1)
-    )
-    times = Counter(call["name"] for call in worked)
-    return Counter({name: max(1, n - partial[name]) for name, n in times.items()})
-
-
 def planned_share(calls: list[dict], plans: list[dict]) -> float:
-    """Share of the last plan's tool steps that were carried out (ours)."""
-    steps = tools_of(plans[-1]["plan"]) if plans else Counter()
-    return (steps & done_calls(calls)).total() / max(1, steps.total())
+    """Share of what the last plan holds that was carried out (ours), in `units_of_plan`."""
+    planned = units_of_plan(plans[-1]["plan"]) if plans else Counter()
+    done = units_done(calls)
+    # "Each" in a goal stands for as many as there were.
+    planned = Counter({name: n if n < 99 else max(1, done[name]) for name, n in planned.items()})
+    return (planned & done).total() / max(1, planned.total())
 
 
 def executed_share(calls: list[dict], plans: list[dict]) -> float:
-    """Share of the calls that the plan of their time holds (ours).
+    """Share of what was done that was planned (ours), the least of three: all of it by the last
+    plan; each call by the plan of its time. So a plan that is revised after the deed holds for the
+    deed as well, and one that was dropped holds for what was done under it.
 
-    Failures that were repaired are no calls of their own here, the others are.
+    Failures that were repaired are nothing that was done here; the others are calls that nobody
+    planned, so that their share of the calls is a third measure.
     """
+    if not plans:
+        return 0.0
+    lost = len(unrepaired(calls))
+    worked = sum(call["status"] == "ok" for call in calls)
+    done = units_done(calls)
+    whole = (units_of_plan(plans[-1]["plan"]) & done).total()
     held = 0
     ends = [plan["turn"] for plan in plans[1:]] + [math.inf]
     for plan, end in zip(plans, ends):
-        under_it = Counter(
-            call["name"]
-            for call in calls
-            if call["status"] == "ok" and plan["turn"] <= call["turn"] < end
-        )
-        held += (tools_of(plan["plan"]) & under_it).total()
-    tried = done_calls(calls).total() + len(unrepaired(calls))
-    return min(1.0, held / max(1, tried))
+        under_it = [call for call in calls if plan["turn"] <= call["turn"] < end]
+        held += (units_of_plan(plan["plan"]) & units_done(under_it)).total()
+    share_planned = min(whole, held) / max(1, done.total())
+    return min(1.0, share_planned, worked / max(1, worked + lost))
 
 
 def wired_share(items: list[str], plan: list[dict], media: Media) -> float:
@@ -620,7 +948,9 @@ def wired_share(items: list[str], plan: list[dict], media: Media) -> float:
     return len(wired & foreseen) / len(wired) if wired else 1.0
 
 
-def traj_reward(trajectory: dict, config: RewardConfig, media: Media | None = None) -> PartScore:
+def traj_reward(
+    trajectory: dict, config: RewardConfig, media: Media | None = None, useful: float = 1.0
+) -> PartScore:
     """R_traj: planning intent against executed actions (the grades are ours).
 
     By rule, in place of the paper's LLM evaluator (lib/judge.py). It looks at plan and deeds;
@@ -631,7 +961,8 @@ def traj_reward(trajectory: dict, config: RewardConfig, media: Media | None = No
     over the number asked or handed over, whichever is more; 0 under a plan that never names the
     subject.
 
-    Score = min(planned, executed, wired) x on_topic: none makes up for another.
+    Score = (min(planned, executed, wired) x useful) squared x on_topic; `useful` is the share of
+    calls and price that was of use (`useful_share`). None makes up for another.
 
     >>> traj_reward(example(), RewardConfig())
     (1.0, {'planned': 1.0, 'executed': 1.0, 'wired': 1.0, 'on_topic': 1.0})
@@ -649,10 +980,9 @@ def traj_reward(trajectory: dict, config: RewardConfig, media: Media | None = No
     wired = wired_share(different, last_plan, media)
     topic = 0.0
     if any(shows(step["goal"], c["subject"]) for step in last_plan):
-        asked = content_words(c["subject"]) | content_words(c["style"] or "")
-        best = sorted((on_topic(i, media, asked) for i in different), reverse=True)
+        best = sorted((on_topic(i, media, media.topic) for i in different), reverse=True)
         topic = sum(best[:n_asked]) / max(len(handed), n_asked)
-    return min(planned, executed, wired) * topic, {
+    return (min(planned, executed, wired) * useful) ** 2 * topic, {
         "planned": planned,
         "executed": executed,
         "wired": wired,
@@ -665,8 +995,8 @@ def may_be_reference(artifact: dict, subject: str) -> bool:
     """Whether it is a picture that the user attached, or one whose prompt names the subject."""
     if artifact["kind"] != "image":
         return False
-    prompt = str(artifact["arguments"].get("prompt", ""))
-    return artifact["tool"] == "user" or shows(prompt, subject)
+    said = positive_words(prompt_of(artifact), content_words(subject))
+    return artifact["tool"] == "user" or shows(" ".join(said), subject)
 
 
 def consistency_reward(
@@ -725,30 +1055,47 @@ def combine(plan: float, parts: dict[str, float | None], config: RewardConfig) -
     return {"total": total, "plan": plan, "fine": fine, **parts}
 
 
+def needed_units(trajectory: dict, media: Media) -> Counter:
+    """What it took to make what was handed over, in units of `units_of_plan`."""
+    used = behind(trajectory, media)
+    units = Counter()
+    for call in trajectory["calls"]:
+        if call["status"] != "ok" or not call["outputs"] or not use_of_call(call, used, media):
+            continue
+        many = "-to-" in category(call["name"]) and makes(call["name"]) in KIND_WORDS
+        into = sum(i in used for i in call["outputs"])
+        units[kin(call["name"])] += into if many else 1
+    return units
+
+
 def judged_plan(
-    trajectory: dict, config: RewardConfig, pool: set[str]
+    trajectory: dict, config: RewardConfig, pool: set[str], media: Media | None = None
 ) -> tuple[list[dict] | None, float, dict[str, float]]:
     """(plan, R_plan, facets) of the plan that counts; None and zeros where none came first.
 
     What is written well once the work is done is no plan, and does not make up for a bad one before
-    it: of several the worst one counts (ours).
+    it; one that is revised to something cheaper does not hold for what was done: of several the
+    worst one counts (ours).
     """
     plans = [None]
     if trajectory["plans"] and planned_first(trajectory["turns"]):
         plans = [p["plan"] for p in trajectory["plans"]]
-    judged = [(plan, *plan_reward(plan, trajectory["task"], config, pool)) for plan in plans]
+    needed = needed_units(trajectory, media or read_media(trajectory))
+    task = trajectory["task"]
+    judged = [(plan, *plan_reward(plan, task, config, pool, needed)) for plan in plans]
     return min(judged, key=lambda found: found[1])
 
 
 def score_by_rules(trajectory: dict, config: RewardConfig, pool: set[str]) -> Scored:
     """R_plan and all parts of R_fine of one trajectory, offline."""
     media = read_media(trajectory)
-    plan, plan_score, facets = judged_plan(trajectory, config, pool)
+    plan, plan_score, facets = judged_plan(trajectory, config, pool, media)
+    useful = useful_share(trajectory, media, config)
     found = {
-        "tool": tool_reward(trajectory["calls"]),
+        "tool": tool_reward(trajectory["calls"], useful),
         "format": format_reward(trajectory),
         "result": result_reward(trajectory, config, media),
-        "traj": traj_reward(trajectory, config, media),
+        "traj": traj_reward(trajectory, config, media, useful),
         "cons": consistency_reward(trajectory, media),
     }
     checks = {}
@@ -812,8 +1159,8 @@ def explain(trajectory: dict, reward: dict, config: RewardConfig) -> list[list[s
     handed = deliverables(trajectory)
     sizes = [f"{a['width']}x{a['height']}" for a in handed if a["kind"] == kind]
     plan, _, _ = judged_plan(trajectory, config, set(trajectory.get("pool") or load_tools()))
-    name = fitting_workflows(c)[0]
-    expert = {"title": load_workflows()[name]["title"], "n": len(expand_workflow(name, c))}
+    name, steps, _ = experts(c)[0]
+    expert = {"title": load_workflows()[name]["title"], "n": len(steps)}
     text = fill_template(
         "templates/reasons.jinja",
         t={**trajectory, "plan": plan or []},
@@ -821,6 +1168,8 @@ def explain(trajectory: dict, reward: dict, config: RewardConfig) -> list[list[s
         reward=reward,
         config=config,
         handed=handed,
+        kind=kind,
+        wishes=wish_words(),
         sizes=" and ".join(sizes),
         expert=expert,
     )

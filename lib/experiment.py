@@ -218,6 +218,13 @@ class DataConfig:
         "requests at the paper's scale (Fig. 5): most films have many shots and most sets one "
         "identity (the shares are ours)",
     )
+    families: float = key(
+        0.2,
+        "share of requests from the families that need the less common tools (data/families.yaml); "
+        "0: the 15 workflows alone",
+        at_least=0,
+        at_most=1,
+    )
     languages: list = key(
         ["en"],
         "languages of the requests: en (42 task types) and zh (15 of them); with both, all 57 in "
@@ -498,8 +505,9 @@ class RewardConfig:
         one_of=("rules", "openai"),
     )
     weights: dict = key(
-        {"tool": 1.0, "format": 1.0, "result": 1.0, "traj": 1.0, "cons": 1.0},
-        "of R_fine's parts; equal, as in VisionCreator-R1; 0: left out",
+        {"tool": 0.5, "format": 1.0, "result": 1.5, "traj": 1.0, "cons": 1.0},
+        "of R_fine's parts; equal in VisionCreator-R1, but a wish that is missed must cost more "
+        "than carrying it out risks, see docs/reward.md; 0: left out",
         at_least=0,
         at_most=1000,
     )
@@ -517,11 +525,22 @@ class RewardConfig:
         at_most=1000,
     )
     duration_tolerance: float = key(
-        0.05,
-        "relative; a 4 s step between clip lengths never passes, a cut frame always does; 0: no "
-        "tolerance",
+        0.1,
+        "seconds; two frames at 24 per second are 0.083. See about_tolerance; 0: none",
+        at_least=0,
+        at_most=1000,
+    )
+    about_tolerance: float = key(
+        0.1,
+        "relative, of a duration that the request calls about, roughly or some; 0: none",
         at_least=0,
         at_most=1,
+    )
+    beat_tolerance: float = key(
+        0.05,
+        "seconds between a cut and a beat; a frame at 24 per second is 0.042; 0: none",
+        at_least=0,
+        at_most=1000,
     )
     size_tolerance: float = key(
         0.05,
@@ -534,6 +553,12 @@ class RewardConfig:
         "relative; 1344x768 passes as 16:9 (1.6 % off), 1344x704 does not (7.4 %); 0: none",
         at_least=0,
         at_most=1,
+    )
+    dear: float = key(
+        2.0,
+        "times the expert's price; what an episode spends beyond that lowers R_tool and R_traj",
+        at_least=1,
+        at_most=1000,
     )
     long_plan: float = key(
         2.0,

@@ -13,6 +13,7 @@ from lib.experiment import Config
 from lib.lineage import deliverables
 from lib.media import data_uri, from_tool, moments, real_file, stills, thumbnail
 from lib.runs import digest, each_line, seeded_rng, write_atomic
+from lib.tables import SUBJECTIVE
 from lib.text import fill_template
 
 SHEET_COLUMNS = (
@@ -85,7 +86,7 @@ def sheet_entries(folder: Path) -> list[dict]:
     return [
         {"task": t["task"], "handed": h, "model": code, "s_rate": s_rate[t["task"]["modality"]]}
         for t, h in zip(played, handed)
-        if h and t["task"].get("rubric")
+        if h and t["task"].get("rubric") and t["task"]["dimension"] in SUBJECTIVE
     ]
 
 

@@ -3,15 +3,17 @@
 With `reward.judge: openai`, their verdicts take the place of the scores that rewards.py gives by
 rule. Their prompts are data/prompts/plan_judge.jinja and trajectory_judge.jinja, the client is
 lib/llm.py. A judgement that fails is missing (NaN), never 0: a broken judge is not the agent's
-fault.
+fault. What the agent wrote so that no judge can read it is: that scores 0 and is not asked about.
 """
 
 import math
+import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from lib.experiment import LlmConfig
 from lib.llm import Endpoint, ask, run_jobs
+from lib.text import to_json
 from lib.toolbox import tool_signature
 from lib.workflows import expand_workflow, load_workflows, nearest_workflows
 
@@ -20,6 +22,11 @@ FACETS = ("requirement", "coherence", "executability", "atomicity", "optimality"
 JUDGED_FACETS = FACETS[1:]
 # Workflows shown as expert plans, nearest to the request first (ours).
 NEIGHBOURS = 3
+# The most characters of plan, calls and answer that a judge is shown; with its own words they fit
+# into 32k tokens. An expert's of 60 steps have about 20,000. Ours.
+MOST_CHARS = 60_000
+# What would end a judge's turn or begin another one, as chat models write it.
+CONTROL_TOKEN = re.compile(r"<\|\w+\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>")
 # From this many questions on, a progress bar is shown.
 MANY = 500
 # Verdicts, failures, requests and tokens of this process, for the caps on cost and failures.
@@ -152,14 +159,34 @@ def take_over(
             reasons[name] = "the judge gave no readable verdict"
 
 
+def unreadable(s: Scored) -> str:
+    """Why no judge can read what the agent wrote; "" where one can. It is the agent's fault."""
+    t = s.trajectory
+    calls = [[call["name"], call["arguments"]] for call in t["calls"]]
+    written = to_json([s.plan, calls, t["answer"]])
+    if len(written) > MOST_CHARS:
+        return f"the agent wrote {len(written)} characters, a judge reads {MOST_CHARS}"
+    if found := CONTROL_TOKEN.search(written):
+        return f"the agent wrote the control token {found[0]}"
+    return ""
+
+
 def judge_by_llm(scored: list[Scored], llm: LlmConfig) -> None:
     """Put the LLM evaluators' verdicts in place of the rules' scores of plan facets and R_traj.
 
     Changes `facets`, `parts` and `reasons` of each; the caller then weighs the facets again. What
     is binary, Requirement Fulfillment, stays the rule's. An episode without a plan has 0 in all of
-    this and is not asked about.
+    this and is not asked about, nor is one that the agent made unreadable.
     """
-    asked = [s for s in scored if s.plan]
+    asked = []
+    for s in scored:
+        reason = s.plan and unreadable(s)
+        if reason:
+            s.facets.update(dict.fromkeys(FACETS, 0.0))
+            s.parts["traj"] = 0.0
+            s.reasons.update(dict.fromkeys((*FACETS, "traj"), reason))
+        elif s.plan:
+            asked.append(s)
     questions = []
     for s in asked:
         questions += [plan_question(s), trajectory_question(s)]

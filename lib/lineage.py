@@ -18,6 +18,63 @@ QUIET = 0.1
 LONG_PROMPT = 200
 ARTICLES = {"a", "an", "the"}
 
+# Where a clause ends. What is negated in one clause says nothing about the next.
+CLAUSE_END = re.compile(r"[,.;:!?()\n，。；：！？、]+|(?=\bbut\b)")
+# A part of a clause that is negated for itself.
+RELATIVE = re.compile(r"(?=\b(?:that|which|who|whose|where|while|and|then)\b)")
+# After these, to the end of the clause, nothing is said to be there.
+FROM_HERE = re.compile(
+    r"\b(?:no|without|sans|minus|neither|nor|none of|zero"
+    r"|(?:free|clear|void|devoid|empty|bare) (?:of|from)"
+    r"|lack(?:s|ing)?|instead of|rather than|other than|except(?:ing)?(?: for)?|anything but"
+    r"|remov(?:e|es|ed|ing)|eras(?:e|es|ed|ing)|delet(?:e|es|ed|ing)|omit(?:s|ted|ting)?"
+    r"|exclud(?:e|es|ed|ing)|avoid(?:s|ed|ing)?|get(?:s|ting)? rid of|tak(?:e|es|ing) away"
+    r"|(?:cut|crop|leav|paint|wip|blur)(?:e|es|ing|ping|ting)? (?:out|over|away|off)"
+    r"|replac(?:e|es|ed|ing)"
+    r"|negative_prompt)\b"
+    r"|没有|不要|不含|不带|无(?![人机线花果尽限缝敌边名])|避免|而不是|除了|替换|代替"
+)
+# A replaced thing is gone, what takes its place is there.
+REPLACED_BY = re.compile(r"\b(?:with|by|to)\b|成|为")
+# With these in it, nothing of a part of a clause is there, wherever they stand.
+NOWHERE = re.compile(
+    r"\b(?:not|never|cannot|nowhere|absent|missing|gone|invisible|unseen|hardly|barely"
+    r"|vanish(?:es|ed|ing)?|disappear(?:s|ed|ing)?|(?:is|are|was|were|been|being|gets?) "
+    r"(?:removed|erased|deleted|omitted|excluded|hidden|replaced|left out|cut out)"
+    r"|out of (?:frame|sight|shot))\b|n't\b|n’t\b|\w+-(?:free|less)\b"
+    r"|去掉|去除|删除|删掉|擦除|擦掉|移除|抹去|消失|不见|不出现|看不到|看不见"
+)
+# These take back the clause before them as well ("a fox that is not there").
+NOT_THERE = re.compile(
+    r"(?:\bnot|n't|n’t|\bnever|\bnowhere) (?:be |to be )?"
+    r"(?:there|here|visible|shown|seen|present|included|in (?:it|the|this)|appear)"
+)
+# A prompt with these shows an empty frame, whatever else it says.
+BLANK = re.compile(
+    r"\b(?:cut|fade)s? to (?:black|white)\b"
+    r"|\b(?:black|blank|white|empty) (?:screen|frame|image|picture)"
+    r"|黑屏|空白画面|全黑"
+)
+
+# Words that say nothing of how a picture differs from the one that it is made from. Ours.
+SAYS_NOTHING_NEW = frozenset(
+    """same as is it its this that these those one ones be was are keep kept keeping return returned
+    returning preserve preserved exact exactly identical unchanged unaltered untouched still again
+    before copy copied duplicate version variant variation another new other image images picture
+    pictures photo photos original reference subject main object character scene style styled in of
+    with and to from on at by for like look looks make made please do just simply without any change
+    changes changed changing nothing no not very first second third fourth fifth two three four five
+    six seven eight nine ten 同 一 样 相 原 不 变 保 持 返 回 图 片 像 照 张 和 与 的 了
+    在 是 它 这 那 主 体 再 次 请""".split()
+)
+# Words by which an edit is told to change nothing. Ours.
+UNCHANGED = re.compile(
+    r"\bun(?:changed|altered|touched|edited|modified)\b|\bas (?:it|they) (?:is|are|was|were)\b"
+    r"|\bas is\b|\bidentical\b|\bno (?:change|edit)s?\b|\bnothing (?:changed|new|else)\b"
+    r"|\bexactly the same\b|\b(?:return|hand|give|send)\b.*\b(?:it|back|picture|image|input)\b"
+    r"|\bcopy\b|\bduplicate\b|原样|不变|不做(?:任何)?改动|原封不动"
+)
+
 
 # ---------------------------------------------------------------------------- words of a text
 @lru_cache(maxsize=4096)
@@ -36,21 +93,79 @@ def shows(text: str, subject: str) -> bool:
     return 2 * len(content_words(text) & wanted) >= len(wanted)
 
 
-@lru_cache(maxsize=4096)
+def cut_at(pattern: re.Pattern, text: str, wanted: frozenset[str]) -> str:
+    """The text up to the pattern's first match; a match of wanted words alone does not count."""
+    for match in pattern.finditer(text):
+        if not content_words(match[0]) <= wanted:
+            rest = text[match.end() :]
+            came = (
+                REPLACED_BY.search(rest)
+                if match[0].startswith(("replac", "替换", "代替"))
+                else None
+            )
+            return text[: match.start()] + (rest[came.end() :] if came else "")
+    return text
+
+
+@lru_cache(maxsize=8192)
+def positive_words(text: str, wanted: frozenset[str] = frozenset()) -> frozenset[str]:
+    """The content words of a text that it says are there, read by its structure (ours).
+
+    What stands in a negated clause does not count. Words of `wanted`, such as a subject's own
+    "hidden" or "no", negate nothing. These are rules, not understanding: docs/reward.md says what
+    they cannot see.
+
+    >>> sorted(positive_words("a gray wall with no red fox, pastel"))
+    ['gray', 'pastel', 'wall', 'with']
+    >>> sorted(positive_words("a fox that does not blink; erase the hat"))
+    ['fox']
+    """
+    lowered = text.lower()
+    if any(not content_words(match[0]) <= wanted for match in BLANK.finditer(lowered)):
+        return frozenset()
+    lowered = re.sub(r"\bnothing but\b", "only", lowered)
+    lowered = re.sub(r"\b(?:anything|everything|all) but\b", "without", lowered)
+    kept = []
+    for clause in CLAUSE_END.split(lowered):
+        if NOT_THERE.search(clause):
+            continue
+        clause = cut_at(FROM_HERE, clause, wanted)
+        for part in RELATIVE.split(clause):
+            if all(content_words(match[0]) <= wanted for match in NOWHERE.finditer(part)):
+                kept.append(part)
+    return content_words(" ".join(kept))
+
+
+@lru_cache(maxsize=8192)
 def told(text: str, wanted: frozenset[str], long: int) -> float:
-    """Share of the wanted words in one prompt (ours).
+    """Share of the wanted words that one prompt says are there (ours).
 
     0 for a prompt of more than `long` words, or one that says most of its words again and again.
 
     >>> fox = content_words("a red fox")
     >>> told("a red fox at dusk", fox, 200), told("a wall, " + "red fox, " * 9, fox, 200)
     (1.0, 0.0)
+    >>> told("a gray wall, no red fox", fox, 200)
+    0.0
     """
-    said = content_words(text)
-    most = min(long, 2 * len(said) + 4)
+    most = min(long, 2 * len(content_words(text)) + 4)
     if not wanted or len(text.split()) > most:
         return 0.0
-    return len(wanted & said) / len(wanted)
+    return len(wanted & positive_words(text, wanted)) / len(wanted)
+
+
+@lru_cache(maxsize=8192)
+def view_words(text: str, topic: frozenset[str]) -> frozenset[str]:
+    """What a prompt says of its picture beside the topic: the view, the place, the light (ours).
+
+    Words that say nothing new, such as "the same subject, unchanged", and numbers are left out.
+
+    >>> fox = content_words("a red fox")
+    >>> view_words("the same red fox, version 2", fox), view_words("a red fox from behind", fox)
+    (frozenset(), frozenset({'behind'}))
+    """
+    said = positive_words(text, topic) - topic - SAYS_NOTHING_NEW
+    return frozenset(word for word in said if not word.isdigit())
 
 
 # ---------------------------------------------------------------------------- where media come from
@@ -82,12 +197,21 @@ class Media:
     # Ids of the films it consists of, themselves made of no other film; a picture's is its own.
     footage: dict[str, list] = field(default_factory=dict)
     looks: dict = field(default_factory=dict)
+    # The words of the request's subject, and those of subject and style.
+    subject: frozenset[str] = frozenset()
+    topic: frozenset[str] = frozenset()
+
+
+def topic_words(c: dict) -> frozenset[str]:
+    """The content words of a request's subject and style. `c`: its constraints."""
+    return content_words(c["subject"]) | content_words(c["style"] or "")
 
 
 def read_media(trajectory: dict) -> Media:
     """The artifacts of an episode, with what each was made from and what looks alike."""
-    media = Media()
-    edits_look_new = bool(trajectory["task"]["constraints"]["consistency"])
+    c = trajectory["task"]["constraints"]
+    media = Media(subject=content_words(c["subject"]), topic=topic_words(c))
+    edits_look_new = bool(c["consistency"])
     times = Counter()
     for artifact in trajectory["artifacts"]:
         own = artifact["id"]
@@ -113,32 +237,62 @@ def footage_of(artifact: dict, parents: list[str], media: Media) -> list[str]:
     return list(clips) or [artifact["id"]]
 
 
+def prompt_of(artifact: dict) -> str:
+    """What a generator was told to show; "" where it was told nothing."""
+    arguments = artifact["arguments"]
+    return str(arguments.get("prompt") or arguments.get("topic") or "")
+
+
 def look_of(
     artifact: dict, parents: list[str], media: Media, edits_look_new: bool, times: Counter
 ) -> object:
     """A key that two artifacts share if they look alike (ours, since records hold no pixels).
 
     A film looks like its footage. A picture's edits look like it, unless the request asks for
-    consistency: there, an edit of the reference is how another picture is made. What one seed and
-    prompt made looks alike, and so do clips of one picture that were told the same. Without a seed,
-    every call gives something new. The n results of one call differ; `times` counts the results of
-    each call so far.
+    consistency: there, an edit of the reference is how another picture is made, if its prompt
+    describes a view of its own (`view_words`); two edits of one picture to the same view look
+    alike. The user's own picture, edited with words to change nothing, is still the user's. What
+    one seed and prompt made looks alike, and so do clips of one picture that were told the same.
+    Without a seed, every call gives something new. The n results of one call differ, unless they
+    are views of a reference; `times` counts the results of each call so far.
     """
     written = artifact["arguments"]
     if same_kind(artifact, parents, "video", media):
         seen = {media.looks[clip] for clip in media.footage[artifact["id"]]}
         return seen.pop() if len(seen) == 1 else tuple(sorted(map(str, seen)))
-    pictures = [
-        p for p in same_kind(artifact, parents, "image", media) if media.by_id[p]["tool"] != "user"
-    ]
-    if pictures and not edits_look_new:
+    prompt = prompt_of(artifact)
+    view = view_words(prompt, media.topic)
+    pictures = same_kind(artifact, parents, "image", media)
+    # Neither the user's nor found by a search.
+    own = [p for p in pictures if makes(media.by_id[p]["tool"]) == "image"]
+    if pictures and not own and not view and UNCHANGED.search(prompt.lower()):
         return media.looks[pictures[0]]
+    if pictures and not own and edits_look_new and "seed" not in written:
+        return (media.looks[pictures[0]], view)
+    if own and not edits_look_new:
+        return media.looks[own[0]]
+    if own and "seed" not in written:
+        if not view or view == view_words(prompt_of(media.by_id[own[0]]), media.topic):
+            return media.looks[own[0]]
+        return (media.looks[own[0]], view)
     if "seed" in written or category(artifact["tool"]) == "Image-to-Video":
-        call = (artifact["tool"], written.get("prompt"), written.get("seed"), *parents)
+        # Where no seed decides, clips of frames that look alike differ by what they are told.
+        told_to = written.get("prompt") if "seed" in written else view
+        frames = [(p, prompt_of(media.by_id[p])) for p in parents]
+        shown = [(media.looks[p], view_words(text, media.topic)) for p, text in frames]
+        call = (artifact["tool"], told_to, written.get("seed"), *shown)
         number = times[call] % written.get("n", 1)
         times[call] += 1
         return (*call, number)
     return artifact["id"]
+
+
+def is_given(item: str, media: Media) -> bool:
+    """Whether it looks like something that the user attached."""
+    return any(
+        media.by_id[i]["tool"] == "user" and media.looks[i] == media.looks[item]
+        for i in media.above[item]
+    )
 
 
 # ---------------------------------------------------------------------------- what is left of them
@@ -182,20 +336,61 @@ def heard(film: dict, media: Media) -> dict[str, float]:
     return found
 
 
-def best_prompt(part: str, media: Media, wanted: frozenset[str]) -> float:
-    """Share of the wanted words in the best one prompt behind a picture or clip; 0 without any."""
-    shares = [
-        told(str(media.by_id[i]["arguments"].get(name, "")), wanted, LONG_PROMPT)
-        for i in media.above[part]
-        if makes(media.by_id[i]["tool"]) in ("image", "video")
-        for name in ("prompt", "topic")
-    ]
-    return max(shares, default=0.0)
+def own_words(part: str, media: Media, wanted: frozenset[str]) -> float:
+    """Share of the wanted words in the prompt of a picture or clip itself (ours).
+
+    0 where it does not say half of the subject's: a style alone shows nothing. A clip shows its
+    first frame: where that was generated, its prompt counts as well, the worse of the two. What its
+    negative prompt names is not there.
+    """
+    made = media.by_id[part]
+    if made["tool"] == "user" or makes(made["tool"]) not in ("image", "video"):
+        return 0.0
+    text = prompt_of(made)
+    forbidden = content_words(str(made["arguments"].get("negative_prompt") or ""))
+    share = 0.0 if forbidden & wanted else told(text, wanted, LONG_PROMPT)
+    said = positive_words(text, wanted)
+    if 2 * len(media.subject & said) < len(media.subject):
+        share = 0.0
+    if made["kind"] == "video":
+        frames = [p["id"] for p in made["parents"] if p["id"] in media.by_id]
+        shown = [
+            own_words(i, media, wanted)
+            for i in frames
+            if media.by_id[i]["kind"] == "image" and media.by_id[i]["tool"] != "user"
+        ]
+        share = min([share, *shown])
+    return share
 
 
 def on_topic(item: str, media: Media, wanted: frozenset[str]) -> float:
-    """Share of the wanted words in the best prompt behind a picture (ours).
+    """Share of the wanted words in the prompt of a picture, or of a film's worst clip (ours).
 
-    In a film, that of its worst clip, since one prompt must not stand for all.
+    One prompt must not stand for all: each picture and clip says for itself what it shows. A film
+    of the user's is about what the user says; so is what was made from a text or sound of theirs.
     """
-    return min(best_prompt(part, media, wanted) for part in media.footage[item])
+    if media.by_id[item]["kind"] in ("text", "audio"):
+        return written_topic(item, media, wanted)
+    return min(
+        1.0 if own_film(part, media) else own_words(part, media, wanted)
+        for part in media.footage[item]
+    )
+
+
+def own_film(part: str, media: Media) -> bool:
+    """Whether a film is the user's own."""
+    return media.by_id[part]["tool"] == "user" and media.by_id[part]["kind"] == "video"
+
+
+def written_topic(item: str, media: Media, wanted: frozenset[str]) -> float:
+    """Share of the wanted words in what a text or sound was made from, in the best argument (ours);
+    1 where that is a text or sound of the user's."""
+    sources = [media.by_id[i] for i in media.above[item]]
+    if any(a["tool"] == "user" and a["kind"] in ("text", "audio") for a in sources):
+        return 1.0
+    shares = [
+        told(" ".join(str(a["arguments"].get(name, "")) for name in names), wanted, LONG_PROMPT)
+        for a in sources
+        for names in (("prompt", "style"), ("topic",), ("text",), ("script",), ("content",))
+    ]
+    return max(shares)

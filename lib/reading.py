@@ -8,6 +8,7 @@ import copy
 import re
 from functools import cache, lru_cache
 
+from lib.families import family_patterns, load_families, read_wish
 from lib.runs import seeded_rng
 from lib.scenarios import HAN, bench_book, load_scenarios
 from lib.toolbox import load_tools
@@ -28,8 +29,14 @@ NO_CONSTRAINTS = {
     "web_page": False,
     "input": False,
     "storyboard": False,
+    "variety": False,
     "subject": "",
     "style": None,
+    # Of a family of data/families.yaml: its name, what is handed over in place of a picture or
+    # film (lib.families.DELIVERABLES), and what its sentence says, by slot.
+    "family": None,
+    "deliver": None,
+    "wish": {},
 }
 
 
@@ -49,7 +56,9 @@ def task_agent(request: str) -> tuple[str, list[str]]:
 
 def read_request(request: str) -> dict:
     """The constraints that a request states, from its text alone. A request of no known wording is
-    one image (or what its noun says), and all of its text is the subject."""
+    one image (or what its noun says), and all of its text is the subject. What the user attached
+    stands in lines of its own below it, and is not read."""
+    request = request.split("\n[in_1: ")[0]
     language = "zh" if HAN.search(request) else "en"
     book = load_scenarios(language)
     said = {
@@ -80,6 +89,12 @@ def read_request(request: str) -> dict:
     # In the order in which the request names them.
     c["audio"] = sorted(sounds, key=lambda kind: said[kind].start())
     c["storyboard"] = scenario["title"] == "Storyboards"
+    c["variety"] = any(sentence in request for sentence in bench_book()["variety"])
+    for name_of_family, patterns in family_patterns(language).items():
+        if match := find_clause(patterns, request):
+            c["family"], c["wish"] = name_of_family, read_wish(match)
+            c["deliver"] = load_families()[name_of_family].get("deliver")
+            break
 
     # The noun phrase stands for itself as one character, so that a wording is one pattern.
     rest = request[: noun.start()] + "\0" + request[noun.end() :] if noun else request
@@ -204,5 +219,8 @@ def facts_of(c: dict) -> str:
         c["transparent"] and "transparent",
         c["web_page"] and "web page",
         c["input"] and "from in_1",
+        c["variety"] and "all different",
+        c["family"] and c["family"].replace("_", " "),
+        *(f"{slot.replace('_', ' ')} {value}" for slot, value in c["wish"].items()),
     ]
     return ", ".join(fact for fact in facts if fact)

@@ -63,18 +63,26 @@ def split_list(items: list, held: int, split: str) -> list:
 
 @lru_cache
 def material(split: str, language: str) -> dict:
-    """load_scenarios (or bench_book), every list of wordings, clauses, styles and frames cut to
-    what the split may use of it. `subjects` stay whole: choose_subject cuts them."""
+    """load_scenarios (or bench_book) and the families' `wishes` in words, every list of wordings,
+    clauses, styles and frames cut to what the split may use of it. `subjects` stay whole:
+    choose_subject cuts them.
+    """
     book = bench_book() if split == "bench" else load_scenarios(language)
     scenarios = {
         name: {**scenario, "wordings": split_list(scenario["wordings"], 3, split)}
         for name, scenario in book["scenarios"].items()
     }
     clauses = {kind: split_list(texts, 2, split) for kind, texts in book["clauses"].items()}
+    spoken = "bench" if split == "bench" else language
+    wishes = {
+        name: split_list(family["words"][spoken], 2, split)
+        for name, family in read_yaml("families.yaml")["families"].items()
+    }
     return {
         **book,
         "scenarios": scenarios,
         "clauses": clauses,
+        "wishes": wishes,
         "styles": split_list(book["styles"], len(book["styles"]) // 6, split),
         "frames": split_list(book["frames"], 0, split),
     }

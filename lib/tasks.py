@@ -9,6 +9,7 @@ import hashlib
 import re
 
 from lib.experiment import DataConfig
+from lib.families import asked_kind, attach_media, draw_wish, load_families, wish_sentence
 from lib.reading import NO_CONSTRAINTS, task_agent
 from lib.runs import ROOT, seeded_rng
 from lib.scenarios import (
@@ -24,6 +25,8 @@ from lib.workflows import expand_workflow, fitting_workflows, n_shots
 
 BENCH = ROOT / "data" / "visgenbench.jsonl"
 TRAINING = ("visgen", "train")  # the splits that a policy learns from
+# The dimensions of VisGenBench in which requests of a family take part.
+FAMILIAR = ("match", "amount", "duration")
 
 
 def make_tasks(n: int, split: str, config: DataConfig, seed: int) -> list[dict]:
@@ -51,18 +54,23 @@ def make_task(
     language: str = "en",
     dimension: str | None = None,
     with_picture: bool = False,
+    family: str | None = None,
 ) -> dict | None:
     """One task record, with an empty id.
 
     `split`: visgen | train | heldout | bench; its wordings and subjects are its own, and so are the
     combinations of constraints of training. `dimension`: VisGenBench's, which decides what else the
-    request says; `with_picture`: only a request that comes with the user's picture will do. None if
-    no constraints suit the dimension; RuntimeError if none of a scenario belong to the split.
+    request says; `with_picture`: only a request that comes with the user's picture will do;
+    `family`: one of data/families.yaml, otherwise `data.families` decides by chance. None if no
+    constraints suit the dimension; RuntimeError if none of a scenario belong to the split.
     """
     book = material(split, language)
     name = scenario_name or rng.choice(list(book["scenarios"]))
     scenario = book["scenarios"][name]
-    c = fitting_constraints(rng, scenario, split, config, dimension, with_picture)
+    family = family or choose_family(rng, scenario, config)
+    c = fitting_constraints(
+        rng, scenario, split, config, dimension, with_picture, (family, language)
+    )
     if c is None and dimension:
         return None
     if c is None:
@@ -73,9 +81,14 @@ def make_task(
     thing = choose_subject(rng, book["subjects"][rng.choice(scenario["subjects"])], split)
     details = rng.sample(book["details"], 2) if dimension == "match" else []
     c["subject"] = f"{thing} with {details[0]} and {details[1]}" if details else thing
-    c["style"] = choose_style(rng, book["styles"], split, language)
+    styled = not family or load_families()[family]["styled"]
+    c["style"] = choose_style(rng, book["styles"], split, language) if styled else None
+    c["variety"] = dimension == "variety"
     request = word_request(rng, c, scenario, book, split, language, dimension)
-    inputs = [choose_picture(rng)] if c["input"] else []
+    if family:
+        inputs = attach_media(rng, c, language)
+    else:
+        inputs = [choose_picture(rng)] if c["input"] else []
     workflow, pool = task_agent(request)
     task = {
         "id": "",
@@ -94,17 +107,33 @@ def make_task(
     if dimension:
         slots = {"subject": thing, **{f"detail_{i}": d for i, d in enumerate(details, 1)}}
         items = book["rubrics"][scenario["modality"]].get(dimension, [])
+        if family:
+            items = items + load_families()[family]["rubric"]
         task["rubric"] = [item.format(**slots) for item in items]
     return task
 
 
 # ---------------------------------------------------------------------------- what is asked for
-def fitting_constraints(rng, scenario, split, config, dimension, with_picture):
+def choose_family(rng, scenario, config):
+    """One of data/families.yaml's families of the scenario's modality, or None: an ordinary
+    request."""
+    if not config.families or rng.random() >= config.families:
+        return None
+    families = load_families().items()
+    return rng.choice([n for n, f in families if f["modality"] == scenario["modality"]])
+
+
+def fitting_constraints(rng, scenario, split, config, dimension, with_picture, family):
     """Constraints whose combination belongs to the split, which suit a dimension and need at most
-    `data.max_steps` steps. None where a thousand tries find none."""
+    `data.max_steps` steps. `family`: (name or None, language). None where a thousand tries find
+    none."""
     side = "train" if split in TRAINING else "heldout"
     for _ in range(1000):
-        c = choose_constraints(rng, scenario, config)
+        if family[0]:
+            c = {**copy.deepcopy(NO_CONSTRAINTS), **draw_wish(rng, *family)}
+            c["storyboard"] = scenario["title"] == "Storyboards"
+        else:
+            c = choose_constraints(rng, scenario, config)
         if combination_split(c) != side or not suits(c, dimension):
             continue
         if with_picture and not c["input"]:
@@ -180,7 +209,10 @@ def choose_video_constraints(rng, scenario, config):
         c["consistency"] = [rng.choice(scenario["consistency"])]
     if scenario["audio"] and c["videos"] == 1 and rng.random() < 0.6:
         c["audio"] = choose_sound(rng, scenario["audio"], c["duration_s"])
-    c["beat"] = "music" in c["audio"] and n_shots(c) > 1 and rng.random() < 0.4
+    beat = "music" in c["audio"] and n_shots(c) > 1 and rng.random() < 0.4
+    # A cut moves to the nearest beat, so a shot must have a second to spare: no clip of Veo's
+    # lasts more than 8 s.
+    c["beat"] = beat and (c["duration_s"] or 0) <= 7 * n_shots(c)
     return c
 
 
@@ -195,8 +227,12 @@ def choose_sound(rng, kinds, duration_s):
 
 
 def combination(c: dict) -> str:
-    """A request's combination of constraints as one string; subject and style aside."""
-    return to_json({k: v for k, v in c.items() if k not in ("subject", "style")})
+    """A request's combination of constraints as one string; subject and style aside, and what only
+    families have where it is of none, so that these move no other combination to another side."""
+    # The scenario says `storyboard`, and a family has too few combinations for two of each. Variety
+    # is VisGenBench's alone.
+    aside = ["storyboard"] if c.get("family") else ["family", "deliver", "wish", "variety"]
+    return to_json({k: v for k, v in c.items() if k not in ("subject", "style", *aside)})
 
 
 def combination_split(c: dict) -> str:
@@ -213,7 +249,9 @@ def suits(c: dict, dimension: str | None) -> bool:
     if dimension == "variety":
         return c["images"] + c["videos"] > 1 and not c["consistency"]
     if dimension == "duration":
-        return bool(c["duration_s"])
+        return bool(c["duration_s"]) and asked_kind(c) != "text"
+    if dimension == "match":
+        return not c["deliver"]
     if dimension == "storyboard":
         return bool(c["shots"])
     return True
@@ -228,7 +266,9 @@ def dimension_of(c):
 
 def difficulty_of(c):
     """easy, medium or hard, by how many things a request asks for (ours)."""
-    asked = sum(bool(v) for k, v in c.items() if k not in ("images", "videos", "subject"))
+    asked = sum(
+        bool(v) for k, v in c.items() if k not in ("images", "videos", "subject", "variety")
+    )
     if asked <= 1:
         return "easy"
     return "medium" if asked <= 3 else "hard"
@@ -288,6 +328,8 @@ def word_request(rng, c, scenario, book, split, language, dimension):
     other constraint, in any order."""
     sentences = [rng.choice(book[dimension])] if dimension in ("creative", "variety") else []
     sentences += word_constraints(rng, c, scenario, book)
+    if c["family"]:
+        sentences.append(wish_sentence(rng, c, book["wishes"][c["family"]]))
     if split in TRAINING:
         # Irrelevant detail; that of other requests stands in their wordings.
         for _ in range(rng.choice([0, 0, 1, 2])):
@@ -350,7 +392,8 @@ def make_bench() -> list[dict]:
     the stratified subset VisGenBench-104.
 
     Ours where the paper is silent: every third image task comes with the user's picture, every
-    other task of a stratum is long.
+    other task of a stratum is long, and every fifth of the strata FAMILIAR is of a family of
+    data/families.yaml.
     """
     book = bench_book()
     sizes = {
@@ -365,16 +408,19 @@ def make_bench() -> list[dict]:
         names = [name for name, s in book["scenarios"].items() if s["modality"] == modality]
         rng.shuffle(names)
         few = in_subset[modality, dimension]
+        families = families_for(modality, dimension)
         made = tries = 0
         while made < n:
             tries += 1
+            family = families[made // 5 % len(families)] if families and made % 5 == 4 else None
             task = make_task(
                 rng,
                 "bench",
-                DataConfig(**book["limits"], long=made % 2 == 0),
+                DataConfig(**book["limits"], long=made % 2 == 0, families=0.0),
                 names[tries % len(names)],
                 dimension=dimension,
-                with_picture=modality == "image" and made % 3 == 0,
+                with_picture=modality == "image" and made % 3 == 0 and not family,
+                family=family,
             )
             if task is None or task["request"] in tasks:
                 continue
@@ -384,6 +430,18 @@ def make_bench() -> list[dict]:
             tasks[task["request"]] = {**task, "id": f"vgb1-{len(tasks) + 1:04d}", "in_104": in_104}
             made += 1
     return list(tasks.values())
+
+
+def families_for(modality, dimension):
+    """The families whose requests suit one of FAMILIAR, the dimensions that have any."""
+    rng = seeded_rng("families")
+    return [
+        name
+        for name, family in load_families().items()
+        if family["modality"] == modality
+        and dimension in FAMILIAR
+        and suits({**NO_CONSTRAINTS, **draw_wish(rng, name, "en")}, dimension)
+    ]
 
 
 def shares_of(total, sizes):

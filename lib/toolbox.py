@@ -90,6 +90,13 @@ def makes(tool: str) -> str:
 
 
 @lru_cache(maxsize=256)
+def brings(tool: str) -> str:
+    """The kind of artifact that comes back from a tool, made or found; 'text' for 'llm' steps and
+    unknown tools."""
+    return load_tools().get(tool, {}).get("makes", "text")
+
+
+@lru_cache(maxsize=256)
 def takes(tool: str) -> list[set[str]]:
     """The media that a tool cannot do without: a set of kinds for each required parameter."""
     if tool not in load_tools():

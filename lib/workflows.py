@@ -1,22 +1,27 @@
 """Expert workflows, and how one is unrolled for a request: the reference plans of R_plan.
 
-data/workflows.yaml holds 15 templates (Sec. 3.1), each a graph of steps. They are VisionAgent's
-know-how, and the "expert reference plans" that the vPlanJudger compares with (Sec. 4.3.2). The
-paper says that there are 15; what is in them is ours. `c` is a task's constraints throughout.
+data/workflows.yaml holds 15 templates (Sec. 3.1), each a graph of steps; data/families.yaml adds
+one for each family of requests that need the other tools. They are VisionAgent's know-how, and the
+"expert reference plans" that the vPlanJudger compares with (Sec. 4.3.2). The paper says that there
+are 15; what is in them is ours. `c` is a task's constraints throughout.
 """
 
+import json
 import math
+import re
 from functools import lru_cache
 
 import yaml
 
+from lib.families import family_workflows
 from lib.runs import ROOT
-from lib.toolbox import clip_lengths
+from lib.toolbox import bill, clip_lengths, load_tools
 
 
 @lru_cache(maxsize=1)
 def load_workflows() -> dict[str, dict]:
-    """The templates of data/workflows.yaml by name, with shared lists of steps spliced in."""
+    """The templates of data/workflows.yaml by name, with shared lists of steps spliced in, and
+    after them those of data/families.yaml, one a family."""
     text = (ROOT / "data" / "workflows.yaml").read_text(encoding="utf-8")
     workflows = yaml.safe_load(text)["workflows"]
     for flow in workflows.values():
@@ -24,7 +29,7 @@ def load_workflows() -> dict[str, dict]:
         for entry in flow["steps"]:
             steps += entry if isinstance(entry, list) else [entry]
         flow["steps"] = steps
-    return workflows
+    return workflows | family_workflows()
 
 
 # ---------------------------------------------------------------------------- which one fits
@@ -36,7 +41,10 @@ def n_shots(c: dict) -> int:
 
 
 def needs(c: dict) -> set[str]:
-    """What a request asks of a workflow, in the vocabulary of data/workflows.yaml."""
+    """What a request asks of a workflow, in the vocabulary of data/workflows.yaml; one of a family
+    asks for its family, whose workflow serves all of it."""
+    if c.get("family"):
+        return {c["family"]}
     if c["images"]:
         several_alike = bool(c["consistency"]) and c["images"] > 1
         found = {
@@ -63,16 +71,16 @@ def nearest_workflows(c: dict) -> dict[str, int]:
     """{name: misfit} of the modality's workflows, best first, then in file order.
 
     The misfit (ours) counts needs that it does not serve, and needs that it presupposes and that
-    the request does not have.
+    the request does not have; these twice where it is a family's, which is of no use to others.
     """
-    wanted = needs(c)
+    wanted, families = needs(c), family_workflows()
     modality = "image" if c["images"] else "video"
     misfit = {}
     for name, flow in load_workflows().items():
         if flow["modality"] == modality:
             unserved = wanted - {*flow["requires"], *flow["fits"]}
             absent = set(flow["requires"]) - wanted
-            misfit[name] = len(unserved) + len(absent)
+            misfit[name] = len(unserved) + len(absent) * (2 if name in families else 1)
     return dict(sorted(misfit.items(), key=lambda item: item[1]))
 
 
@@ -84,52 +92,116 @@ def fitting_workflows(c: dict) -> list[str]:
 
 
 # ---------------------------------------------------------------------------- unrolling it
-def clip_seconds(c: dict, lengths: tuple) -> float:
-    """Shortest clip (s) of those that a generator offers with which the shots fill the duration.
+# Seconds by which a shot that is cut to the beat may have to be longer than its even share: the
+# space between two beats at the slowest tempo. Seconds that a trim at the film's end leaves of its
+# last shot at least. Both ours.
+BEAT_SLACK_S = 1.0
+LAST_SHOT_S = 1.0
 
-    The longest where none does, the first where no duration is asked.
 
-    >>> clip_seconds({"shots": 3, "duration_s": 20}, (4, 6, 8))  # 3 x 8 = 24, later trimmed to 20
-    8
+def clip_seconds(c: dict, lengths: tuple) -> list[float]:
+    """Seconds to generate for each shot, of the lengths that a generator offers.
+
+    Together the shortest that fill the asked duration, as even as that allows; where each clip is
+    cut for itself (`needs_cuts`), each long enough for its part. The first length where no duration
+    is asked, the longest where none is enough.
+
+    >>> clip_seconds({"shots": 3, "duration_s": 15, "beat": False}, (4, 6, 8))  # trimmed by 1 s
+    [6, 6, 4]
     """
+    n, wanted = n_shots(c), c["duration_s"]
+    if not wanted:
+        return [lengths[0]] * n
+    if needs_cuts(c, lengths):
+        slack = BEAT_SLACK_S if c["beat"] else 0
+        enough = [s for s in lengths if s >= wanted / n + slack]
+        return [enough[0] if enough else lengths[-1]] * n
+    return filled(n, wanted, lengths)
+
+
+def filled(n: int, wanted: float, lengths: tuple) -> list[float]:
+    """The lengths of n clips that together last at least `wanted`: one after the other is made a
+    step longer until they do."""
+    base = max([i for i, s in enumerate(lengths) if s * n <= wanted], default=0)
+    chosen = [base] * n
+    at = 0
+    while sum(lengths[i] for i in chosen) < wanted and min(chosen) < len(lengths) - 1:
+        chosen[at % n] = min(chosen[at % n] + 1, len(lengths) - 1)
+        at += 1
+    return [lengths[i] for i in chosen]
+
+
+def needs_cuts(c: dict, lengths: tuple) -> bool:
+    """Whether each clip is cut for itself before the join: to the beat, or because a trim at the
+    film's end would leave too little of its last shot."""
+    if n_shots(c) == 1:
+        return False
+    if c["beat"]:
+        return True
     if not c["duration_s"]:
-        return lengths[0]
-    enough = (s for s in lengths if s * n_shots(c) >= c["duration_s"])
-    return next(enough, lengths[-1])
+        return False
+    seconds = filled(n_shots(c), c["duration_s"], lengths)
+    return sum(seconds) - c["duration_s"] > seconds[-1] - LAST_SHOT_S
 
 
 def finishing_needs(flow: list[dict], c: dict) -> set[str]:
-    """Which of the steps join, trim and speed a film needs; they follow from clip lengths."""
+    """Which of the steps cut, join and trim a film needs; they follow from clip lengths."""
     generator = next((step["tool"][0] for step in flow if step["key"] == "clip"), None)
     if not generator:
         return set()
     found = set()
-    shots = n_shots(c)
-    seconds = clip_seconds(c, clip_lengths(generator))
-    if c["duration_s"] and seconds * shots != c["duration_s"]:
-        # A trim that would take the whole last shot away is a change of speed instead.
-        found.add("trim" if c["duration_s"] > seconds * (shots - 1) else "speed")
-    if shots > 1 or {"music", "sfx"} & needs(c):
+    lengths = clip_lengths(generator)
+    if needs_cuts(c, lengths):
+        found.add("cut")
+    elif c["duration_s"] and sum(clip_seconds(c, lengths)) != c["duration_s"]:
+        found.add("trim")
+    if n_shots(c) > 1 or {"music", "sfx"} & needs(c):
         found.add("join")
     return found
+
+
+def times_of(step: dict, c: dict) -> int:
+    """How often a template's step stands in the plan: once, once a shot, once for each picture that
+    remains beside the reference; once a picture or a medium attached, in a family's workflow; or
+    once for each picture or film, see `made_apart`."""
+    if step.get("repeat") == "images":
+        return c["images"]
+    if step.get("repeat") == "attached":
+        return (c.get("wish") or {}).get("attached", 1)
+    if step.get("repeat") == "shots" and c["videos"] <= 1:
+        return n_shots(c)
+    if step.get("repeat") == "rest":
+        return c["images"] - 1
+    if made_apart(step, c):
+        return max(c["images"], c["videos"])
+    return 1
+
+
+def made_apart(step: dict, c: dict) -> bool:
+    """Whether each picture or film of a step gets a call and a description of its own: where
+    variety is asked, and where several views of the user's picture are to be alike."""
+    several = "{n} images" in step["goal"] or (step["key"] == "clip" and c["videos"] > 1)
+    return several and bool(c.get("variety") or (step["key"] == "restyle" and c["consistency"]))
 
 
 def step_goal(step: dict, index: int, times: int, c: dict) -> str:
     """The goal of a template's step for one request, the `index`-th (from 0) of `times` alike."""
     goal = step["goal"]
+    if made_apart(step, c):
+        goal = goal.replace("{n} images", "image {i}").replace("clip of", "clip {i} of")
     # The subject is said with the first of several shots; a single shot has no number.
     if index > 0:
         goal = goal.replace(" of {subject}", "")
-    if times == 1:
+    if times == 1 and step.get("repeat") != "rest":
         goal = goal.replace(" {i}", "")
     goal = goal.format(
-        i=index + 1,
+        # The pictures edited from the first one are counted on from it.
+        i=index + (2 if step.get("repeat") == "rest" else 1),
         n=c["images"] or c["videos"],
-        rest=c["images"] - 1,
         shots=n_shots(c),
         subject=c["subject"],
     )
-    if step["key"] == "clip" and c["videos"] > 1:
+    if step["key"] == "clip" and c["videos"] > 1 and times == 1:
         goal = goal.replace("clip", f"{c['videos']} clips", 1)
     return goal
 
@@ -166,7 +238,7 @@ def expand_workflow(name: str, c: dict) -> list[dict]:
         if step.get("when", "") and step["when"] not in wanted:
             feeds_of_absent[step["key"]] = feeds
             continue
-        times = n_shots(c) if step.get("repeat") == "shots" else 1
+        times = times_of(step, c)
         first = len(steps) + 1
         for index in range(times):
             steps.append(
@@ -182,3 +254,39 @@ def expand_workflow(name: str, c: dict) -> list[dict]:
             )
         made[step["key"]] = list(range(first, first + times))
     return steps
+
+
+@lru_cache(maxsize=4096)
+def _experts(key: str) -> list[tuple[str, list[dict], float]]:
+    c = json.loads(key)
+    found = []
+    for name in fitting_workflows(c):
+        steps = expand_workflow(name, c)
+        found.append((name, steps, sum(step_price(step, steps, c) for step in steps)))
+    return found
+
+
+def experts(c: dict) -> list[tuple[str, list[dict], float]]:
+    """(name, plan, price in US dollars) of each workflow that fits a request best; shared, so do
+    not modify. The price is an estimate from tools.yaml, without retries."""
+    return _experts(json.dumps(c, sort_keys=True))
+
+
+def step_price(step: dict, steps: list[dict], c: dict) -> float:
+    """What the one call of an expert's plan step costs, with the tool's default arguments."""
+    tool = load_tools().get(step["tool"])
+    if not tool:
+        return 0.0
+    seconds = c["duration_s"] or 5.0
+    if lengths := clip_lengths(step["tool"]):
+        seconds = max(clip_seconds(c, lengths))
+    number = re.search(r"\b(\d+) (?:images|clips)\b", step["goal"])
+    stub = {"width": 1024, "height": 1536, "duration_s": seconds, "n_chars": 500}
+    stub |= {"spoken_chars": 15 * seconds, "billed_s": seconds, "credits": 1}
+    made = [stub] * (int(number[1]) if number else 1)
+    # An analysis looks at all that is attached.
+    looks = tool["makes"] == "nothing"
+    given = [stub] * ((c.get("wish") or {}).get("attached", 1) if looks else len(made))
+    if c["resolution"] == "1080p" and "mode" in tool["blank"]:
+        return bill(tool["price_usd"], {**tool["blank"], "mode": "pro"}, made, given)
+    return bill(tool["price_usd"], tool["blank"], made, given)

@@ -102,7 +102,7 @@ def media(i, tool, parents=(), **more):
             "has_audio": True,
             "shots": more.get("shots", 1),
             "fps": 24,
-            "shot_frames": [48] * more.get("shots", 1),
+            "shot_frames": [96] * more.get("shots", 1),
         }
         if (kind == "video")
         else {
@@ -119,6 +119,7 @@ def media(i, tool, parents=(), **more):
         "tool": tool,
         "arguments": {"prompt": "a red fox", "of": list(parents)},
         "parents": [{"id": p, "role": "source"} for p in parents],
+        **dict.fromkeys(("cues", "speech", "music", "sfx"), []),
         **more,
     }
 
@@ -161,7 +162,7 @@ def expert():
     """VisionAgent's trajectories on 210 training and 210 held-out tasks, without failures."""
     made = []
     for split in ("train", "heldout"):
-        for task in make_tasks(210, split, DataConfig(), seed=11):
+        for task in make_tasks(210, split, DataConfig(families=0), seed=11):
             env = VisGenEnv(RolloutConfig(failure_scale=0.0, tool_pool="all"))
             made.append(vision_agent(task, env, 3))
     return made
@@ -190,7 +191,7 @@ def test_no_plan_scores_zero(plan):
     )
 
 
-FILM = c_of(videos=1, shots=2, duration_s=15, audio=["music"], consistency=["object"])
+FILM = c_of(videos=1, shots=2, duration_s=13, audio=["music"], consistency=["object"])
 
 
 EXPERT = expand_workflow(fitting_workflows(FILM)[0], FILM)
@@ -277,9 +278,11 @@ def test_slip_wrong_count():
     c = c_of(images=4)
     assert facets_of([step(1, IMAGE, "4 images of a red fox")], c) == dict.fromkeys(FACETS, 1.0)
     for goal in ("3 images of a red fox", "5 images of a red fox", "images of a red fox"):
-        assert worse([step(1, IMAGE, goal)], "requirement", c=c)["requirement"] == 0
+        found = worse([step(1, IMAGE, goal)], "requirement", "optimality", c=c)
+        assert found["requirement"] == 0
     two = c_of(videos=2)
-    assert worse([step(1, CLIP, "clip of a red fox")], "requirement", c=two)["requirement"] == 0
+    one = [step(1, CLIP, "clip of a red fox")]
+    assert worse(one, "requirement", "optimality", c=two)["requirement"] == 0
     assert worse([step(1, CLIP, "2 clips of a red fox")], c=two)
 
 
@@ -300,15 +303,17 @@ def test_slip_cyclic_forward_or_unknown_after(after):
     plan = film_plan()
     plan[6]["after"] = plan[6]["after"] + after  # step 7: itself, a later one, none
     found = facets_of(plan)
-    assert found["coherence"] == pytest.approx(7 / 8) and found["optimality"] < 1
+    circular = after in ([8], [7])
+    assert found["coherence"] == pytest.approx(0 if circular else 7 / 8)
+    assert found["requirement"] == (not circular) and found["optimality"] < 1
 
 
 def test_slip_two_steps_in_a_ring():
     ring = [step(1, IMAGE, "1 image of a red fox", [2]), step(2, EDIT, "1 image from it", [1])]
-    assert coherence_facet(ring, []) == 0.5
-    assert (
-        coherence_facet([step(1, IMAGE), step(1, EDIT, "2 images", [1])], []) == 0.5
-    )  # an id twice
+    assert coherence_facet(ring, []) == 0
+    assert requirement_facet(ring, c_of(images=2)) == 0
+    # An id twice, of which the second comes after itself.
+    assert coherence_facet([step(1, IMAGE), step(1, EDIT, "2 images", [1])], []) == 0
 
 
 def test_coherence_counts_what_the_user_attached():
@@ -371,8 +376,9 @@ def test_f1_and_stated_count():
 def test_facet_weights():
     plan = [step(1, IMAGE, "3 images of a red fox")]
     task = {"constraints": c_of(images=4), "inputs": []}
+    nearness = 2 * 3 / (3 + 4)  # three pictures where the expert has four
     assert plan_reward(plan, task, CONFIG, POOL)[0] == pytest.approx(
-        4 / 6
+        (3 + (nearness + 1) / 2) / 6
     )  # the binary facet counts double
     weights = dict.fromkeys(FACETS, 0.0) | {"requirement": 1.0, "atomicity": 3.0}
     assert plan_reward(plan, task, RewardConfig(facet_weights=weights), POOL)[0] == pytest.approx(
@@ -393,7 +399,9 @@ def test_needs_and_clip_lengths():
     )
     assert [
         clip_seconds(c_of(videos=1, duration_s=d), (4, 6, 8)) for d in (3, 4, 5, 7, 8, None)
-    ] == [4, 4, 6, 8, 8, 4]
+    ] == [[4], [4], [6], [8], [8], [4]]
+    assert clip_seconds(c_of(videos=1, shots=3, duration_s=15), (4, 6, 8)) == [6, 6, 4]
+    assert clip_seconds(c_of(videos=1, shots=2, duration_s=11, beat=True), (4, 6, 8)) == [8, 8]
 
 
 # --- R_tool and R_format
@@ -424,9 +432,13 @@ def test_cheap_calls_of_other_turns_thin_no_failure_out():
     spam = [{"turn": turn, "name": "b", "status": "ok"} for turn in range(2, 20)]
     assert tool_reward([*called("a!", "b"), *spam]) == (
         pytest.approx(0.8 - 0.7 / 2),
-        {"worked": pytest.approx(19 / 20), "repaired": 0},
+        {"worked": pytest.approx(19 / 20), "repaired": 0, "useful": 1},
     )
-    assert tool_reward(called("a!", "a", "b"))[1] == {"worked": pytest.approx(2 / 3), "repaired": 1}
+    assert tool_reward(called("a!", "a", "b"))[1] == {
+        "worked": pytest.approx(2 / 3),
+        "repaired": 1,
+        "useful": 1,
+    }
 
 
 def turns(*faults):
@@ -489,38 +501,36 @@ def test_format_reward_needs_plan_and_answer():
 # --- R_result: each constraint's check can fail alone
 
 
+SOUND = {
+    "music": [[0.0, 15.0, 1.0]],
+    "sfx": [[0.0, 10.0, 1.0]],
+}
+TALE = "Meet the red fox. It hunts at dusk, hides by day, and never sleeps in one den."
+CUES = [
+    [0.0, 5.0, "This is a red fox."],
+    [5.0, 10.0, "It hunts at dusk."],
+    [10.0, 15.0, "By day nobody sees it pass."],
+]
+
+
 def films(**more):
     """A film of two clips from frames of one reference: music on the beat, speech, captions."""
+    view = {"img_2": "a red fox, wide shot", "img_3": "a red fox, close up"}
+    film = {"duration_s": 15.0, "shots": 2, **SOUND}
+    spoken = {**film, "speech": [[0.0, 8.0, TALE, 1.0]]}
     parts = [
         media("in_1", "user"),
         media("img_1", EDIT, ["in_1"]),
-        media("img_2", EDIT, ["img_1"]),
-        media("img_3", EDIT, ["img_1"]),
+        media("img_2", EDIT, ["img_1"], arguments={"prompt": view["img_2"]}),
+        media("img_3", EDIT, ["img_1"], arguments={"prompt": view["img_3"]}),
         media("vid_1", I2V, ["img_2"]),
         media("vid_2", I2V, ["img_3"]),
         media("aud_1", MUSIC),
-        media("txt_1", "tool_beat_detect", ["aud_1"]),
+        media("txt_1", "tool_beat_detect", ["aud_1"], beat_times=[0.5 * i for i in range(40)]),
         media("aud_2", "tool_sound_fx_gen"),
-        media("vid_3", JOIN, ["vid_1", "vid_2", "aud_1", "aud_2"], duration_s=15.0, shots=2),
-        media(
-            "vid_4",
-            "tool_tts_composite",
-            ["vid_3"],
-            duration_s=15.0,
-            shots=2,
-            arguments={"video": "vid_3", "text": "Meet the fox."},
-        ),
-        media(
-            "vid_5",
-            "tool_subtitle_add_text",
-            ["vid_4"],
-            duration_s=15.0,
-            shots=2,
-            arguments={
-                "video": "vid_4",
-                "subtitles": [{"start": 0, "end": 2, "text": "a red fox"}],
-            },
-        ),
+        media("vid_3", JOIN, ["vid_1", "vid_2", "aud_1", "aud_2"], **film),
+        media("vid_4", "tool_tts_composite", ["vid_3"], **spoken),
+        media("vid_5", "tool_subtitle_add_text", ["vid_4"], **spoken, cues=CUES),
     ]
     for a in parts:
         a.update(more.get(a["id"], {}))
@@ -545,7 +555,8 @@ def checks_of(c, artifacts, hand):
 
 def test_result_of_a_right_film():
     score, checks = checks_of(WANTED, films(), ["vid_5"])
-    assert score == 1 and set(checks) == {
+    assert score == 1, checks
+    assert set(checks) == {
         "count",
         "aspect",
         "duration",
@@ -567,11 +578,19 @@ def test_result_of_a_right_film():
         ("duration", {"vid_5": {"duration_s": 16.0}}),
         ("shots", {"vid_5": {"shots": 3}}),
         ("resolution", {"vid_5": {"width": 640, "height": 360}}),
-        ("music", {"aud_1": {"tool": "user"}}),
-        ("narration", {"vid_4": {"tool": JOIN}}),
-        ("sfx", {"aud_2": {"tool": "user"}}),
-        ("subtitles", {"vid_5": {"tool": JOIN}}),
+        ("music", {"vid_5": {"music": []}}),
+        ("music", {"vid_5": {"music": [[0.0, 15.0, 0.2]]}}),
+        ("music", {"vid_5": {"music": [[0.0, 6.0, 1.0]]}}),
+        ("narration", {"vid_5": {"speech": []}}),
+        ("narration", {"vid_5": {"speech": [[0.0, 1.0, "A red fox.", 1.0]]}}),
+        ("narration", {"vid_5": {"speech": [[0.0, 8.0, "Buy now, all of you, at once.", 1.0]]}}),
+        ("sfx", {"vid_5": {"sfx": []}}),
+        ("sfx", {"vid_5": {"sfx": [[0.0, 3.0, 1.0]]}}),
+        ("subtitles", {"vid_5": {"cues": []}}),
+        ("subtitles", {"vid_5": {"cues": CUES[:1]}}),
+        ("subtitles", {"vid_5": {"cues": [[0.0, 15.0, "a red fox" * 40]]}}),
         ("beat", {"txt_1": {"parents": []}}),
+        ("beat", {"vid_5": {"shot_frames": [90, 102]}}),
         ("input", {"img_1": {"parents": []}}),
     ],
 )
@@ -618,7 +637,11 @@ def test_result_of_right_pictures():
     [
         ("aspect", {"img_2": {"width": 2560}}, ["img_1", "img_2", "htm_1"]),
         ("resolution", {"img_2": {"width": 2000, "height": 2000}}, ["img_1", "img_2", "htm_1"]),
-        ("transparent", {"img_2": {"arguments": {}}}, ["img_1", "img_2", "htm_1"]),
+        (
+            "transparent",
+            {"img_2": {"arguments": {"prompt": "a red fox"}}},
+            ["img_1", "img_2", "htm_1"],
+        ),
         ("web_page", {}, ["img_1", "img_2"]),
         (
             "web_page",
@@ -642,7 +665,15 @@ def test_nothing_is_judged_that_was_not_asked():
 
 @pytest.mark.parametrize(
     "seconds, score",
-    [(15.0, 1), (15.7, 1), (14.3, 1), (16.0, pytest.approx(0.5 * 14 / 15)), (30.0, 0), (90.0, 0)],
+    [
+        (15.0, 1),
+        (15.083, 1),
+        (14.917, 1),
+        (14.8, pytest.approx(0.5 * 14.8 / 15)),
+        (16.0, pytest.approx(0.5 * 14 / 15)),
+        (30.0, 0),
+        (90.0, 0),
+    ],
 )
 def test_duration_tolerance(seconds, score):
     long = {"duration_s": 100.0}
@@ -712,15 +743,20 @@ def test_consistency_of_pictures_by_lineage():
     c = c_of(images=3, consistency=["style"])
     first, second, third = (
         media("img_1", IMAGE),
-        media("img_2", EDIT, ["img_1"]),
-        media("img_3", EDIT, ["img_1"], arguments={"prompt": "from above"}),
+        media("img_2", EDIT, ["img_1"], arguments={"prompt": "a red fox at night"}),
+        media("img_3", EDIT, ["img_1"], arguments={"prompt": "a red fox from above"}),
     )
     assert (
         cons(c, [first, second, third], ["img_1", "img_2", "img_3"]) == 1
     )  # one of them is the reference
     assert cons(c, [first, second, media("img_3", IMAGE)], ["img_1", "img_2", "img_3"]) == 0.5
     assert (
-        cons(c, [first, second, media("img_3", EDIT, ["img_2"])], ["img_1", "img_2", "img_3"]) == 1
+        cons(
+            c,
+            [first, second, {**third, "parents": [{"id": "img_2", "role": "source"}]}],
+            ["img_1", "img_2", "img_3"],
+        )
+        == 1
     )  # a chain
     assert cons(c, [first, second], ["img_1", "img_2"]) == 0.5  # one is missing
     assert cons(c, [first, second, third], []) == 0 and cons(c, [], ["img_1", "img_2"]) == 0
@@ -730,7 +766,10 @@ def test_consistency_of_pictures_by_lineage():
     )  # one seed, one picture
     outside = [
         media("img_9", IMAGE),
-        *(media(f"img_{i}", EDIT, ["img_9"], arguments={"prompt": f"view {i}"}) for i in (1, 2, 3)),
+        *(
+            media(f"img_{i}", EDIT, ["img_9"], arguments={"prompt": f"a red fox, {view}"})
+            for i, view in ((1, "low"), (2, "high"), (3, "far"))
+        ),
     ]
     assert cons(c, outside, ["img_1", "img_2", "img_3"]) == 1
     more = [first, second, third, media("img_4", IMAGE), media("img_5", IMAGE)]
@@ -764,32 +803,33 @@ def test_coherence_reward():
         c_of(images=2, style="pastel", consistency=["object"]),
         [
             media("img_1", IMAGE, arguments={"prompt": "red fox, pastel"}),
-            media("img_2", EDIT, ["img_1"], arguments={}),
+            media("img_2", EDIT, ["img_1"], arguments={"prompt": "red fox, pastel, from above"}),
         ],
     )
     plan, hand = [step(1, IMAGE), step(2, EDIT, after=[1])], ["img_1", "img_2"]
-    assert traj_reward(episode(c, parts, hand, called(IMAGE, EDIT), plan), CONFIG) == (
-        1,
-        {"planned": 1, "executed": 1, "wired": 1, "on_topic": 1},
-    )
-    assert traj_reward(episode(c, parts, hand, called(IMAGE, EDIT, EDIT), plan), CONFIG)[1][
-        "executed"
-    ] == pytest.approx(2 / 3)
-    partial = [{**call, "arguments": {"n": 2}} for call in called(IMAGE, EDIT)] + called(
-        EDIT
-    )  # the third call completes the second
-    assert traj_reward(episode(c, parts, hand, partial, plan), CONFIG)[1]["executed"] == 1
-    assert traj_reward(episode(c, parts, hand, called(IMAGE, EDIT + "!"), plan), CONFIG)[1] == {
+
+    def found(*names, plan=plan):
+        return traj_reward(episode(c, parts, hand, called(*names), plan), CONFIG)
+
+    assert found(IMAGE, EDIT) == (1, {"planned": 1, "executed": 1, "wired": 1, "on_topic": 1})
+    assert found(IMAGE, EDIT, EDIT)[1]["executed"] == pytest.approx(2 / 3)
+    assert found(IMAGE, EDIT, EDIT)[0] == pytest.approx((2 / 3) ** 2)
+    # Two results in two calls are what one step plans.
+    two = [step(1, IMAGE), step(2, EDIT, "2 images from the reference", [1])]
+    assert found(IMAGE, EDIT, EDIT, plan=two)[1]["executed"] == 1
+    assert found(IMAGE, EDIT + "!")[1] == {
         "planned": 0.5,
         "executed": 0.5,
         "wired": 1,
         "on_topic": 1,
     }
-    assert traj_reward(episode(c, parts, hand, called(IMAGE, EDIT), []), CONFIG)[0] == 0
-    assert traj_reward(episode(c, parts, hand, called(), plan), CONFIG)[0] == 0
-    parts[0]["arguments"]["prompt"] = "a red cat"
-    score, found = traj_reward(episode(c, parts, hand, called(IMAGE, EDIT), plan), CONFIG)
-    assert found["on_topic"] == pytest.approx(1 / 3) == score
+    assert found(IMAGE, EDIT, plan=[])[0] == 0
+    assert found()[0] == 0
+    parts[1]["arguments"]["prompt"] = "red fox, from above"  # its style is left out
+    score, parts_of = found(IMAGE, EDIT)
+    assert parts_of["on_topic"] == pytest.approx((1 + 2 / 3) / 2) == score
+    parts[1]["arguments"]["prompt"] = "pastel, at night, no red fox"
+    assert found(IMAGE, EDIT)[1]["on_topic"] == 0.5
 
 
 def test_plan_steps_of_an_llm_need_no_call():
@@ -814,10 +854,10 @@ HERE = {"tool": 0.9, "format": 0.5, "result": 0.8, "traj": 0.7, "cons": None}
 @pytest.mark.parametrize(
     "form, total",
     [
-        ("plan*fine", 0.6 * 0.725),
+        ("plan*fine", 0.6 * 0.7125),
         ("plan*(result+format)", 0.6 * 0.65),
         ("result+format", 0.65),
-        ("plan+fine", (0.6 + 0.9 + 0.5 + 0.8 + 0.7) / 5),
+        ("plan+fine", (0.6 + 0.5 * 0.9 + 0.5 + 1.5 * 0.8 + 0.7) / 5),
     ],
 )
 def test_forms(form, total):
@@ -825,7 +865,7 @@ def test_forms(form, total):
     assert (
         found["total"] == pytest.approx(total)
         and found["plan"] == 0.6
-        and found["fine"] == pytest.approx(0.725)
+        and found["fine"] == pytest.approx(0.7125)
         and found["cons"] is None
     )
 
@@ -851,9 +891,9 @@ def test_rl1_to_rl4_by_config():
 
 def test_a_part_that_does_not_apply_is_left_out_not_given_away():
     with_cons = combine(1.0, {**HERE, "cons": 0.0}, CONFIG)
-    assert combine(1.0, HERE, CONFIG)["fine"] == pytest.approx(2.9 / 4) and with_cons[
+    assert combine(1.0, HERE, CONFIG)["fine"] == pytest.approx(2.85 / 4) and with_cons[
         "fine"
-    ] == pytest.approx(2.9 / 5)
+    ] == pytest.approx(2.85 / 5)
 
 
 def test_part_weights():
@@ -958,7 +998,7 @@ CALL = st.one_of(
 TURN = st.tuples(
     st.booleans(), st.one_of(st.none(), PLAN), st.lists(CALL, max_size=4), st.text(max_size=8)
 )
-TASKS = make_tasks(42, "train", DataConfig(), seed=2)
+TASKS = make_tasks(42, "train", DataConfig(families=0), seed=2)
 
 
 @settings(
@@ -1007,13 +1047,13 @@ def replay(task, plan, calls, hand):
     env.reset(task, 1)
     for i, group in enumerate(calls):
         env.step(
-            "<think>go</think>"
+            "<think>I go on now.</think>"
             + (f"<plan>{to_json(plan)}</plan>" if i == 0 else "")
             + "".join(f"<tool_call>{to_json(c)}</tool_call>" for c in group)
         )
     if not env.ended:
         answer = to_json({"deliverables": hand, "summary": "done"})
-        env.step(f"<think>done</think><answer>{answer}</answer>")
+        env.step(f"<think>All is done.</think><answer>{answer}</answer>")
     return ltr_reward(env.trajectory(), CONFIG)["total"]
 
 
@@ -1075,7 +1115,7 @@ def test_graded_variants_come_out_in_order(expert):
             modality,
             nothing,
         )
-        assert slip > 0.85 and modality < 0.5
+        assert slip > 0.6 and modality < 0.5
 
 
 def test_a_repaired_failure_costs_less_than_a_lost_step(expert):

@@ -19,6 +19,7 @@ import make_data  # noqa: E402
 from env import VisGenEnv, parse_utpc  # noqa: E402
 from lib.data_statistics import word_runs  # noqa: E402
 from lib.experiment import load_config  # noqa: E402
+from lib.families import asked_kind  # noqa: E402
 from lib.review import export_review, key_of  # noqa: E402
 from lib.runs import each_line, read_jsonl, seeded_rng, write_jsonl  # noqa: E402
 from lib.tasks import make_tasks  # noqa: E402
@@ -393,7 +394,7 @@ def test_the_answer_says_where_not_all_is_as_asked(config):
                 and abs(a["duration_s"] / c["duration_s"] - 1) > 0.05
                 for a in handed
             )
-            or sum(a["kind"] == task["modality"] for a in handed) < c["images"] + c["videos"]
+            or sum(a["kind"] == asked_kind(c) for a in handed) < c["images"] + c["videos"]
         )
         honest = "you asked for" in t["answer"]["summary"].lower().replace(
             "what you asked", "you asked"

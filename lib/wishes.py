@@ -1,0 +1,297 @@
+"""What a family of requests (data/families.yaml) wants of the result, as checks of records.
+
+A family names its checks; each takes a handed-over artifact and the episode, and returns a score in
+[0, 1] or a truth. They look at what came out, and at how it was made only where the records show
+nothing else. All of it is ours.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lib.families import load_families
+from lib.lineage import Media, content_words, shows
+
+
+@dataclass
+class Episode:
+    """What the checks look at: the constraints, the calls and the artifacts of a trajectory."""
+
+    c: dict
+    calls: list[dict]
+    media: Media
+
+    @property
+    def wish(self) -> dict:
+        """What the family's sentence says, by slot."""
+        return self.c["wish"]
+
+    def sources(self, item: dict) -> list[dict]:
+        """The artifact and all that it was made from, in the order of making."""
+        above = self.media.above[item["id"]]
+        return [a for i, a in self.media.by_id.items() if i in above]
+
+    def given(self) -> list[dict]:
+        """What the user attached."""
+        return [a for a in self.media.by_id.values() if a["tool"] == "user"]
+
+
+def operations(item: dict, episode: Episode) -> list[dict]:
+    """The operations of tool_video_postprocess behind a film, in order."""
+    return [op for a in episode.sources(item) for op in a["arguments"].get("operations", ())]
+
+
+# ---------------------------------------------------------------------------- what it was made from
+def from_all(item: dict, episode: Episode) -> bool:
+    """One call took all that the user attached."""
+    given = {a["id"] for a in episode.given()}
+    return any(given <= {p["id"] for p in a["parents"]} for a in episode.sources(item))
+
+
+def from_user(item: dict, episode: Episode) -> bool:
+    """It was made from one of the user's media of its kind."""
+    return any(a["tool"] == "user" and a["kind"] == item["kind"] for a in episode.sources(item))
+
+
+def flawless(item: dict, episode: Episode) -> bool:
+    """Nothing of the user's that it was made from has a flaw."""
+    return not any(a["tool"] == "user" and a["flawed"] for a in episode.sources(item))
+
+
+def found(item: dict, episode: Episode) -> bool:
+    """References that a search found stand behind it."""
+    return any(a["tool"] == "tool_search_inspire" for a in episode.sources(item))
+
+
+def masked(item: dict, episode: Episode) -> bool:
+    """Only the masked part of the user's picture was drawn anew."""
+    roles = {p["role"]: p["id"] for p in item["parents"]}
+    return item["masked"] and roles == {"reference": "in_1", "mask": "in_2"}
+
+
+def few_calls(item: dict, episode: Episode) -> float:
+    """The calls that worked are no more than allowed; otherwise the allowed share of them."""
+    return min(1.0, episode.wish["max_calls"] / sum(c["status"] == "ok" for c in episode.calls))
+
+
+# ---------------------------------------------------------------------------- pictures and films
+def sized(item: dict, episode: Episode) -> bool:
+    """It has exactly so many pixels."""
+    return f"{item['width']}x{item['height']}" == episode.wish["exact_size"]
+
+
+def marked(item: dict, episode: Episode) -> bool:
+    """It bears a service's visible mark."""
+    return item["logo"] or item["watermark"]
+
+
+def own_sound(item: dict, episode: Episode) -> bool:
+    """Its clips came with their sound, which can still be heard."""
+    clips = [episode.media.by_id[i] for i in episode.media.footage[item["id"]]]
+    return item["has_audio"] and all(clip["has_audio"] for clip in clips)
+
+
+def cropped(item: dict, episode: Episode) -> bool:
+    """Its frame was cropped."""
+    return any(op["op"] == "crop" for op in operations(item, episode))
+
+
+def watermarked(item: dict, episode: Episode) -> bool:
+    """It bears the watermark with the words asked for."""
+    words = [op.get("value", "") for op in operations(item, episode) if op["op"] == "watermark"]
+    return item["watermark"] and any(episode.wish["mark"] in value for value in words)
+
+
+def looped(item: dict, episode: Episode) -> bool:
+    """The user's film runs so many times in a row."""
+    film = episode.given()[0]
+    times = episode.wish["times"]
+    return item["n_frames"] == film["n_frames"] * times and item["shots"] == film["shots"] * times
+
+
+def retimed(item: dict, episode: Episode) -> bool:
+    """All of the user's film, faster or slower: every shot, and nothing cut away."""
+    tools = [a["tool"] for a in episode.sources(item)]
+    whole = "tool_video_trim_edit" not in tools and item["shots"] == episode.given()[0]["shots"]
+    lasts = abs(item["duration_s"] - episode.wish["seconds"]) <= 0.1
+    return whole and lasts and "tool_video_speed_adjust" in tools
+
+
+def summed_up(item: dict, episode: Episode) -> bool:
+    """The captions say what a summary of the attached text says, in eight words or more."""
+    shown = content_words(" ".join(text for _, _, text in item["cues"]))
+    summaries = [
+        content_words(a["text"])
+        for a in episode.media.by_id.values()
+        if a["tool"] == "tool_content_summary" and {p["id"] for p in a["parents"]} == {"in_1"}
+    ]
+    said = max((len(shown & words) for words in summaries), default=0)
+    return len(shown) >= 8 and said >= 0.9 * len(shown)
+
+
+def turned(item: dict, episode: Episode) -> float:
+    """From half way on its shots show the change, and before it none does: the worse of both."""
+    media = episode.media
+    clips = media.footage[item["id"]]
+    change = content_words(episode.wish["change"])
+    n = len(clips)
+    before, after = [], []
+    for i, clip in enumerate(clips):
+        frames = [p["id"] for p in media.by_id[clip]["parents"]]
+        prompts = [str(media.by_id[k]["arguments"].get("prompt", "")) for k in (clip, *frames)]
+        shown = change <= content_words(" ".join(prompts))
+        if 2 * i >= n:
+            after.append(shown)
+        elif 2 * i + 1 < n:  # the shot in the middle may be either
+            before.append(not shown)
+    return min(sum(half) / max(1, len(half)) for half in (before, after))
+
+
+# ---------------------------------------------------------------------------- texts, pages, sounds
+def refined(item: dict, episode: Episode) -> bool:
+    """A refined prompt for a picture that says the subject, no longer than allowed."""
+    return (
+        item["tool"] == "tool_prompt_refine"
+        and item["arguments"].get("target", "image") == "image"
+        and item["n_chars"] <= episode.wish["max_chars"]
+        and shows(item["text"], episode.c["subject"])
+    )
+
+
+def scripted(item: dict, episode: Episode) -> bool:
+    """A script of the asked length about the subject."""
+    return (
+        item["tool"] == "tool_video_script_gen"
+        and item["lasts_s"] == episode.c["duration_s"]
+        and shows(item["text"], episode.c["subject"])
+    )
+
+
+def given_board(episode: Episode) -> list[dict]:
+    """The shots of the board that the user attached."""
+    return next(a["shot_list"] for a in episode.given() if "shot_list" in a)
+
+
+def same_shots(item: dict, episode: Episode) -> bool:
+    """A board with shots as long as those of the user's."""
+    shots = item.get("shot_list", [])
+    return [s["duration"] for s in shots] == [s["duration"] for s in given_board(episode)]
+
+
+def in_mood(item: dict, episode: Episode) -> bool:
+    """The instructions for the board named the mood."""
+    return episode.wish["mood"] in str(item["arguments"].get("instructions", ""))
+
+
+def narrated(item: dict, episode: Episode) -> bool:
+    """Each shot of the board has its part of the user's script."""
+    script = next(a["text"] for a in episode.given() if "shot_list" not in a)
+    parts = [content_words(shot.get("narration", "")) for shot in item.get("shot_list", [])]
+    return bool(parts) and all(part and part <= content_words(script) for part in parts)
+
+
+def sourced(item: dict, episode: Episode) -> bool:
+    """A page that was made says what stands at the address."""
+    read = [
+        a["text"]
+        for a in episode.media.by_id.values()
+        if episode.wish["url"] in a["arguments"].get("urls", ())
+    ]
+    pages = [a for a in episode.media.by_id.values() if a["kind"] == "html"]
+    written = [
+        content_words(" ".join(s.get("text", "") for s in page["arguments"]["sections"]))
+        for page in pages
+    ]
+    return any(content_words(text) <= words for text in read for words in written)
+
+
+def spoken(item: dict, episode: Episode) -> bool:
+    """Speech about the subject, in the asked voice."""
+    said = " ".join(text for _, _, text, _ in item["speech"])
+    voices = {a["arguments"].get("voice") for a in episode.sources(item)} - {None}
+    return shows(said, episode.c["subject"]) and voices == {episode.wish["voice"]}
+
+
+def composed(item: dict, episode: Episode) -> bool:
+    """It is music that was composed for the request."""
+    return bool(item["music"]) and not from_user(item, episode)
+
+
+def to_the_second(item: dict, episode: Episode) -> bool:
+    """It lasts as long as asked, within a tenth of a second."""
+    return abs(item["duration_s"] - episode.c["duration_s"]) <= 0.1
+
+
+def faded(item: dict, episode: Episode) -> bool:
+    """Its last cut ends in a fade."""
+    return item["arguments"].get("fade_out", 0) > 0
+
+
+# ---------------------------------------------------------------------------- how it was worked
+def list_kept(item: dict, episode: Episode) -> float:
+    """The share of a to-do list's items that were ticked off; 0 for a list of fewer than three, or
+    one that was written when all was done."""
+    listed = {}
+    first_made = next((n for n, c in enumerate(episode.calls) if c["outputs"]), 0)
+    for n, call in enumerate(episode.calls):
+        if call["name"] != "tool_task_manager" or call["status"] != "ok":
+            continue
+        action, tasks = call["arguments"]["action"], call["arguments"].get("tasks", ())
+        if action == "clear":
+            listed = {}
+        elif action == "create" and n <= first_made:
+            listed |= {task["id"]: task.get("status", "todo") for task in tasks}
+        elif action == "update":
+            listed |= {t["id"]: t["status"] for t in tasks if t["id"] in listed and "status" in t}
+    done = sum(status == "done" for status in listed.values())
+    return done / len(listed) if len(listed) >= 3 else 0.0
+
+
+CHECKS: dict[str, Callable[[dict, Episode], float]] = {
+    check.__name__: check
+    for check in (
+        from_all,
+        from_user,
+        flawless,
+        found,
+        masked,
+        few_calls,
+        sized,
+        marked,
+        own_sound,
+        cropped,
+        watermarked,
+        looped,
+        retimed,
+        summed_up,
+        turned,
+        refined,
+        scripted,
+        same_shots,
+        in_mood,
+        narrated,
+        sourced,
+        spoken,
+        composed,
+        to_the_second,
+        faded,
+        list_kept,
+    )
+}
+
+
+def wish_checks(items: list[dict], trajectory: dict, media: Media) -> dict[str, float]:
+    """{name: mean score over the items} of the checks of a request's family; {} without one."""
+    c = trajectory["task"]["constraints"]
+    if not c.get("family"):
+        return {}
+    episode = Episode(c, trajectory["calls"], media)
+    names = load_families()[c["family"]]["checks"]
+    return {
+        name: sum(float(CHECKS[name](item, episode)) for item in items) / len(items)
+        for name in names
+    }
+
+
+def wish_words() -> dict[str, str]:
+    """{name of a check: what it looks for, in words}."""
+    return {name: " ".join(check.__doc__.split()) for name, check in CHECKS.items()}
