@@ -427,7 +427,7 @@ def make_bench() -> list[dict]:
             # The subset is laid over the stratum evenly: task i is in it where i * few / n passes
             # a whole number.
             in_104 = (made + 1) * few // n > made * few // n
-            tasks[task["request"]] = {**task, "id": f"vgb1-{len(tasks) + 1:04d}", "in_104": in_104}
+            tasks[task["request"]] = {**task, "id": f"vgb2-{len(tasks) + 1:04d}", "in_104": in_104}
             made += 1
     return list(tasks.values())
 

@@ -338,7 +338,7 @@ def test_the_lowest_are_always_shown_and_others_drawn_by_seed(played, tmp_path):
     for most in ("11", "11", "12", "60"):
         pages.report_command([str(folder), "--most", most])
         html = (folder / "report.html").read_text()
-        ids.append(re.findall(r"<b>(vgb1-\d+)</b>", html))
+        ids.append(re.findall(r"<b>(vgb2-\d+)</b>", html))
         assert "nothing was handed over" in html
     names = [t["task"]["id"] for t in trajectories]
     assert all(shown[:10] == names[3:12] + [names[13]] for shown in ids)
