@@ -52,6 +52,7 @@ from lib.policy import (
     use_autocast,
 )
 from lib.quantize import adamw, wants_nf4
+from lib.reading_exercises import reading_accuracy, reading_line, reading_tasks, shows_reading
 from lib.runs import StopSwitch, append_metrics, open_run, read_jsonl, seeded_rng
 from lib.tokens import encode_trajectory, finished_policy, load_tokenizer
 from lib.vision import pictures_of, show_pictures
@@ -649,20 +650,21 @@ def base_policy(
     device: torch.device,
     quantize: bool = False,
 ) -> "PreTrainedModel":
-    """The policy before PST: `model.path`, or random weights that have learnt to copy.
+    """The policy before PST: `model.path`, or random weights that have learnt to copy and read.
 
     The paper starts from a pretrained model, which can read and copy; random weights cannot, and
     D_vis alone does not teach it (configs/tiny.yaml has the figures). So a Qwen3 from scratch is
-    trained on `model.base_examples` copying exercises first (ours), and kept in
-    runs/<name>/base/final. `quantize`: in nf4.
+    trained on `model.base_examples` copying exercises and `model.base_reading` reading exercises
+    first (ours), and kept in runs/<name>/base/final. `quantize`: in nf4.
     """
     final = find_base(config, run)
-    if config.model.path or not config.model.base_examples:
+    if config.model.path or not (config.model.base_examples or config.model.base_reading):
         return build_policy(config, tokenizer, device, quantize)
     if ranks.agreed(final.is_dir()):
         return load_policy(final, config, tokenizer, device, quantize)
     model = train_base(config, run, tokenizer, device)
     save_policy(model, tokenizer, final)
+    log_reading(config, run, model, tokenizer, "base")
     if quantize:
         return load_policy(final, config, tokenizer, device, quantize)
     return model
@@ -683,7 +685,7 @@ def find_base(config: Config, run: Path) -> Path:
 def train_base(
     config: Config, run: Path, tokenizer: "PreTrainedTokenizerBase", device: torch.device
 ) -> "PreTrainedModel":
-    """A Qwen3 from scratch after its copying exercises; goes on from a checkpoint."""
+    """A Qwen3 from scratch after its exercises, copying first; goes on from a checkpoint."""
     model = build_policy(config, tokenizer, device)
     records = read_jsonl(run / "data" / "base.jsonl")
     examples = encode_records(tokenizer, records, config.pst.row_len, "base.jsonl")
@@ -694,6 +696,26 @@ def train_base(
     pad_id = tokenizer.pad_token_id
     train_stage(config, run, 0, rates, model, examples, steps, pad_id, device, start=start)
     return model
+
+
+def log_reading(
+    config: Config,
+    run: Path,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    phase: str,
+) -> None:
+    """Print how well the policy reads requests, and keep it in metrics.jsonl.
+
+    Nothing where no exercise shows it reading. All ranks call it; `phase`: base | pst.
+    """
+    if not shows_reading(config):
+        return
+    answers = partial(greedy_answers, model, tokenizer, device=model.device)
+    reading = reading_accuracy(answers, tokenizer, reading_tasks(config))
+    if ranks.rank() == 0:
+        append_metrics(run, {"phase": "reading", "after": phase, "reading": reading})
+        print(f"reading after {phase}, requests whose facts are all right: {reading_line(reading)}")
 
 
 def last_checkpoint(config: Config, folder: Path, say: bool = False) -> tuple | None:
@@ -855,6 +877,7 @@ def main() -> None:
     answers = partial(greedy_answers, model, tokenizer, device=device)
     heldout = read_jsonl(run / "data" / "general_heldout.jsonl")
     shares = general_exact_match(answers, tokenizer, heldout)
+    log_reading(config, run, model, tokenizer, "pst")
     if ranks.rank() > 0:
         return
     seconds = round(time.perf_counter() - began, 1)

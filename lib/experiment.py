@@ -84,6 +84,13 @@ class ModelConfig:
         "copying exercises that a policy from scratch is trained on first: they stand for the "
         "pretrained model of the paper",
     )
+    base_reading: int = key(
+        0,
+        "reading exercises after them (lib/reading_exercises.py): what does this request ask for? "
+        "In the wordings of all splits, with subjects, styles and combinations of training alone; "
+        "never a plan or a call",
+        at_least=0,
+    )
     max_len: int = key(1536, "longest trajectory, tokens")
     template: str = key(
         "chatml",
@@ -136,8 +143,8 @@ class DataConfig:
         one_of=("offline", "hub"),
     )
     general_kinds: dict = key(
-        {"arithmetic": 1, "copy": 2, "instruction": 2, "function": 2},
-        "parts of the offline general mix, by weight",
+        {"arithmetic": 1, "copy": 2, "instruction": 2, "function": 2, "reading": 0},
+        "parts of the offline general mix, by weight; 0: left out",
     )
     general_heldout: int = key(192, "held-out general items, as many of each kind, exact match")
     train_tasks: int = key(
@@ -168,6 +175,11 @@ class DataConfig:
         ["en"],
         "languages of the requests: en (42 task types) and zh (15 of them); with both, all 57 in "
         "turn",
+    )
+    scenarios: list = key(
+        ["all"],
+        "task types of the requests, by their names in data/scenarios.yaml: a smaller world, which "
+        "a smaller policy learns; all: every one of the languages'",
     )
     agent: str = key(
         "scripted",

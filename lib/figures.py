@@ -88,6 +88,12 @@ def print_before_after(before: dict, after: dict) -> None:
             print_line(label, before[mode].get(name), after[mode].get(name))
     for kind, matches in before["general"].items():
         print_line(f"{kind} (exact match)", matches, after["general"][kind])
+    for split, first in before.get("reading", {}).items():
+        second = after["reading"][split]
+        print_line(f"facts read, {split}", first["facts"], second["facts"])
+        if split == "heldout":
+            for kind, share in first["kinds"].items():
+                print_line(f"  {kind}", share, second["kinds"][kind])
 
 
 def print_line(label, before, after):
