@@ -20,6 +20,7 @@ import bisect
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -53,7 +54,14 @@ from lib.policy import (
 )
 from lib.quantize import adamw, wants_nf4
 from lib.reading_exercises import reading_accuracy, reading_line, reading_tasks, shows_reading
-from lib.runs import StopSwitch, append_metrics, open_run, read_jsonl, seeded_rng
+from lib.runs import (
+    StopSwitch,
+    append_metrics,
+    open_run,
+    read_jsonl,
+    seeded_rng,
+    take_back_metrics,
+)
 from lib.tokens import encode_trajectory, finished_policy, load_tokenizer
 from lib.vision import pictures_of, show_pictures
 from make_data import ensure_data
@@ -84,39 +92,67 @@ def encode_data(
 ) -> list[list[Example]]:
     """The general mix (D_gen) and VisGenData (D_vis) of a run, encoded.
 
-    SystemExit names a record that cannot be trained on.
+    General records that cannot be trained on are skipped; SystemExit names such a trajectory, which
+    is our own.
     """
     return [
-        encode_records(tokenizer, read_jsonl(run / "data" / name), config.pst.row_len, name)
-        for name in ("general.jsonl", "visgen.jsonl")
+        encode_records(tokenizer, read_jsonl(run / "data" / name), config.pst.row_len, name, skips)
+        for name, skips in (("general.jsonl", True), ("visgen.jsonl", False))
     ]
 
 
 def encode_records(
-    tokenizer: "PreTrainedTokenizerBase", records: list[dict], row_len: int, what: str
+    tokenizer: "PreTrainedTokenizerBase",
+    records: list[dict],
+    row_len: int,
+    what: str,
+    skips: bool = False,
 ) -> list[Example]:
     """Records with `messages` and `tools` as examples.
 
-    SystemExit names a record that cannot be trained on, or that is longer than a row of `row_len`
-    tokens; `what` names the records there.
+    A record that cannot be encoded, or is longer than a row of `row_len` tokens, ends the run: the
+    SystemExit names it, and `what` names the records there. `skips`: it is left out and counted
+    instead, as strangers' data want it; SystemExit if that leaves nothing.
     """
     examples = []
+    faults = []  # (kind of fault, its text) of what is skipped
     quiet = len(records) < 1000 or ranks.rank() > 0
     bar = tqdm(records, desc=f"encode {what}", leave=False, disable=quiet)
     for i, record in enumerate(bar):
+        fault = None
         try:
             messages = show_pictures(tokenizer, record.get("task") or {}, record["messages"])
             ids, mask = encode_trajectory(tokenizer, messages, record.get("tools"))
         except (ValueError, KeyError) as e:
-            raise SystemExit(f"error: {what}, record {i}: {e}") from e
-        if len(ids) > row_len:
-            raise SystemExit(
-                f"error: {what}, record {i} has {len(ids)} tokens, a row holds {row_len}; "
-                f"raise `pst.row_len`, or make the data shorter"
-            )
+            fault = ("cannot be encoded", f"{what}, record {i}: {e}")
+        else:
+            if len(ids) > row_len:
+                fault = (
+                    "longer than a row",
+                    f"{what}, record {i} has {len(ids)} tokens, a row holds {row_len}; "
+                    f"raise `pst.row_len`, or make the data shorter",
+                )
+        if fault and not skips:
+            raise SystemExit(f"error: {fault[1]}")
+        if fault:
+            faults.append(fault)
+            continue
         pictures = pictures_of(messages)
         examples.append((ids, mask, pictures) if pictures else (ids, mask))
+    if faults:
+        say_skipped(what, len(records), faults)
     return examples
+
+
+def say_skipped(what: str, n_records: int, faults: list[tuple[str, str]]) -> None:
+    """Say how many records are left out, by reason. SystemExit if that is all of them."""
+    if len(faults) == n_records:
+        raise SystemExit(f"error: no record of {what} can be trained on; the first: {faults[0][1]}")
+    counts = Counter(kind for kind, _ in faults)
+    said = ", ".join(
+        f"{counts[kind]:,} {kind}" for kind in ("cannot be encoded", "longer than a row")
+    )
+    print(f"{what}: {len(faults):,} of {n_records:,} records skipped ({said}); {faults[0][1]}")
 
 
 def count_tokens(examples: list[Example], indices: Iterable[int]) -> int:
@@ -382,10 +418,11 @@ def batch_logprobs(config: Config, model: torch.nn.Module, batch: tuple) -> Tens
 def make_optimizers(
     config: Config, model: torch.nn.Module, rates: Stage
 ) -> list[torch.optim.Optimizer]:
-    """The optimizers of one stage, with its peak learning rates.
+    """The optimizers, with the peak learning rates of a stage.
 
     AdamW alone, or (`pst.optimizer: muon`) Muon beside it for the blocks' matrices. Every group
-    keeps its peak rate as `peak`; embeddings and matrices decay, vectors do not.
+    keeps its peak rate as `peak`, and as `rate` which key of a stage that is; embeddings and
+    matrices decay, vectors do not.
     """
     trained = trained_parameters(model)
     matrices, decaying, others = [], [], []
@@ -398,35 +435,53 @@ def make_optimizers(
         else:
             others.append(name)
 
-    def group_of(names: list[str], peak: float) -> dict:
-        return {"names": names, "params": [trained[name] for name in names], "peak": peak}
+    def group_of(names: list[str], rate: str) -> dict:
+        params = [trained[name] for name in names]
+        return {"names": names, "params": params, "rate": rate, "peak": getattr(rates, rate)}
 
     decay = config.pst.weight_decay
     groups = []  # of AdamW; none for an adapter, which is matrices alone, under Muon
     if decaying:
-        groups.append({**group_of(decaying, rates.lr), "weight_decay": decay})
+        groups.append({**group_of(decaying, "lr"), "weight_decay": decay})
     if others:
-        groups.append({**group_of(others, rates.lr), "weight_decay": 0.0})
+        groups.append({**group_of(others, "lr"), "weight_decay": 0.0})
     optimizers = []
     if groups:
         optimizer = adamw(config.pst.optimizer, groups, lr=rates.lr, betas=BETAS, foreach=True)
         optimizers.append(optimizer)
     if matrices:
-        group = group_of(matrices, rates.matrix_lr)
+        group = group_of(matrices, "matrix_lr")
         optimizers.append(torch.optim.Muon([group], lr=rates.matrix_lr, weight_decay=decay))
     return optimizers
 
 
-def lr_share(config: Config, step: int, steps: int) -> float:
-    """Share of the peak learning rate at step `step` (from 0) of `steps`.
+def set_peaks(optimizers: list[torch.optim.Optimizer], rates: Stage) -> None:
+    """Set every group's peak learning rate to that of a stage."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak"] = getattr(rates, group["rate"])
 
-    A linear rise (`warmup`), the peak, a linear fall (`cooldown`) to MIN_LR.
+
+def lr_share(config: Config, step: int, steps: int) -> float:
+    """Share of the peak learning rate at step `step` (from 0) of `steps`, those of all stages.
+
+    A linear rise (`warmup`), the peak, a linear fall (`cooldown`) to MIN_LR: one curve over all of
+    PST, which is ours. With a rise and a fall in each stage, two stages came out below one.
     """
     rise = max(1, round(config.pst.warmup * steps))
-    fall = max(1, round(config.pst.cooldown * steps))
     rising = (step + 1) / rise
-    falling = MIN_LR + (1 - MIN_LR) * (steps - 1 - step) / fall
+    falling = 1.0
+    if config.pst.cooldown:
+        fall = max(1, round(config.pst.cooldown * steps))
+        falling = MIN_LR + (1 - MIN_LR) * (steps - 1 - step) / fall
     return min(1.0, rising, falling)
+
+
+def lr_shares(config: Config, stage_sizes: list[int], stage: int) -> list[float]:
+    """`lr_share` of each step of stage `stage` (from 0); stage_sizes: the steps of every stage."""
+    before = sum(stage_sizes[:stage])
+    steps = range(before, before + stage_sizes[stage])
+    return [lr_share(config, step, sum(stage_sizes)) for step in steps]
 
 
 def set_learning_rates(optimizers: list[torch.optim.Optimizer], share: float) -> None:
@@ -469,8 +524,10 @@ def train_stage(
     number: int,
     rates: Stage,
     model: torch.nn.Module,
+    optimizers: list[torch.optim.Optimizer],
     examples: list[Example],
     steps: list[Step],
+    shares: list[float],
     pad_id: int,
     device: torch.device,
     start: tuple | None = None,
@@ -478,17 +535,18 @@ def train_stage(
 ) -> None:
     """One stage of PST (from 1; 0 is the base): `steps` over encoded `examples`.
 
-    `rates` holds the peak learning rates, `start` the checkpoint to go on from, as it was read.
-    Saves every `save_every` steps and at the end. On Ctrl-C (or before step `stop_at`, for tests)
-    saves and exits with 130.
+    `rates` holds the peak learning rates and `shares` each step's share of them; `start` is the
+    checkpoint to go on from, as it was read. Saves every `save_every` steps and at the end. On
+    Ctrl-C (or before step `stop_at`, for tests) saves and exits with 130.
     """
-    fsdp.shard_if_asked(config, model)
-    optimizers = make_optimizers(config, model, rates)
+    set_peaks(optimizers, rates)
     first, window = 0, empty_window()
     if start:
         weights, moments, state = start
         restore(model, optimizers, weights, moments, state)
         first, window = state["step"], state["window"]
+    if ranks.rank() == 0:
+        take_back_metrics(run, partial(comes_after, number=number, step=first))
     model.train()
     tokens = [step_tokens(examples, rows) for rows in steps]
     name = f"stage {number}" if number else "base"
@@ -504,16 +562,23 @@ def train_stage(
                 save(step, log.window)
                 log.say_stopped(step)
                 raise SystemExit(130)
-            share = lr_share(config, step, len(steps))
-            set_learning_rates(optimizers, share)
+            set_learning_rates(optimizers, shares[step])
             loss, _, loss_tokens = backward_step(config, model, rows, examples, pad_id, device)
             norm = apply_gradient(config, model, optimizers, loss, f"{name}, step {step}")
             log.add(loss, tokens[step], loss_tokens)
             last = step + 1 == len(steps)
             if (step + 1) % LOG_EVERY == 0 or last:
-                log.write(step + 1, share * rates.lr, norm)
+                log.write(step + 1, shares[step] * rates.lr, norm)
             if (step + 1) % config.pst.save_every == 0 or last:
                 save(step + 1, log.window)
+
+
+def comes_after(record: dict, number: int, step: int) -> bool:
+    """Whether a line of metrics.jsonl is of a step of PST (or the base) after `step` of a stage."""
+    if record.get("phase") != "pst" or "stage" not in record:
+        return False
+    same_folder = (record["stage"] > 0) == (number > 0)
+    return same_folder and (record["stage"], record["step"]) > (number, step)
 
 
 def estimate_seconds(
@@ -693,8 +758,11 @@ def train_base(
     steps = pack_steps(config, examples, list(range(len(examples))), rng)
     start = last_checkpoint(config, run / "base")
     rates = Stage(lr=BASE_LR)
-    pad_id = tokenizer.pad_token_id
-    train_stage(config, run, 0, rates, model, examples, steps, pad_id, device, start=start)
+    fsdp.shard_if_asked(config, model)
+    optimizers = make_optimizers(config, model, rates)
+    shares = lr_shares(config, [len(steps)], 0)
+    what = (examples, steps, shares, tokenizer.pad_token_id, device)
+    train_stage(config, run, 0, rates, model, optimizers, *what, start=start)
     return model
 
 
@@ -804,16 +872,25 @@ def train_stages(
     pad_id: int,
     device: torch.device,
 ) -> None:
-    """Train the stages from the last checkpoint on."""
+    """Train the stages from the last checkpoint on.
+
+    One curve of the learning rate goes over all of them, and the optimizers' moments go with it:
+    without a rise of its own a stage could not begin with none.
+    """
     examples = [*general, *visgen]
+    stages = config.pst.stages
     start = last_checkpoint(config, run / "pst", say=True)
-    for stage, rates in enumerate(config.pst.stages):
+    fsdp.shard_if_asked(config, model)
+    optimizers = make_optimizers(config, model, stages[0])
+    steps_of = [stage_steps(config, stage, visgen, general) for stage in range(len(stages))]
+    sizes = [len(steps) for steps in steps_of]
+    for stage, (rates, steps) in enumerate(zip(stages, steps_of)):
         number = stage + 1
         if start and start[2]["stage"] > number:
             continue
-        steps = stage_steps(config, stage, visgen, general)
         print(mix_of(config, stage, steps, visgen, general))
-        train_stage(config, run, number, rates, model, examples, steps, pad_id, device, start=start)
+        what = (examples, steps, lr_shares(config, sizes, stage), pad_id, device)
+        train_stage(config, run, number, rates, model, optimizers, *what, start=start)
         start = None
 
 
@@ -881,6 +958,7 @@ def main() -> None:
     if ranks.rank() > 0:
         return
     seconds = round(time.perf_counter() - began, 1)
+    take_back_metrics(run, lambda record: "general_exact_match" in record)
     append_metrics(run, {"phase": "pst", "general_exact_match": shares, "seconds": seconds})
     said = ", ".join(f"{kind} {share:.1%}" for kind, share in shares.items())
     print(f"general exact match, greedy: {said}")

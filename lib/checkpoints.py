@@ -86,8 +86,13 @@ def write_checkpoint(
     save_file(moments, draft / "optimizer.safetensors")
     state = dict(state, rng=random_states())
     (draft / "state.json").write_text(json.dumps(state))
-    shutil.rmtree(folder, ignore_errors=True)
+    # Renamed, not removed where it stands: a break in the middle would leave half of it.
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, old)
     os.rename(draft, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def random_states() -> dict:

@@ -12,7 +12,6 @@ import argparse
 import copy
 import difflib
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -26,21 +25,26 @@ from lib.runs import ROOT
 FORMS = ("plan*fine", "plan*(result+format)", "result+format", "plan+fine")
 
 
+# Upper limit of what is counted: more of anything than a run can hold. It catches slips.
+MANY = 10**9
+LEAST_RATE = 1e-12  # of learning; below it nothing moves
+
+
 def key(
     default: Any,
     meaning: str,
     one_of: tuple[str, ...] | None = None,
     at_least: float | None = None,
-    at_most: float = math.inf,
+    at_most: float | None = None,
 ) -> Any:
     """A config key: its default, its meaning, and which values it may have.
 
-    A key has the type of its default. A default list or dict is copied for each instance.
-    `at_most` is looked at only beside an `at_least`.
+    A key has the type of its default. A default list, dict or section is copied for each instance.
+    The limits of a dict are those of each of its numbers.
     """
     limits = {"one_of": one_of, "at_least": at_least, "at_most": at_most}
     return field(
-        default_factory=lambda: copy.copy(default),
+        default_factory=lambda: copy.deepcopy(default),
         metadata={"doc": meaning, **limits},
     )
 
@@ -52,9 +56,28 @@ def check_values(section) -> None:
         least, most = f.metadata["at_least"], f.metadata["at_most"]
         if one_of is not None and value not in one_of:
             raise ValueError(f"{f.name} is {value!r}; allowed: {', '.join(one_of)}")
-        if least is not None and not least <= value <= most:
-            upper = f" and at most {most}" if most < math.inf else ""
-            raise ValueError(f"{f.name} is {value!r}; it must be at least {least}{upper}")
+        if value == []:
+            raise ValueError(f"{f.name} is empty; it must hold at least one entry")
+        if least is None:
+            continue
+        numbers = {f.name: value}
+        if isinstance(value, dict):
+            numbers = {f"{f.name}.{name}": number for name, number in value.items()}
+        for name, number in numbers.items():
+            # Written so that NaN fails.
+            if not least <= number <= most:
+                raise ValueError(
+                    f"{name} is {number!r}; it must be at least {least:,} and at most {most:,}"
+                )
+        if not any(numbers.values()) and isinstance(value, dict):
+            raise ValueError(f"{f.name} are all 0; at least one must be above it")
+
+
+def check_config(config) -> None:
+    """`check_values` of the keys outside the sections, and of what only they refuse."""
+    if config.device == "mps":
+        raise ValueError("device is 'mps', which is not supported; set device=cpu")
+    check_values(config)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -71,18 +94,25 @@ class ModelConfig:
         "folder or hub name of a pretrained model; empty: a Qwen3 from scratch, with these sizes",
     )
     vocab_size: int = key(
-        1536, "byte-level BPE tokens, tags and control tokens included (from scratch only)"
+        1536,
+        "byte-level BPE tokens, tags and control tokens included (from scratch only)",
+        at_least=300,
+        at_most=10**6,
     )
-    hidden_size: int = key(160, "width (from scratch only)")
-    intermediate_size: int = key(480, "width inside the MLP (from scratch only)")
-    layers: int = key(4, "transformer blocks (from scratch only)")
-    heads: int = key(5, "query heads (from scratch only)")
-    kv_heads: int = key(5, "key/value heads (from scratch only)")
-    head_dim: int = key(32, "size of one head (from scratch only)")
+    hidden_size: int = key(160, "width (from scratch only)", at_least=1, at_most=10**5)
+    intermediate_size: int = key(
+        480, "width inside the MLP (from scratch only)", at_least=1, at_most=10**6
+    )
+    layers: int = key(4, "transformer blocks (from scratch only)", at_least=1, at_most=1000)
+    heads: int = key(5, "query heads (from scratch only)", at_least=1, at_most=1000)
+    kv_heads: int = key(5, "key/value heads (from scratch only)", at_least=1, at_most=1000)
+    head_dim: int = key(32, "size of one head (from scratch only)", at_least=2, at_most=1024)
     base_examples: int = key(
         0,
         "copying exercises that a policy from scratch is trained on first: they stand for the "
-        "pretrained model of the paper",
+        "pretrained model of the paper; 0: none, its weights stay random",
+        at_least=0,
+        at_most=MANY,
     )
     base_reading: int = key(
         0,
@@ -90,8 +120,9 @@ class ModelConfig:
         "In the wordings of all splits, with subjects, styles and combinations of training alone; "
         "never a plan or a call",
         at_least=0,
+        at_most=MANY,
     )
-    max_len: int = key(1536, "longest trajectory, tokens")
+    max_len: int = key(1536, "longest trajectory, tokens", at_least=64, at_most=10**7)
     template: str = key(
         "chatml",
         "chat template: chatml (SmolLM2 and policies from scratch) | qwen3 (Qwen3, Qwen3-VL: tools "
@@ -109,15 +140,17 @@ class ModelConfig:
     )
     attn: str = key(
         "auto",
-        "attention: auto | sdpa | flash_attention_2; auto is flash on CUDA where installed, else "
-        "sdpa",
+        "attention: auto | sdpa | flash_attention_2; auto: torch's kernels, each packed example by "
+        "itself; sdpa: a mask over the row; flash_attention_2: the package flash-attn, on CUDA",
         one_of=("auto", "sdpa", "flash_attention_2"),
     )
     gradient_checkpointing: bool = key(
         False, "recompute activations in the backward pass: less memory, for long trajectories"
     )
-    lora_rank: int = key(32, "LoRA rank; the paper gives none")
-    lora_alpha: int = key(64, "LoRA scale is lora_alpha / lora_rank; the paper gives none")
+    lora_rank: int = key(32, "LoRA rank; the paper gives none", at_least=1, at_most=4096)
+    lora_alpha: int = key(
+        64, "LoRA scale is lora_alpha / lora_rank; the paper gives none", at_least=1, at_most=10**5
+    )
 
     __post_init__ = check_values
 
@@ -130,12 +163,21 @@ class DataConfig:
     its 1M general examples.
     """
 
-    queries: int = key(1600, "task requests given to VisionAgent (paper: 20k)", at_least=1)
+    queries: int = key(
+        1600, "task requests given to VisionAgent (paper: 20k)", at_least=1, at_most=MANY
+    )
     min_reward: float = key(
-        0.9, "LtrReward below which a trajectory is dropped (paper: filter, threshold not given)"
+        0.9,
+        "LtrReward below which a trajectory is dropped (paper: filter, threshold not given); 0: "
+        "none is",
+        at_least=0,
+        at_most=1,
     )
     general: int = key(
-        12000, "examples that stand for the paper's General-1M; a stage takes a share of them"
+        12000,
+        "examples that stand for the paper's General-1M; a stage takes a share of them; 0: none",
+        at_least=0,
+        at_most=MANY,
     )
     general_source: str = key(
         "offline",
@@ -145,26 +187,39 @@ class DataConfig:
     general_kinds: dict = key(
         {"arithmetic": 1, "copy": 2, "instruction": 2, "function": 2, "reading": 0},
         "parts of the offline general mix, by weight; 0: left out",
+        at_least=0,
+        at_most=1000,
     )
-    general_heldout: int = key(192, "held-out general items, as many of each kind, exact match")
+    general_heldout: int = key(
+        192, "held-out general items, as many of each kind, exact match", at_least=1, at_most=MANY
+    )
     train_tasks: int = key(
         2000,
         "tasks that VRL takes from, in wordings that stand in no expert trajectory and in no "
         "held-out task",
+        at_least=1,
+        at_most=MANY,
     )
     heldout_tasks: int = key(
-        128, "held-out tasks: subjects, wordings and combinations that training never shows"
+        128,
+        "held-out tasks: subjects, wordings and combinations that training never shows",
+        at_least=1,
+        at_most=MANY,
     )
     per_type: int = key(
         0,
         "most trajectories of one task type; those with a plan that few have stay first; 0: all "
         "stay",
         at_least=0,
+        at_most=MANY,
     )
-    max_shots: int = key(3, "most shots of a video task")
-    max_images: int = key(6, "most images of an image task")
+    max_shots: int = key(3, "most shots of a video task", at_least=1, at_most=1000)
+    max_images: int = key(6, "most images of an image task", at_least=1, at_most=1000)
     max_steps: int = key(
-        24, "most steps of a task's expert plan (the paper's trajectories have 15 on average)"
+        24,
+        "most steps of a task's expert plan (the paper's trajectories have 15 on average)",
+        at_least=1,
+        at_most=1000,
     )
     long: bool = key(
         False,
@@ -194,18 +249,37 @@ class DataConfig:
 class Stage:
     """One SFT stage of PST (Sec. 4.2): D = D_gen(share) U repeat x D_vis."""
 
-    general: float = key(0.5, "share of `data.general`: the paper's 500K of 1M is 0.5, 200K is 0.2")
-    repeat: int = key(3, "lambda, repetitions of VisGenData (paper, Table 4: 3)")
-    lr: float = key(3e-3, "peak learning rate of AdamW; ours")
+    general: float = key(
+        0.5,
+        "share of `data.general`: the paper's 500K of 1M is 0.5, 200K is 0.2; 0: VisGenData alone",
+        at_least=0,
+        at_most=1,
+    )
+    repeat: int = key(
+        3,
+        "lambda, repetitions of VisGenData (paper, Table 4: 3); 0: the general mix alone",
+        at_least=0,
+        at_most=1000,
+    )
+    lr: float = key(
+        3e-3,
+        "peak learning rate of AdamW in this stage (`pst.warmup` has the curve); ours",
+        at_least=LEAST_RATE,
+        at_most=1,
+    )
     matrix_lr: float = key(
         0.02,
         "peak learning rate of Muon (`pst.optimizer: muon`); torch's form, scaled up for tall "
         "matrices; ours",
+        at_least=LEAST_RATE,
+        at_most=1,
     )
     tokens: int = key(
         0,
         "tokens to train on; 0: each example once (paper); more: the stage's mix is cycled, less: "
         "cut",
+        at_least=0,
+        at_most=10**13,
     )
     unit: str = key(
         "examples",
@@ -238,17 +312,31 @@ class PstConfig:
         "matrices inside the blocks, AdamW on the rest (see configs/tiny.yaml)",
         one_of=("adamw", "adamw8bit", "muon"),
     )
-    row_len: int = key(768, "tokens of a packed row; at least the longest example")
-    rows_per_step: int = key(4, "packed rows of one optimizer step, all ranks together")
-    micro_rows: int = key(4, "packed rows of one forward pass")
-    warmup: float = key(0.03, "share of the stage's steps with rising learning rate, at its start")
+    row_len: int = key(
+        768, "tokens of a packed row; at least the longest example", at_least=64, at_most=10**7
+    )
+    rows_per_step: int = key(
+        4, "packed rows of one optimizer step, all ranks together", at_least=1, at_most=10**5
+    )
+    micro_rows: int = key(4, "packed rows of one forward pass", at_least=1, at_most=10**5)
+    warmup: float = key(
+        0.03,
+        "share of all steps of PST with rising learning rate, at the start of its first stage; one "
+        "curve goes over all stages, and a stage's `lr` is its peak on it; 0: no rise",
+        at_least=0,
+        at_most=1,
+    )
     cooldown: float = key(
         0.3,
-        "share of the stage's steps with falling learning rate, at its end; between the two it "
-        "stays at its peak",
+        "share of all steps of PST with falling learning rate, at the end of its last stage; "
+        "between the two it stays at the stage's peak; 0: no fall",
+        at_least=0,
+        at_most=1,
     )
-    weight_decay: float = key(0.01, "of AdamW and Muon, on matrices only")
-    save_every: int = key(200, "steps between checkpoints")
+    weight_decay: float = key(
+        0.01, "of AdamW and Muon, on matrices only; 0: none", at_least=0, at_most=1
+    )
+    save_every: int = key(200, "steps between checkpoints", at_least=1, at_most=MANY)
     init_from: str = key(
         "", "a finished PST folder to take instead of training (ablations share one PST)"
     )
@@ -268,32 +356,46 @@ class VrlConfig:
         "pst: from the PST policy (RL1, RL2, RL4); base: from the model without PST (RL3)",
         one_of=("pst", "base"),
     )
-    steps: int = key(60, "optimizer phases, each on fresh rollouts")
-    tasks_per_step: int = key(24, "paper: 24 tasks", at_least=1)
-    group_size: int = key(4, "paper: 4 rollouts a task", at_least=1)
-    lr: float = key(1e-3, "peak learning rate of AdamW on the LoRA adapter, or on all weights")
+    steps: int = key(60, "optimizer phases, each on fresh rollouts", at_least=1, at_most=MANY)
+    tasks_per_step: int = key(24, "paper: 24 tasks", at_least=1, at_most=10**5)
+    group_size: int = key(4, "paper: 4 rollouts a task", at_least=2, at_most=10**4)
+    lr: float = key(
+        1e-3,
+        "peak learning rate of AdamW on the LoRA adapter, or on all weights",
+        at_least=LEAST_RATE,
+        at_most=1,
+    )
     norm_lr: float = key(
         0.0,
         "peak learning rate of the final norm beside the adapter; 0: it is not trained (vLLM takes "
         "no adapter with a norm)",
+        at_least=0,
+        at_most=1,
     )
     optimizer: str = key(
         "adamw",
         "adamw | adamw8bit (bitsandbytes: moments in 8 bits)",
         one_of=("adamw", "adamw8bit"),
     )
-    warmup: int = key(5, "steps of rising learning rate, at the start")
-    cooldown: int = key(
-        0, "steps of falling learning rate, at the end; between the two it stays at its peak"
+    warmup: int = key(
+        5, "steps of rising learning rate, at the start; 0: none", at_least=0, at_most=MANY
     )
-    weight_decay: float = key(0.0, "of AdamW")
-    max_grad_norm: float = key(1.0, "the gradient is clipped to this norm")
+    cooldown: int = key(
+        0,
+        "steps of falling learning rate, at the end; between the two it stays at its peak; 0: none",
+        at_least=0,
+        at_most=MANY,
+    )
+    weight_decay: float = key(0.0, "of AdamW; 0: none", at_least=0, at_most=1)
+    max_grad_norm: float = key(
+        1.0, "the gradient is clipped to this norm", at_least=1e-6, at_most=1e9
+    )
     tune: str = key("lora", "lora: train the adapter; full: all weights", one_of=("lora", "full"))
     minibatches: int = key(
-        1, "optimizer steps on one batch of rollouts; 1 is on-policy", at_least=1
+        1, "optimizer steps on one batch of rollouts; 1 is on-policy", at_least=1, at_most=1000
     )
     micro_tokens: int = key(
-        8192, "tokens of one forward pass of the update, padding included", at_least=1
+        8192, "tokens of one forward pass of the update, padding included", at_least=1, at_most=MANY
     )
     advantage: str = key(
         "mean_std",
@@ -308,23 +410,32 @@ class VrlConfig:
     ratio: str = key(
         "token", "token: 2402.03300; sequence: GSPO 2507.18071", one_of=("token", "sequence")
     )
-    clip_low: float = key(0.2, "the ratio is clipped below at 1 - clip_low")
+    clip_low: float = key(
+        0.2, "the ratio is clipped below at 1 - clip_low", at_least=1e-6, at_most=1
+    )
     clip_high: float = key(
-        0.2, "the ratio is clipped above at 1 + clip_high; 0.28 is DAPO's clip-higher"
+        0.2,
+        "the ratio is clipped above at 1 + clip_high; 0.28 is DAPO's clip-higher",
+        at_least=1e-6,
+        at_most=100,
     )
     kl_coef: float = key(
-        0.0, "KL to pi_pst in the loss (k3 estimate): Theorem 4.1's action bias; 0 is off"
+        0.0,
+        "KL to pi_pst in the loss (k3 estimate): Theorem 4.1's action bias; 0 is off",
+        at_least=0,
+        at_most=100,
     )
     tis_cap: float = key(
         2.0,
         "cap of the truncated importance weight of sampler against trainer; for rollout.engine "
         "vllm alone, since our own sampler computes what the trainer does; 0 is off",
         at_least=0,
+        at_most=1000,
     )
     mask_truncated: bool = key(
         False, "leave rollouts that hit a limit out of the loss (DAPO's overlong filter)"
     )
-    save_every: int = key(10, "steps between checkpoints", at_least=1)
+    save_every: int = key(10, "steps between checkpoints", at_least=1, at_most=MANY)
 
     __post_init__ = check_values
 
@@ -350,26 +461,32 @@ class RolloutConfig:
         one_of=("transformers", "vllm"),
     )
     gpu_memory: float = key(
-        0.4,
-        "vllm: share of a GPU's memory for its weights and KV cache",
-        at_least=0.01,
-        at_most=1,
+        0.4, "vllm: share of a GPU's memory for its weights and KV cache", at_least=0.01, at_most=1
     )
     max_turns: int = key(
-        12, "turns after which an episode without an answer is cut off", at_least=1
+        12, "turns after which an episode without an answer is cut off", at_least=1, at_most=MANY
     )
     failure_scale: float = key(
-        1.0, "multiplies every failure rate of tools.yaml; 0 switches failures off", at_least=0
+        1.0,
+        "multiplies every failure rate of tools.yaml; 0 switches failures off",
+        at_least=0,
+        at_most=1000,
     )
     temperature: float = key(
-        1.0, "of training rollouts, which come from the full softmax: no top-p, top-k or min-p"
+        1.0,
+        "of training rollouts, which come from the full softmax: no top-p, top-k or min-p; above 0",
+        at_least=0,
+        at_most=100,
     )
     max_turn_tokens: int = key(
-        448, "tokens after which an unfinished turn ends the episode as max_tokens"
+        448,
+        "tokens after which an unfinished turn ends the episode as max_tokens",
+        at_least=1,
+        at_most=10**7,
     )
     fidelity: float = key(
         1.0,
-        "C_tool of the simulator: 1 - fidelity of the calls deviate from the real service",
+        "C_tool of the simulator: 1 - fidelity of the calls deviate from the real service; 0: all",
         at_least=0,
         at_most=1,
     )
@@ -395,7 +512,9 @@ class RewardConfig:
     )
     weights: dict = key(
         {"tool": 1.0, "format": 1.0, "result": 1.0, "traj": 1.0, "cons": 1.0},
-        "of R_fine's parts; equal, as in VisionCreator-R1",
+        "of R_fine's parts; equal, as in VisionCreator-R1; 0: left out",
+        at_least=0,
+        at_most=1000,
     )
     facet_weights: dict = key(
         {
@@ -405,20 +524,35 @@ class RewardConfig:
             "atomicity": 1.0,
             "optimality": 1.0,
         },
-        "of R_plan's facets; the binary one counts double, since the rest is idle without it",
+        "of R_plan's facets; the binary one counts double, since the rest is idle without it; 0: "
+        "left out",
+        at_least=0,
+        at_most=1000,
     )
     duration_tolerance: float = key(
-        0.05, "relative; a 4 s step between clip lengths never passes, a cut frame always does"
+        0.05,
+        "relative; a 4 s step between clip lengths never passes, a cut frame always does; 0: no "
+        "tolerance",
+        at_least=0,
+        at_most=1,
     )
     size_tolerance: float = key(
-        0.05, "relative, on the short side of 720p and 1080p; Kling's 1904x1088 passes"
+        0.05,
+        "relative, on the short side of 720p and 1080p; Kling's 1904x1088 passes; 0: none",
+        at_least=0,
+        at_most=1,
     )
     aspect_tolerance: float = key(
-        0.05, "relative; 1344x768 passes as 16:9 (1.6 % off), 1344x704 does not (7.4 %)"
+        0.05,
+        "relative; 1344x768 passes as 16:9 (1.6 % off), 1344x704 does not (7.4 %); 0: none",
+        at_least=0,
+        at_most=1,
     )
     long_plan: float = key(
         2.0,
         "times the steps of the shortest expert plan; a longer plan is scaled down by its length",
+        at_least=1,
+        at_most=1000,
     )
 
     __post_init__ = check_values
@@ -441,33 +575,49 @@ class LlmConfig:
     key_env: str = key(
         "LLM_API_KEY", "environment variable with the API key; a local server needs none"
     )
-    timeout_s: float = key(120.0, "for a whole request, from its start to the last byte")
+    timeout_s: float = key(
+        120.0, "for a whole request, from its start to the last byte", at_least=0.001, at_most=10**6
+    )
     tries: int = key(
         5,
         "requests for one verdict or turn: the next one after a timeout, 408, 409, 429, 5xx or an "
         "unreadable reply",
         at_least=1,
+        at_most=1000,
     )
     backoff_s: float = key(
         1.0,
         "wait before the second try, doubled before each later one; a longer Retry-After of the "
-        "server's is kept to",
+        "server's is kept to; 0: no wait",
+        at_least=0,
+        at_most=3600,
     )
-    concurrency: int = key(32, "verdicts or tasks at once, a request each", at_least=1)
+    concurrency: int = key(
+        32, "verdicts or tasks at once, a request each", at_least=1, at_most=10**4
+    )
     temperature: float = key(
-        0.7, "of VisionAgent's turns; the judge and the grader are greedy", at_least=0, at_most=2
+        0.7,
+        "of VisionAgent's turns; the judge and the grader are greedy; 0: greedy too",
+        at_least=0,
+        at_most=2,
     )
     max_tokens: int = key(
-        4096, "of one verdict or turn, the thoughts of a reasoning model included", at_least=1
+        4096,
+        "of one verdict or turn, the thoughts of a reasoning model included",
+        at_least=1,
+        at_most=10**7,
     )
     max_run_tokens: int = key(
         100_000_000,
         "cap on cost: tokens, in and out, of one process; above it no request is sent and the run "
         "stops. Seen: 12,231 to judge four trajectories",
+        at_least=1,
+        at_most=10**13,
     )
     max_failures: float = key(
         0.05,
-        "share of verdicts or tasks that may fail; above it the run stops, once 20 were asked for",
+        "share of verdicts or tasks that may fail; above it the run stops, once 20 were asked for; "
+        "0: none may",
         at_least=0,
         at_most=1,
     )
@@ -475,8 +625,11 @@ class LlmConfig:
         0.0,
         "US$ per million tokens read; with price_out also 0, the cost counts as not known",
         at_least=0,
+        at_most=10**6,
     )
-    price_out: float = key(0.0, "US$ per million tokens written", at_least=0)
+    price_out: float = key(
+        0.0, "US$ per million tokens written; 0: see price_in", at_least=0, at_most=10**6
+    )
     cache: str = key(
         "runs/.llm",
         "folder of replies, a file a request: what was asked before costs nothing (no run can have "
@@ -490,7 +643,9 @@ class LlmConfig:
 class BenchConfig:
     """Evaluation on held-out tasks, and VisGenBench (Sec. 5.1). All defaults are ours."""
 
-    tasks: int = key(128, "held-out tasks measured (at most data.heldout_tasks)")
+    tasks: int = key(
+        128, "held-out tasks measured (at most data.heldout_tasks)", at_least=1, at_most=MANY
+    )
     sampled: bool = key(True, "also measure at temperature 1 beside greedy decoding")
     grader: str = key(
         "structural",
@@ -504,15 +659,23 @@ class BenchConfig:
         "stand as graded",
     )
 
+    __post_init__ = check_values
+
 
 @dataclass(frozen=True)
 class Config:
     """One experiment: the keys of the run, and the sections."""
 
     name: str = key("", "run folder under runs/; empty: the config file's name")
-    seed: int = key(0, "everything random derives from it")
-    threads: int = key(0, "torch CPU threads; 0: leave torch's choice")
-    device: str = key("auto", "auto | cpu | cuda")
+    seed: int = key(
+        0, "everything random derives from it; 0 is as good as any", at_least=0, at_most=2**32 - 1
+    )
+    threads: int = key(0, "torch CPU threads; 0: leave torch's choice", at_least=0, at_most=1024)
+    device: str = key(
+        "auto",
+        "auto | cpu | cuda; auto is cuda where torch sees a GPU",
+        one_of=("auto", "cpu", "cuda"),
+    )
     model: ModelConfig = key(ModelConfig(), "the policy; defaults are ours")
     data: DataConfig = key(
         DataConfig(), "VisGenData (Sec. 3) and the general mix (Table 7); defaults are ours"
@@ -537,10 +700,26 @@ class Config:
         BenchConfig(), "held-out tasks and VisGenBench (Sec. 5.1); defaults are ours"
     )
 
+    __post_init__ = check_config
+
 
 def check_experiment(config: Config) -> None:
     """SystemExit for keys that each may have their value, but not together."""
     vrl, rollout = config.vrl, config.rollout
+    check_sizes(config.model)
+    for number, stage in enumerate(config.pst.stages):
+        if not stage.general and not stage.repeat:
+            raise SystemExit(
+                f"error: pst.stages[{number}] has general 0 and repeat 0, so nothing to train on; "
+                "raise one of them"
+            )
+    of_every_episode = ("tool", "format", "result", "traj")
+    if not any(config.reward.weights[part] for part in of_every_episode):
+        raise SystemExit(
+            "error: reward.weights has nothing above 0 but cons, which only some requests have; "
+            f"raise one of {', '.join(of_every_episode)}"
+        )
+    check_bfloat16(config)
     if vrl.tune == "full" and vrl.kl_coef:
         raise SystemExit(
             "error: vrl.kl_coef needs the adapter (pi_pst is the policy with the adapter off); "
@@ -561,6 +740,40 @@ def check_experiment(config: Config) -> None:
             f"error: rollout.temperature is {rollout.temperature}; training samples, so it must be "
             "above 0"
         )
+
+
+def check_sizes(model: ModelConfig) -> None:
+    """SystemExit for sizes of a policy from scratch that make no model."""
+    if model.path:
+        return
+    if model.heads % model.kv_heads:
+        raise SystemExit(
+            f"error: model.heads is {model.heads} and model.kv_heads {model.kv_heads}; as many "
+            "query heads must share each key head"
+        )
+    if model.head_dim % 2:
+        raise SystemExit(
+            f"error: model.head_dim is {model.head_dim}; rotary positions take its numbers in "
+            "pairs, so it must be even"
+        )
+
+
+def check_bfloat16(config: Config) -> None:
+    """SystemExit where all weights would be trained in bfloat16.
+
+    It has 8 bits of a number: a step of a usual rate is rounded away, and nothing moves. (What
+    stands beside a frozen base, adapter and final norm, is float32 in any case.)
+    """
+    trains_all = {
+        "pst": config.pst.tune == "full" and not config.pst.init_from,
+        "vrl": config.vrl.tune == "full",
+    }
+    for phase, in_full in trains_all.items():
+        if in_full and config.model.dtype == "bfloat16":
+            raise SystemExit(
+                f"error: {phase}.tune=full with model.dtype=bfloat16 rounds most steps away; set "
+                f"model.dtype=float32 (model.autocast computes in bfloat16) or {phase}.tune=lora"
+            )
 
 
 # --------------------------------------------------------------------------------------------------

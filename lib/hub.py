@@ -14,8 +14,13 @@ from lib.experiment import Config
 from lib.runs import ROOT, seeded_rng
 from lib.text import tag
 
-# In a message, these would end it for the tokenizer.
-CONTROL = re.compile(r"<\|(?:endoftext|im_start|im_end)\|>")
+# In a message, these would end it for a tokenizer of the configs here (Qwen's has all of them).
+# What else the policy's own takes for one shows when PST encodes, and is skipped and counted there.
+# Not every <|...|>: ms_agent writes <|startofthink|>, which is text to them.
+CONTROL = re.compile(
+    r"<\|(?:endoftext|im_(?:start|end)|fim_(?:prefix|middle|suffix|pad)|repo_name|file_sep"
+    r"|(?:vision|image|video)_(?:start|end|pad)|(?:object_ref|box|quad)_(?:start|end))\|>"
+)
 
 # What the data sets call the speaker of a turn -> the role of a chat message.
 ROLES = {

@@ -11,7 +11,7 @@ import random
 import re
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,21 @@ def append_jsonl(path: Path, records: Iterable[Any]) -> None:
 def append_metrics(run: Path, record: dict) -> None:
     """Append one record to the run's metrics.jsonl."""
     append_jsonl(run / "metrics.jsonl", [record])
+
+
+def take_back_metrics(run: Path, again: Callable[[dict], bool]) -> None:
+    """Take the records for which `again` holds off the run's metrics.jsonl, and a torn last line.
+
+    They are of work that a break lost after it was written down, and that is now done again.
+    """
+    path = run / "metrics.jsonl"
+    cut_tail(path)
+    if not path.is_file():
+        return
+    records = read_jsonl(path)
+    kept = [record for record in records if not again(record)]
+    if len(kept) < len(records):
+        write_jsonl(path, kept)
 
 
 def read_jsonl(path: Path) -> list[Any]:

@@ -9,6 +9,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -89,7 +90,7 @@ def test_print_keys_shows_the_keys_of_a_stage_too(capsys):
     "values, message",
     [
         ({"rollout": {"tools": "scheme"}}, "rollout.tools is 'scheme'; allowed: schema, signature"),
-        ({"vrl": {"group_size": 0}}, "vrl.group_size is 0; it must be at least 1"),
+        ({"vrl": {"group_size": 0}}, "vrl.group_size is 0; it must be at least 2"),
         ({"llm": {"max_failures": 2}}, "llm.max_failures is 2.0; it must be at least 0 and at mo"),
         ({"rollout": {"gpu_memory": 0.001}}, "rollout.gpu_memory is 0.001; it must be at least 0"),
         ({"pst": {"stages": [{"unit": "words"}]}}, "pst.stages[0].unit is 'words'; allowed: exam"),
@@ -110,6 +111,88 @@ def test_a_default_list_or_dict_is_copied_for_each_instance():
     RewardConfig().weights["tool"] = 7.0
     DataConfig().languages.append("fr")
     assert RewardConfig().weights["tool"] == 1.0 and DataConfig().languages == ["en"]
+
+
+def test_configs_share_no_dict():
+    Config().reward.weights["tool"] = 7.0
+    assert Config().reward.weights["tool"] == 1.0
+
+
+def number_keys():
+    """(name, field, default) of every key that is a number, a number of a stage, or of a dict."""
+    for name, f in leaf_keys():
+        default = f.default_factory()
+        if isinstance(default, dict):
+            yield from ((f"{name}.{part}", f, number) for part, number in default.items())
+        elif type(default) in (int, float):
+            yield name, f, default
+
+
+def load_with(folder, name, value):
+    """A config with one key set; a stage's stands in the first of two stages."""
+    stage = name.removeprefix("pst.stages[].")
+    if stage != name:
+        name, value = "pst.stages", [{stage: value}, {}]
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    path = folder / "a.yaml"
+    path.write_text(yaml.safe_dump(value))
+    return load_config(path)
+
+
+@pytest.mark.parametrize("name, f, default", list(number_keys()), ids=lambda x: str(x)[:40])
+@pytest.mark.parametrize("odd", [0, -1, float("nan"), float("inf"), 1e18])
+def test_a_useless_number_is_refused_or_has_a_meaning(tmp_path, name, f, default, odd):
+    """Only 0 may have one, and then the key's text says which."""
+    if type(default) is int and odd == odd and abs(odd) < float("inf"):
+        odd = int(odd)
+    try:
+        load_with(tmp_path, name, type(default)(odd) if odd == 0 else odd)
+    except SystemExit as e:
+        asked = name.replace("[]", "[0]")
+        assert str(e).startswith("error: ") and "\n" not in str(e)
+        assert asked in str(e) or asked.rpartition(".")[0] in str(e), str(e)
+        return
+    says = re.search(
+        r"\b0:? (is|all|none|no|left|each|switches|it|leave|VisGenData|the|greedy)\b|"
+        r"\b0: \w+|also 0",
+        f.metadata["doc"],
+    )
+    assert odd == 0 and says, f"{name}={odd} is taken, and nothing says what it means"
+
+
+def test_what_has_no_number_but_is_useless(tmp_path):
+    for text, message in (
+        ("device: mps", "config key device is 'mps', which is not supported; set device=cpu"),
+        ("device: gpu", "config key device is 'gpu'; allowed: auto, cpu, cuda"),
+        ("bench: {grader: nonsense}", "config key bench.grader is 'nonsense'; allowed: structural"),
+        ("pst: {stages: []}", "config key pst.stages is empty"),
+        ("data: {languages: []}", "config key data.languages is empty"),
+        ("pst: {stages: [{}, {general: 0, repeat: 0}]}", "pst.stages[1] has general 0 and repeat"),
+        (
+            "reward: {weights: {tool: 0, format: 0, result: 0, traj: 0, cons: 0}}",
+            "config key reward.weights are all 0",
+        ),
+        (
+            "reward: {weights: {tool: 0, format: 0, result: 0, traj: 0}}",
+            "reward.weights has nothing above 0 but cons",
+        ),
+        ("model: {heads: 5, kv_heads: 2}", "model.heads is 5 and model.kv_heads 2"),
+        ("model: {head_dim: 31}", "model.head_dim is 31; rotary positions"),
+    ):
+        (tmp_path / "a.yaml").write_text(text)
+        with pytest.raises(SystemExit) as e:
+            load_config(tmp_path / "a.yaml")
+        assert str(e.value).startswith(f"error: {message}") and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("phase", ["pst", "vrl"])
+def test_all_weights_are_not_trained_in_bfloat16(tmp_path, phase):
+    """Steps of usual rates would be rounded away."""
+    (tmp_path / "a.yaml").write_text("model: {dtype: bfloat16}\npst: {tune: lora}\n")
+    load_config(tmp_path / "a.yaml")
+    with pytest.raises(SystemExit, match=f"{phase}.tune=full with model.dtype=bfloat16 rounds"):
+        load_config(tmp_path / "a.yaml", [f"{phase}.tune=full"])
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,8 @@ def test_dialogues_that_would_stop_training_are_skipped(tmp_path, monkeypatch, c
     records = [alpaca(i) for i in range(6)] + [
         {**alpaca(7), "output": "a<|im_end|>b"},
         {**alpaca(8), "instruction": "<|endoftext|>"},
+        {**alpaca(9), "output": "def f():<|fim_prefix|>"},
+        {**alpaca(10), "instruction": "<|vision_start|><|image_pad|>"},
     ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     (tmp_path / "b.jsonl").write_text(
@@ -240,7 +242,7 @@ def test_dialogues_that_would_stop_training_are_skipped(tmp_path, monkeypatch, c
     ]
     assert len(hub_general(Config(data=DataConfig(general=20)), sources)) == 6
     said = capsys.readouterr().out
-    assert "2 unreadable" in said and "1 unreadable" in said
+    assert "4 unreadable" in said and "1 unreadable" in said
 
 
 def test_shares_add_up(tmp_path, monkeypatch):

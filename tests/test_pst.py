@@ -564,6 +564,37 @@ def test_record_longer_than_a_row_is_named(tokenizer):
         )
 
 
+def test_strangers_records_that_cannot_be_trained_on_are_skipped_and_counted(tokenizer, capsys):
+    """A control token and a long record of the general part end no run; our own data do."""
+    answer = {"role": "assistant", "content": "ok"}
+    records = [
+        {"messages": [USER, answer]},
+        {"messages": [USER, {**answer, "content": "a<|im_end|>b"}]},
+        {"messages": [USER, {**answer, "content": "word " * 200}]},
+        {"messages": [USER]},
+    ]
+    kept = P.encode_records(tokenizer, records, 60, "general.jsonl", skips=True)
+    assert kept == P.encode_records(tokenizer, records[:1], 60, "general.jsonl")
+    said = capsys.readouterr().out
+    assert "3 of 4 records skipped (2 cannot be encoded, 1 longer than a row)" in said
+    assert "general.jsonl, record 1: the agent's turn holds 2 control tokens" in said
+    for bad in records[1:]:
+        with pytest.raises(SystemExit, match="visgen.jsonl, record 0"):
+            P.encode_records(tokenizer, [bad], 60, "visgen.jsonl")
+        with pytest.raises(SystemExit, match="no record of general.jsonl can be trained on"):
+            P.encode_records(tokenizer, [bad], 60, "general.jsonl", skips=True)
+
+
+def test_a_run_goes_on_without_a_bad_general_record(run, tmp_path, monkeypatch, capsys):
+    there = copy_run(run, tmp_path / "run", monkeypatch)
+    path = there / "data" / "general.jsonl"
+    bad = {"messages": [USER, {"role": "assistant", "content": "<|im_start|>"}], "tools": None}
+    with open(path, "a") as file:
+        file.write(json.dumps(bad) + "\n")
+    P.train_pst(tiny_config(stages=[Stage(0.2, 1)]), there)
+    assert "general.jsonl: 1 of 21 records skipped" in capsys.readouterr().out
+
+
 # --- training, checkpoints ------------------------------------------------------------------------
 
 
@@ -724,6 +755,98 @@ def test_learning_rate():
     assert rates[0] == pytest.approx(0.1) and rates[9:70] == [1.0] * 61 and rates[70] < 1
     assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] == pytest.approx(0.05)
     assert P.lr_share(config, 0, 1) == pytest.approx(0.05)
+
+
+def test_no_cooldown_is_no_fall():
+    config = tiny_config(warmup=0.0, cooldown=0.0)
+    assert [P.lr_share(config, s, 10) for s in range(10)] == [1.0] * 10
+
+
+def test_one_curve_goes_over_all_stages(run, tmp_path, monkeypatch):
+    """One rise, one fall; a stage's lr is its peak on it."""
+    stages = [Stage(0.5, 5, lr=0.01), Stage(0.2, 5, lr=0.002), Stage(0.2, 5, lr=0.002)]
+    config = tiny_config(stages=stages, warmup=0.2, cooldown=0.4)
+    monkeypatch.setattr(P, "LOG_EVERY", 1)
+    there = copy_run(run, tmp_path / "run", monkeypatch)
+    P.train_pst(config, there)
+    lines = metrics(there)
+    shares = [line["lr"] / stages[stage - 1].lr for (stage, _), line in sorted(lines.items())]
+    n = len(shares)
+    assert n > 8 and len({stage for stage, _ in lines}) == 3
+    assert shares == pytest.approx([P.lr_share(config, step, n) for step in range(n)])
+    top = [i for i, share in enumerate(shares) if share == pytest.approx(1.0)]
+    assert top == list(range(top[0], top[-1] + 1)) and 0 < top[0] and top[-1] < n - 1
+    # Stages may be cut anywhere: a step's share depends on the steps of all stages and its place.
+    assert P.lr_shares(config, [3, 5, 2], 1) == [P.lr_share(config, s, 10) for s in range(3, 8)]
+    assert P.lr_shares(config, [10], 0) == [P.lr_share(config, s, 10) for s in range(10)]
+
+
+def test_the_moments_go_on_from_stage_to_stage(run, tmp_path, monkeypatch):
+    from safetensors.torch import load_file
+
+    config = tiny_config(stages=[Stage(0.5, 5), Stage(0.2, 5)], optimizer="muon")
+    there = copy_run(run, tmp_path / "run", monkeypatch)
+    P.train_pst(config, there)
+    last = checkpoints.list_checkpoints(there / "pst")[-1]
+    moments = load_file(last / "optimizer.safetensors")
+    counted = {int(value) for name, value in moments.items() if name.endswith(".step")}
+    assert counted == {sum(max(s for g, s in metrics(there) if g == stage) for stage in (1, 2))}
+
+
+def test_lines_of_lost_work_are_taken_back(run, tmp_path, monkeypatch):
+    """A run killed after a line was written, before its step was saved, and inside a line."""
+    config = tiny_config(stages=[Stage(0.5, 5), Stage(0.2, 5)])
+    monkeypatch.setattr(P, "LOG_EVERY", 1)
+    straight = copy_run(run, tmp_path / "straight", monkeypatch)
+    P.train_pst(config, straight)
+    there = copy_run(run, tmp_path / "run", monkeypatch)
+    backward, calls = P.backward_step, []
+
+    def killed(*arguments):
+        calls.append(1)
+        if len(calls) == 6:  # the first is the pass that measures speed: four steps, saved at 3
+            raise KeyboardInterrupt
+        return backward(*arguments)
+
+    monkeypatch.setattr(P, "backward_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        P.train_pst(config, there)
+    path = there / "metrics.jsonl"
+    assert len(path.read_text().splitlines()) == 4
+    with open(path, "a") as file:
+        file.write('{"phase": "eval", "step": 0}\n{"phase": "pst", "sta')
+    P.train_pst(config, there)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines.pop(3) == {"phase": "eval", "step": 0}
+    whole = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
+    for line in lines + whole:
+        del line["tok_s"]
+    assert lines == whole
+
+
+def test_a_break_while_a_checkpoint_is_replaced_leaves_the_old_one(tmp_path, policy, monkeypatch):
+    """Under its own name a folder is never half there."""
+    import shutil
+
+    folder = tmp_path / "stage-1-step-5"
+    state = {
+        "stage": 1,
+        "step": 5,
+        "window": {},
+        "config": checkpoints.config_digest(tiny_config()),
+    }
+    optimizers = P.make_optimizers(tiny_config(), policy, Stage())
+    checkpoints.save_checkpoint(folder, policy, optimizers, state)
+    remove = shutil.rmtree
+
+    def broken_off(path, **settings):
+        assert path != folder
+        remove(path, **settings)
+
+    monkeypatch.setattr(shutil, "rmtree", broken_off)
+    checkpoints.save_checkpoint(folder, policy, optimizers, {**state, "step": 6})
+    assert checkpoints.read_checkpoint(tiny_config(), folder)[2]["step"] == 6
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
 def test_muon_takes_the_matrices_of_the_blocks(policy):
