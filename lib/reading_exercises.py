@@ -9,7 +9,7 @@ exercise shows.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from lib import ranks
@@ -113,6 +113,19 @@ def mark(c: dict, said: str) -> list[tuple[str, bool]]:
         ("extra", any(fact not in wanted for fact in stated)),
         *((kind, all(rights)) for kind, rights in by_kind.items()),
     ]
+
+
+def reading_rows(figures: dict) -> Iterator[tuple[str, float]]:
+    """(label, share) of an evaluation's `reading`, if it has one, as rows of a table.
+
+    Facts of each split; of the held-out one the subject and each kind of wish as well.
+    """
+    for split, shares in figures.get("reading", {}).items():
+        yield f"reads facts, {split}", shares["facts"]
+        if split == "heldout":
+            yield "  subject", shares["subject"]
+            for kind, share in shares["kinds"].items():
+                yield f"  {kind}", share
 
 
 def reading_line(reading: dict) -> str:

@@ -9,8 +9,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from bench import print_table  # noqa: E402
 from lib import reading_exercises as R  # noqa: E402
 from lib.experiment import Config, DataConfig, load_config  # noqa: E402
+from lib.figures import print_before_after  # noqa: E402
 from lib.general import make_general  # noqa: E402
 from lib.reading import NO_CONSTRAINTS, facts_of, read_request  # noqa: E402
 from lib.runs import seeded_rng  # noqa: E402
@@ -202,6 +204,25 @@ def test_an_answer_of_another_form_is_wrong(said):
     c = {**NO_CONSTRAINTS, "images": 2, "subject": "a cat"}
     marks = dict(R.mark(c, said))
     assert not marks["facts"] and not marks["subject"] and not marks["amount"]
+
+
+def test_tables_show_it(capsys):
+    shares = {"facts": 0.25, "subject": 0.5, "extra": 0.0, "kinds": {"music": 0.75}}
+    figures = {"general": {"general": 1.0}, "reading": {"visgen": shares, "heldout": shares}}
+    better = {**shares, "facts": 0.625}
+    print_before_after(figures, {**figures, "reading": {"visgen": better, "heldout": better}})
+    after_vrl = capsys.readouterr().out
+    assert re.search(r"reads facts, heldout +0.250 +0.625\n  subject +0.500 +0.500", after_vrl)
+    assert re.search(r"  music +0.750 +0.750", after_vrl)
+
+    measured = {**figures, "n": 2, "seed": 0, "from": "pst"}
+    print_table([{"pst": measured}])
+    assert re.search(r"reads facts, visgen +0.250", capsys.readouterr().out)
+    # Beside a run whose policy was never shown reading, the rows of both remain.
+    without = {name: value for name, value in measured.items() if name != "reading"}
+    print_table([{"pst": measured}, {"pst": without}])
+    both = capsys.readouterr().out
+    assert "reads facts" not in both and "exact match  general" in both
 
 
 def test_measured_where_it_is_shown():
