@@ -118,7 +118,7 @@ class ModelConfig:
         0,
         "reading exercises after them (lib/reading_exercises.py): what does this request ask for? "
         "In the wordings of all splits, with subjects, styles and combinations of training alone; "
-        "never a plan or a call",
+        "never a plan or a call; 0: none",
         at_least=0,
         at_most=MANY,
     )
