@@ -59,8 +59,6 @@ def task_types(config: DataConfig) -> list[tuple[str, str]]:
                 f"error: config key `data.scenarios` holds {name!r}; allowed: all alone, or some "
                 f"of {', '.join(sorted(names))}"
             )
-    if not config.scenarios:
-        raise SystemExit("error: config key `data.scenarios` is empty; [all] is every task type")
     return [(name, language) for name, language in every if name in config.scenarios]
 
 
