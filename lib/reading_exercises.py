@@ -101,18 +101,23 @@ def reading_accuracy(
 def mark(c: dict, said: str) -> list[tuple[str, bool]]:
     """(what, whether it is right) of an answer about a request with constraints `c`."""
     facts, _, subject = said.strip().removeprefix(":").partition(SUBJECT)
-    stated = [fact.strip() for fact in facts.split(",")]
+    stated = pieces(facts)
     asked = named_facts(c)
-    wanted = [fact for _, fact in asked]
+    wanted = [piece for _, fact in asked for piece in pieces(fact)]
     by_kind = defaultdict(list)
     for kind, fact in asked:
-        by_kind[kind].append(fact in stated)
+        by_kind[kind].append(all(piece in stated for piece in pieces(fact)))
     return [
         ("facts", sorted(stated) == sorted(wanted)),
         ("subject", subject.strip() == c["subject"]),
         ("extra", any(fact not in wanted for fact in stated)),
         *((kind, all(rights)) for kind, rights in by_kind.items()),
     ]
+
+
+def pieces(facts: str) -> list[str]:
+    """What stands between the commas of facts, some of which hold commas themselves."""
+    return [piece.strip() for piece in facts.split(",")]
 
 
 def reading_rows(figures: dict) -> Iterator[tuple[str, float]]:
