@@ -57,10 +57,11 @@ from lib.reading_exercises import reading_accuracy, reading_line, reading_tasks,
 from lib.runs import (
     StopSwitch,
     append_metrics,
+    cut_tail,
+    drop_metrics,
     open_run,
     read_jsonl,
     seeded_rng,
-    take_back_metrics,
 )
 from lib.tokens import encode_trajectory, finished_policy, load_tokenizer
 from lib.vision import pictures_of, show_pictures
@@ -546,7 +547,9 @@ def train_stage(
         restore(model, optimizers, weights, moments, state)
         first, window = state["step"], state["window"]
     if ranks.rank() == 0:
-        take_back_metrics(run, partial(comes_after, number=number, step=first))
+        # Lines of steps that a break lost and that are done again, and a line that it tore.
+        cut_tail(run / "metrics.jsonl")
+        drop_metrics(run, partial(comes_after, number=number, step=first))
     model.train()
     tokens = [step_tokens(examples, rows) for rows in steps]
     name = f"stage {number}" if number else "base"
@@ -958,7 +961,8 @@ def main() -> None:
     if ranks.rank() > 0:
         return
     seconds = round(time.perf_counter() - began, 1)
-    take_back_metrics(run, lambda record: "general_exact_match" in record)
+    cut_tail(run / "metrics.jsonl")
+    drop_metrics(run, lambda record: "general_exact_match" in record)
     append_metrics(run, {"phase": "pst", "general_exact_match": shares, "seconds": seconds})
     said = ", ".join(f"{kind} {share:.1%}" for kind, share in shares.items())
     print(f"general exact match, greedy: {said}")

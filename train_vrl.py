@@ -48,7 +48,17 @@ from lib.figures import plot_curve, print_before_after, write_trajectory
 from lib.policy import add_lora, load_policy, set_up, token_logprobs, use_autocast
 from lib.quantize import adamw, wants_nf4
 from lib.rollout import Rollout
-from lib.runs import ROOT, StopSwitch, append_metrics, open_run, read_jsonl, seeded_rng, write_jsonl
+from lib.runs import (
+    ROOT,
+    StopSwitch,
+    append_metrics,
+    cut_tail,
+    drop_metrics,
+    open_run,
+    read_jsonl,
+    seeded_rng,
+    write_jsonl,
+)
 from lib.tokens import load_tokenizer
 from lib.vllm_engine import VllmEngine
 from make_data import ensure_data
@@ -496,14 +506,20 @@ def make_optimizer(policy: torch.nn.Module, v: VrlConfig) -> torch.optim.Optimiz
 def resume(
     config: Config, run: Path, policy: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> int:
-    """Restore the last checkpoint, if there is one; returns how many steps are done."""
+    """Restore the last checkpoint, if there is one; returns how many steps are done.
+
+    Lines of metrics.jsonl of later steps go: those steps are done again.
+    """
     saved = list_checkpoints(run / "vrl")
-    if not saved:
-        return 0
-    weights, moments, state = read_checkpoint(config, saved[-1])
-    restore(policy, [optimizer], weights, moments, state)
-    print(f"continuing from {saved[-1]}")
-    return state["step"]
+    done = 0
+    if saved:
+        weights, moments, state = read_checkpoint(config, saved[-1])
+        restore(policy, [optimizer], weights, moments, state)
+        print(f"continuing from {saved[-1]}")
+        done = state["step"]
+    if ranks.rank() == 0:
+        drop_metrics(run, lambda m: m["phase"] == "vrl" and m["step"] > done)
+    return done
 
 
 def step_tasks(tasks: list[dict], config: Config, step: int) -> list[dict]:
@@ -644,6 +660,8 @@ def main() -> None:
     config, _ = command_line(__doc__)
     began = time.time()
     run = ranks.first(lambda: open_run(config))
+    if ranks.rank() == 0:
+        cut_tail(run / "metrics.jsonl")
     quantize = wants_nf4(config, "vrl")
     device = set_up(config)
     ranks.first(lambda: ensure_data(config, run))
@@ -738,6 +756,8 @@ def measure(
     progress = "held-out after VRL" if step else "held-out before VRL"
     figures, rollouts = evaluate(sampler, tokenizer, heldout, config, run, progress)
     if ranks.rank() == 0:
+        # What was measured before on other tasks has no place beside it.
+        drop_metrics(run, lambda m: m["phase"] == "eval" and m["step"] == step)
         append_metrics(run, {"phase": "eval", "step": step, **figures})
     best = max(rollouts, key=lambda r: (r.reward, len(r.trajectory["calls"])))
     return {**figures, "example": best.trajectory}

@@ -83,6 +83,7 @@ def write_checkpoint(
     save_file(weights, draft / "model.safetensors")
     if hasattr(model, "peft_config"):
         model.save_pretrained(draft)
+        sort_targets(draft / "adapter_config.json")
     save_file(moments, draft / "optimizer.safetensors")
     state = dict(state, rng=random_states())
     (draft / "state.json").write_text(json.dumps(state))
@@ -93,6 +94,13 @@ def write_checkpoint(
         os.rename(folder, old)
     os.rename(draft, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def sort_targets(path: Path) -> None:
+    """Put an adapter's layers into one order; PEFT writes a set, which has another in each run."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["target_modules"] = sorted(settings["target_modules"])
+    path.write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 
 def random_states() -> dict:

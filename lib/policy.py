@@ -210,7 +210,8 @@ def add_lora(config: Config, model: "PreTrainedModel", norm: bool = False) -> to
     """The model under a LoRA adapter that starts at zero; the base is frozen.
 
     The adapter is on every linear layer but the LM head and a vision tower's, without dropout
-    (ours: the paper names no adapter). `norm`: the final norm is trained as well.
+    (ours: the paper names no adapter). `norm`: the final norm is trained as well. What is trained
+    is float32, whatever the base is: a usual step is less than bfloat16 can add to a weight.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -226,7 +227,12 @@ def add_lora(config: Config, model: "PreTrainedModel", norm: bool = False) -> to
         exclude_modules=r".*\bvisual\..*" if has_vision(model) else None,
         modules_to_save=[f"{prefix}.norm"] if norm else None,
     )
-    return get_peft_model(model, settings)
+    policy = get_peft_model(model, settings)
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            # PEFT leaves the norm's copy in the base's type.
+            parameter.data = parameter.data.float()
+    return policy
 
 
 def merge_lora(model: torch.nn.Module, fresh: "PreTrainedModel | None" = None) -> torch.nn.Module:
@@ -269,6 +275,7 @@ def plain_logprobs(
     read = backbone(input_ids=input_ids, position_ids=position_ids, use_cache=False)
     hidden = read.last_hidden_state  # (B, T, D)
     # Position t foretells token t + 1: the last position has nothing to foretell.
+    hidden = hidden.to(head.weight.dtype)
     logits = head(hidden[:, :-1]).float() / temperature  # (B, T-1, V)
     logprobs = F.log_softmax(logits, dim=-1)
     targets = input_ids[:, 1:]
@@ -355,7 +362,8 @@ def head_logprobs(
 
     Without `entropy` the second is no entropy but stands in for it.
     """
-    logits = head(hidden).float()  # (n, V)
+    # A norm that is trained in float32 gives float32 to a head that may be bfloat16.
+    logits = head(hidden.to(head.weight.dtype)).float()  # (n, V)
     if temperature != 1.0:
         logits = logits / temperature
     logprobs = -F.cross_entropy(logits, targets, reduction="none")

@@ -107,21 +107,6 @@ def append_metrics(run: Path, record: dict) -> None:
     append_jsonl(run / "metrics.jsonl", [record])
 
 
-def take_back_metrics(run: Path, again: Callable[[dict], bool]) -> None:
-    """Take the records for which `again` holds off the run's metrics.jsonl, and a torn last line.
-
-    They are of work that a break lost after it was written down, and that is now done again.
-    """
-    path = run / "metrics.jsonl"
-    cut_tail(path)
-    if not path.is_file():
-        return
-    records = read_jsonl(path)
-    kept = [record for record in records if not again(record)]
-    if len(kept) < len(records):
-        write_jsonl(path, kept)
-
-
 def read_jsonl(path: Path) -> list[Any]:
     """The records of a file that a script wrote.
 
@@ -178,6 +163,17 @@ def cut_tail(path: Path) -> None:
     if end < len(text):
         print(f"{path}: the last line was broken off and is made again")
         os.truncate(path, end)
+
+
+def drop_metrics(run: Path, unwanted: Callable[[dict], bool]) -> None:
+    """Take lines out of the run's metrics.jsonl: what is done again must not stand there twice."""
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        return
+    records = read_jsonl(path)
+    kept = [record for record in records if not unwanted(record)]
+    if len(kept) < len(records):
+        write_jsonl(path, kept)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -837,6 +837,17 @@ def test_lines_of_lost_work_are_taken_back(run, tmp_path, monkeypatch):
     assert lines == whole
 
 
+def test_an_adapters_layers_are_written_in_one_order(tmp_path, policy):
+    """PEFT holds them in a set, whose order is another one in each process."""
+    config = tiny_config(tune="lora")
+    adapted = add_lora(config, policy)
+    folder = tmp_path / "stage-1-step-5"
+    state = {"stage": 1, "step": 5, "window": {}, "config": checkpoints.config_digest(config)}
+    checkpoints.save_checkpoint(folder, adapted, [], state)
+    layers = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
+    assert len(layers) > 8 and layers == sorted(layers)
+
+
 def test_a_break_while_a_checkpoint_is_replaced_leaves_the_old_one(tmp_path, policy, monkeypatch):
     """Under its own name a folder is never half there."""
     import shutil
@@ -885,6 +896,29 @@ def test_muon_takes_the_matrices_of_the_blocks(policy):
 
 
 # --- LoRA, answers --------------------------------------------------------------------------------
+
+
+def test_what_is_trained_beside_a_bfloat16_base_is_float32(tokenizer, examples):
+    """Small steps move the adapter and the final norm; bfloat16 would round them off."""
+    config = tiny_config()
+    config = replace(config, model=replace(config.model, dtype="bfloat16"))
+    policy = add_lora(config, build_policy(config, tokenizer, torch.device("cpu")), norm=True)
+    trained = checkpoints.trained_parameters(policy)
+    norm = [p for name, p in trained.items() if "modules_to_save" in name]
+    assert len(norm) == 1 and {p.dtype for p in trained.values()} == {torch.float32}
+    before = norm[0].detach().clone()
+    ids, positions, mask = batch(examples[1], [[0, 1]], tokenizer)
+    optimizer = torch.optim.AdamW(norm, lr=1e-4, weight_decay=0.0)
+    for _ in range(3):
+        logprobs = token_logprobs(policy, ids, positions, mask[:, 1:])
+        (-logprobs.sum()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert (norm[0] - before).abs().max() > 1e-4
+    plain = plain_logprobs(policy, ids, positions, mask[:, 1:])
+    assert plain.dtype == torch.float32 and torch.isfinite(plain).all()
+    with policy.disable_adapter():  # pi_pst, all in bfloat16
+        assert torch.isfinite(token_logprobs(policy, ids, positions, mask[:, 1:])).all()
 
 
 def test_lora_merge_equals_the_adapter(policy, tokenizer, examples):

@@ -448,7 +448,15 @@ def shell_commands(path):
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/data.md", "docs/node.md", "docs/judge.md", "docs/bench.md"]
+    "page",
+    [
+        "README.md",
+        "docs/data.md",
+        "docs/node.md",
+        "docs/judge.md",
+        "docs/bench.md",
+        "docs/gpu.md",
+    ],
 )
 def test_commands_of_the_pages_are_true(page):
     """Scripts and config files are there, keys are keys, switches are the script's."""
