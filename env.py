@@ -11,6 +11,7 @@ says which parameter is wrong and why.
 import argparse
 import copy
 import json
+import math
 import re
 import sys
 import time
@@ -22,7 +23,7 @@ from typing import Any
 from lib.behaviours import BEHAVIOURS, deviate, new_artifact, shot_lengths
 from lib.experiment import RolloutConfig
 from lib.runs import ROOT
-from lib.text import clean, fill_template, read_json, tag, to_json
+from lib.text import clean, fill_template, is_json, read_json, tag, to_json
 from lib.toolbox import (
     ToolError,
     bill,
@@ -233,6 +234,9 @@ class VisGenEnv:
             fields = {"fps": fps, "shot_frames": shot_lengths(cuts)}
         has_sound = kind == "video" and bool(given.get("has_audio"))
         fields["has_audio"] = kind == "audio" or has_sound
+        if kind == "audio" and given.get("bpm"):
+            # What has a beat is music.
+            fields["music"] = [[0.0, given["duration_s"], 1.0]]
         # The user's own file, if the task names it.
         fields["media"] = given.get("media") or self.stand_ins(kind, media_id)[0]
         artifact = new_artifact(**{**given, **fields, "id": media_id, "tool": "user"})
@@ -267,9 +271,10 @@ class VisGenEnv:
             self.plans.append({"turn": len(self.turns), "plan": turn["plan"]})
             if len(self.turns) == 1:
                 self.plan = turn["plan"]
-        # The calls of one turn run side by side.
+        # The calls of one turn run side by side: what one makes is not there for another.
         self.turn_began = self.virtual_s
-        replies = [tool_message(self.call(call)) for call in turn["calls"]]
+        there = dict(self.artifacts)
+        replies = [tool_message(self.call(call, there)) for call in turn["calls"]]
         self.messages += replies
         self.answer = turn["answer"]
         self.ended = self.why_ended(turn)
@@ -287,8 +292,17 @@ class VisGenEnv:
             return "max_turns"
         return None
 
-    def call(self, call: dict) -> dict:
-        """Run one call as parse_utpc found it; keeps the outcome in `calls`, returns the reply."""
+    def call(self, call: dict, there: dict[str, dict] | None = None) -> dict:
+        """Run one call as parse_utpc found it; keeps the outcome in `calls`, returns the reply.
+
+        there: the artifacts that it may name, by id. Without them the call is a turn of its own.
+        Whatever happens to the call, nothing but its record and the clock changes unless it
+        succeeds.
+        """
+        if there is None:
+            there, self.turn_began = self.artifacts, self.virtual_s
+        if not call["error"] and not is_json([call["name"], call["arguments"]]):
+            call = {"name": None, "arguments": None, "error": "the call is not JSON"}
         outcome = {
             "turn": len(self.turns),
             "name": call["name"],
@@ -303,7 +317,7 @@ class VisGenEnv:
         deviates = fidelity < 1 and self.chance("fidelity") >= fidelity
         try:
             tool = self.find_tool(call)
-            reply = self.run_tool(tool, call["arguments"], outcome, deviates)
+            reply = self.run_tool(tool, call["arguments"], there, outcome, deviates)
         except ToolError as error:
             reply = self.error_reply(error, outcome, deviates)
         self.calls.append(outcome)
@@ -344,34 +358,34 @@ class VisGenEnv:
         self.virtual_s = max(self.virtual_s, round(self.turn_began + outcome["virtual_s"], 3))
         return {"error": outcome["error"]}
 
-    def run_tool(self, tool: dict, written: dict, outcome: dict, deviates: bool) -> dict:
+    def run_tool(
+        self, tool: dict, written: dict, there: dict, outcome: dict, deviates: bool
+    ) -> dict:
         """Check the arguments, fail as services fail, make the outputs and file them (Sec. 4.3.1:
         parameter validation, state transitions, output specifications). Returns the reply.
 
-        written: the arguments as the agent wrote them; outcome: what `call` keeps, to be filled in.
-        ToolError for every refusal and failure.
+        written: the arguments as the agent wrote them; there: what they may name; outcome: what
+        `call` keeps, to be filled in. ToolError for every refusal and failure; the episode's state
+        changes after the last of them.
         """
         check_schema(written, tool["parameters"], "")
         args = {**tool["blank"], **written}
-        parents = find_media(self.artifacts, tool, args)
+        parents = find_media(there, self.artifacts, tool, args)
         for rule in broken(tool["rules"], args):
             message = rule["message"].format_map(args)
             refuse(rule["param"], message, rule.get("code", "invalid_parameter"))
-        if self.failure_scale:
-            self.moderate(tool, args)
+        self.moderate(tool, args)
 
         outputs, more = BEHAVIOURS[tool["behaviour"]](self, tool, args)
         args["made"] = outputs
         for note in broken(tool["notes"], args):
             more.setdefault("warning", note["message"].format_map(args))
 
-        # A call waits for the media that it takes.
-        given = [self.artifacts[parent["id"]] for parent in parents]
-        start = max([self.turn_began, *[medium["made_s"] for medium in given]])
-        if self.failure_scale:
-            self.check_limits(tool, args, start)
-            self.fail_by_accident(tool, outcome)
-            outputs, more = self.lose_outputs(tool, args, outputs, more)
+        given = [there[parent["id"]] for parent in parents]
+        start = self.turn_began
+        self.check_limits(tool, args, start)
+        self.fail_by_accident(tool, outcome)
+        outputs, more = self.lose_outputs(tool, args, outputs, more)
         if deviates:
             outputs, more = deviate(outputs, more)
 
@@ -381,8 +395,9 @@ class VisGenEnv:
         end = round(start + outcome["virtual_s"], 3)
         self.virtual_s = max(self.virtual_s, end)
         self.price_usd = round(self.price_usd + outcome["price_usd"], 6)
-        if tool["limits"]:
-            model = tool["limits"][0]["of"]
+        self.todo = more.pop("todo", self.todo)
+        # Once for each model that a limit counts, though several limits may count one.
+        for model in dict.fromkeys(limit["of"] for limit in tool["limits"]):
             self.used.setdefault(model, []).append((start, end, len(outputs)))
         self.file_outputs(tool, written, parents, outputs, end)
         outcome["outputs"] = [output["id"] for output in outputs]
@@ -398,7 +413,13 @@ class VisGenEnv:
         # A seed shows the same pictures again.
         key = f"{written['seed']} {written['prompt']}" if "seed" in written else f"{kind} {count}"
         files = self.stand_ins(kind, key, len(outputs))
+        # A share of what is generated has a flaw; made again by its seed, it has it again.
+        flaw_share = 0
+        if tool["behaviour"] in ("generate", "pipeline"):
+            flaw_share = load_defaults()["flaw_share"] * self.failure_scale
         for i, (output, file) in enumerate(zip(outputs, files), count + 1):
+            if flaw_share and chance(self.seed, f"{key} {i - count}", "flaw") < flaw_share:
+                output["flawed"] = True
             output["id"] = f"{load_defaults()['kinds'][kind]['prefix']}_{i}"
             output["tool"] = tool["name"]
             output["arguments"] = written
@@ -409,7 +430,7 @@ class VisGenEnv:
 
     # The four ways in which a service fails a call that is well-formed. The paper gives no failure
     # rates: these and their rules are ours, by tools.yaml. Moderation and limits are rules of the
-    # service and hold at every failure_scale but 0; accidents scale.
+    # service and hold at every failure_scale; accidents scale, a wrong verdict among them.
     def moderate(self, tool: dict, args: dict) -> None:
         """Refuse a prompt as the provider's moderation would: the same prompt always gets the same
         verdict, right or wrong."""
@@ -545,19 +566,25 @@ def call_of(case: dict) -> dict:
     return {"name": case["tool"], "arguments": case["arguments"], "error": None}
 
 
+# Of audit()'s table: where the cases of a mark are counted.
+COLUMN_OF_MARK = {"D": 0, "S": 0, "T": 0, "A": 2, "M": 2, "P": 4}
+
+
 def audit() -> tuple[dict[str, list[int]], list[str]]:
     """C_tool, the simulator's fidelity, as the share of cases that it gets right.
 
-    Returns ({tool: [right, all, right, all]}, deviations in words): the first two are of documented
-    cases (marks D, S and T), the others of assumed ones (A and M).
+    Returns ({tool: [right, all, right, all, right, all]}, deviations in words): of documented cases
+    (marks D, S and T), which make C_tool; of assumed ones (A and M); and of disputed ones (P). Of
+    those, two hosts of a service, or two of its documents, say different things: `source` names
+    both, and the case expects what the simulator follows.
     """
-    table = {name: [0, 0, 0, 0] for name in load_tools()}
+    table = {name: [0, 0, 0, 0, 0, 0] for name in load_tools()}
     deviations = []
     for case in read_cases():
         got = play_case(case)
         expected = case["expect"]
         wrong = {field: got.get(field) for field in expected if got.get(field) != expected[field]}
-        column = 0 if case["mark"] in "DST" else 2
+        column = COLUMN_OF_MARK[case["mark"]]
         row = table[case["tool"]]
         row[column] += not wrong
         row[column + 1] += 1
@@ -608,16 +635,20 @@ def print_speed() -> None:
         calls = [call_of(case) for case in chosen]
         written = [{"name": case["tool"], "arguments": case["arguments"]} for case in chosen]
         blocks = [tag("tool_call", call) for call in written]
-        sixes = [blocks[i : i + 6] for i in range(0, len(blocks), 6)]
-        turns = ["<think>Go.</think>" + "".join(six) for six in sixes]
-        print_rate(VisGenEnv.call, calls, len(calls), kind)
-        print_rate(VisGenEnv.step, turns, len(calls), kind)
+        # Six a turn, dealt out so that no turn has many calls of one tool: a service takes so many
+        # jobs at once.
+        n_turns = math.ceil(len(blocks) / 6)
+        turns = ["<think>Go.</think>" + "".join(blocks[i::n_turns]) for i in range(n_turns)]
+        print_rate(VisGenEnv.call, calls, kind)
+        print_rate(VisGenEnv.step, turns, kind)
         n_tools = len({call["name"] for call in calls})
         print(f"         the mix: {len(calls)} cases of data/fidelity.jsonl, of {n_tools} tools")
 
 
-def print_rate(act: Callable, given: list, n_calls: int, kind: str, seconds: float = 2.0) -> None:
-    """One line: how fast `act` goes through all that is given, in the best round of `seconds`."""
+def print_rate(act: Callable, given: list, kind: str, seconds: float = 2.0) -> None:
+    """One line: how fast `act` goes through all that is given, in the best round of `seconds`, each
+    on a new episode, so that no limit of a service is reached. SystemExit if a call ends as none of
+    its kind does, because then something else was measured."""
     rounds = []
     while sum(rounds) < seconds:
         env = studio()
@@ -627,7 +658,11 @@ def print_rate(act: Callable, given: list, n_calls: int, kind: str, seconds: flo
         for item in given:
             act(env, item)
         rounds.append(time.process_time() - began)
-    rate = n_calls / min(rounds)
+    status = "error" if kind == "refused" else "ok"
+    for call in env.calls:
+        if call["status"] != status:
+            raise SystemExit(f"error: a call to be timed as {kind} was not: {to_json(call):.300}")
+    rate = len(env.calls) / min(rounds)
     best = f"in the best of {len(rounds)} rounds"
     print(f"{rate:8.0f} {kind} calls/s by `{act.__name__}`, {best}")
 

@@ -57,7 +57,7 @@ from lib.scenarios import HAN
 from lib.tasks import BENCH, make_bench, make_tasks
 from lib.text import fill_template, tag, to_json
 from lib.tokenizer import train_tokenizer
-from lib.toolbox import clip_lengths, load_tools, makes, tool_schemas
+from lib.toolbox import clip_lengths, load_defaults, load_tools, makes, tool_schemas
 from lib.workflows import clip_seconds, expand_workflow, fitting_workflows, n_shots
 from rewards import PARTS, ltr_rewards
 
@@ -359,6 +359,9 @@ def clip_arguments(step, c, fed, voice):
         prompt += f", {nth(voice['views'], step['index'])}"
     resolution = {"resolution": "1080p"} if c["resolution"] else {}
     arguments = {"prompt": prompt, "duration": seconds, **aspect_of(c), **resolution}
+    if load_defaults()["blocked_words"]["child"].search(prompt):
+        # Veo blocks children unless it is told that they may be shown.
+        arguments["person_generation"] = "allow_all"
     return arguments | number_of(step)
 
 

@@ -948,6 +948,8 @@ def main() -> None:
     run = ranks.first(lambda: open_run(config))
     if "--show-batch" in given:
         return show_batch(config, run)
+    if ranks.rank() == 0:
+        cut_tail(run / "metrics.jsonl")
     began = time.perf_counter()
     final = train_pst(config, run)
     device = set_up(config)

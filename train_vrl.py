@@ -15,6 +15,7 @@ see the README for where to find those.
     torchrun --nproc_per_node 2 train_vrl.py --config configs/smoke.yaml device=cpu
 """
 
+import itertools
 import math
 import resource
 import time
@@ -33,18 +34,26 @@ from lib.checkpoints import (
     save_checkpoint,
     trained_parameters,
 )
-from lib.engine_check import check_engine, check_reference, sync_sampler
+from lib.engine_check import (
+    FixedSequence,
+    check_engine,
+    check_reference,
+    fixed_sequence,
+    sync_sampler,
+)
 from lib.evaluation import (
     cached_evaluation,
     evaluate,
+    examples_to_read,
     gather_rollouts,
     part_variances,
     play_share,
     score_rollouts,
     summary,
+    what_is_measured,
 )
 from lib.experiment import Config, VrlConfig, command_line
-from lib.figures import plot_curve, print_before_after, write_trajectory
+from lib.figures import plot_curve, print_before_after, write_trajectories
 from lib.policy import add_lora, load_policy, set_up, token_logprobs, use_autocast
 from lib.quantize import adamw, wants_nf4
 from lib.rollout import Rollout
@@ -60,7 +69,7 @@ from lib.runs import (
     write_jsonl,
 )
 from lib.tokens import load_tokenizer
-from lib.vllm_engine import VllmEngine
+from lib.vllm_engine import VllmEngine, engine_dtype
 from make_data import ensure_data
 from train_pst import base_folder, base_policy, train_pst
 
@@ -87,15 +96,12 @@ def group_advantages(
     >>> group_advantages([0.0, 1.0, 0.5, 0.5], [7, 7, 3, 3], "mean")[0]
     [-0.5, 0.5, 0.0, 0.0]
     """
-    members = defaultdict(list)  # group id -> places in `rewards`
-    for i, (reward, group) in enumerate(zip(rewards, group_ids)):
-        if not math.isnan(reward):
-            members[group].append(i)
+    members = scored_members(rewards, group_ids)
     counts = Counter(groups=len(set(group_ids)), unscored=sum(map(math.isnan, rewards)))
     advantages = [0.0] * len(rewards)
     for places in members.values():
         values = [rewards[i] for i in places]
-        if max(values) - min(values) <= flat:
+        if is_flat(values, flat):
             counts["flat"] += 1
             counts["flat_good"] += values[0] > GOOD
             continue
@@ -106,6 +112,37 @@ def group_advantages(
         for i in places:
             advantages[i] = (rewards[i] - mean) / std
     return advantages, counts
+
+
+def scored_members(rewards: list[float], group_ids: list) -> dict:
+    """{group id: places in `rewards` of its members that have a score}."""
+    members = defaultdict(list)
+    for i, (reward, group) in enumerate(zip(rewards, group_ids)):
+        if not math.isnan(reward):
+            members[group].append(i)
+    return members
+
+
+def is_flat(rewards: list[float], flat: float = FLAT) -> bool:
+    """Whether a group's rewards are too much alike to teach anything."""
+    return max(rewards) - min(rewards) <= flat
+
+
+def set_advantages(rollouts: list[Rollout], how: str) -> Counter:
+    """Fill in `advantage` and `signal` of a step's rollouts; returns the counts of groups.
+
+    A group with spread has signal as a whole: in one of .5 .6 .7 .6 two rollouts have advantage 0
+    or a rounding error beside it, and are trained like the others.
+    """
+    rewards = [r.reward for r in rollouts]
+    group_ids = [r.group_id for r in rollouts]
+    advantages, counts = group_advantages(rewards, group_ids, how)
+    members = scored_members(rewards, group_ids)
+    for i, (r, advantage) in enumerate(zip(rollouts, advantages)):
+        places = members[r.group_id]
+        r.advantage = advantage
+        r.signal = i in places and not is_flat([rewards[place] for place in places])
+    return counts
 
 
 # --------------------------------------------------------------------------------------------------
@@ -119,18 +156,20 @@ def grpo_loss(
     normalizer: int,
     ref_logprobs: torch.Tensor | None = None,
     sampler_logprobs: torch.Tensor | None = None,
+    kl_normalizer: int | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The clipped policy-gradient loss of one micro-batch, and sums over tokens for the metrics.
 
     logprobs, old_logprobs, ref_logprobs, sampler_logprobs, loss_mask: (B, T); advantages: (B,);
     normalizer: loss tokens (loss_mean token) or sequences (sequence) of the WHOLE optimizer step
-    over all ranks, so that micro-batch losses add up.
+    over all ranks, so that micro-batch losses add up. kl_normalizer: the same count of all that the
+    KL is taken over, which groups without signal belong to; None: as many.
 
         r_t = pi / pi_old
-        L = - sum_t w_t min(r_t A, clip(r_t, 1 - low, 1 + high) A) / normalizer + kl_coef KL
+        L = - sum_t w_t min(r_t A, clip(r_t, 1 - low, 1 + high) A) / normalizer
+            + kl_coef sum_t w_t KL_t / kl_normalizer
 
-    over the agent's tokens t; w_t is 1 (token), or 1 / length of its sequence (sequence), and KL is
-    summed with the same weights.
+    over the agent's tokens t; w_t is 1 (token), or 1 / length of its sequence (sequence).
     """
     mask = loss_mask.to(logprobs.dtype)  # (B, T)
     length = mask.sum(-1, keepdim=True).clamp(min=1)  # (B, 1)
@@ -146,14 +185,17 @@ def grpo_loss(
         # Truncated importance weight: the sampler's kernels differ from the trainer's.
         importance = (old_logprobs - sampler_logprobs).exp()  # (B, T)
         gain = gain * importance.clamp(max=config.tis_cap).detach()
-    per_token = -gain  # (B, T)
-    if ref_logprobs is not None:
-        # Theorem 4.1's action bias: KL(pi || pi_pst), the k3 estimate.
-        gap = (ref_logprobs - logprobs) * mask
-        kl = gap.exp() - gap - 1  # (B, T)
-        per_token = per_token + config.kl_coef * kl
     weight = mask / length if config.loss_mean == "sequence" else mask  # (B, T)
-    loss = (per_token * weight).sum() / normalizer
+    loss = -(gain * weight).sum() / normalizer
+    if ref_logprobs is not None:
+        # Theorem 4.1's action bias, KL(pi || pi_pst), of tokens that pi sampled. k3 estimates its
+        # value, but k3's gradient is that of KL(pi_pst || pi). The right one is k2's: the mean of
+        # log(pi / pi_pst) grad log pi. So: the value of k3, the gradient of k2.
+        gap = (ref_logprobs - logprobs) * mask  # (B, T)
+        k2 = gap**2 / 2
+        k3 = gap.exp() - gap - 1
+        kl = k2 + (k3 - k2).detach()  # (B, T)
+        loss = loss + config.kl_coef * (kl * weight).sum() / (kl_normalizer or normalizer)
     with torch.no_grad():
         sums = {
             "ratio": (ratio * mask).sum(),
@@ -170,7 +212,8 @@ def grpo_loss(
 def micro_batches(rollouts: list[Rollout], micro_tokens: int) -> list[list[Rollout]]:
     """Rollouts sorted by length and cut into batches: little padding, bounded memory.
 
-    A batch of more than one rollout has at most micro_tokens tokens, padding included.
+    A batch of more than one rollout has at most micro_tokens tokens, padding included; one rollout
+    has at most `model.max_len`.
     """
     batches = []
     batch = []
@@ -233,15 +276,16 @@ def update(
     rollouts: list[Rollout],
     config: Config,
 ) -> dict:
-    """GRPO update on the rollouts that carry signal: one optimizer step a minibatch.
+    """GRPO update: one optimizer step a minibatch.
 
-    Returns the figures for metrics.jsonl. Every rank has all rollouts of the step, reads its share
-    of each minibatch, and takes the same optimizer steps. SystemExit: the gradient is not finite.
+    The policy gradient is of the rollouts that carry signal, the KL of all. Returns the figures for
+    metrics.jsonl. Every rank has all rollouts of the step, reads its share of each minibatch, and
+    takes the same optimizer steps. SystemExit: the gradient is not finite.
     """
     v = config.vrl
-    trained = select_trained(rollouts, v)
-    minibatches = split_minibatches(trained, config)
-    fill_in_logprobs(policy, own_share(trained, minibatches), config)
+    trained, anchored = select_trained(rollouts, v)
+    minibatches = split_minibatches(trained, anchored, config)
+    fill_in_logprobs(policy, own_share(minibatches), config)
     sums = Counter()  # over this rank's tokens, of all minibatches
     gaps = []  # sampler against trainer, of each of these tokens, in nats
     grad_norm = 0.0
@@ -258,7 +302,7 @@ def update(
             )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return update_metrics(sums, gaps, grad_norm, len(trained), v)
+    return update_metrics(sums, gaps, grad_norm, len(trained), len(anchored), v)
 
 
 def needs_old(v: VrlConfig) -> bool:
@@ -271,29 +315,57 @@ def needs_ref(v: VrlConfig) -> bool:
     return v.kl_coef > 0
 
 
-def select_trained(rollouts: list[Rollout], v: VrlConfig) -> list[Rollout]:
-    """The rollouts that carry signal; with mask_truncated without those that a limit cut off."""
-    trained = [r for r in rollouts if r.advantage]
+def select_trained(rollouts: list[Rollout], v: VrlConfig) -> tuple[list[Rollout], list[Rollout]]:
+    """(rollouts of the policy gradient, the others that the KL alone is taken of).
+
+    The former carry signal; the latter are none without a KL. With mask_truncated those that a
+    limit cut off are in neither.
+    """
+    kept = rollouts
     if v.mask_truncated:
-        trained = [r for r in trained if r.trajectory["ended"] not in ("max_tokens", "max_turns")]
-    return trained
+        kept = [r for r in rollouts if r.trajectory["ended"] not in ("max_tokens", "max_turns")]
+    trained = [r for r in kept if r.signal]
+    anchored = [r for r in kept if not r.signal] if needs_ref(v) else []
+    return trained, anchored
 
 
-def split_minibatches(trained: list[Rollout], config: Config) -> list[list[Rollout]]:
-    """The rollouts in a seeded order, cut into `vrl.minibatches` parts.
+# (trained, anchored) of one optimizer step.
+Minibatch = tuple[list[Rollout], list[Rollout]]
+
+
+def split_minibatches(
+    trained: list[Rollout], anchored: list[Rollout], config: Config
+) -> list[Minibatch]:
+    """The rollouts in a seeded order, cut into at most `vrl.minibatches` parts.
+
+    Both kinds are cut apart from each other, so that the KL changes nothing about the policy
+    gradient.
+    """
+    parts = [split(kind, config) for kind in (trained, anchored)]
+    return list(itertools.zip_longest(*parts, fillvalue=[]))
+
+
+def split(rollouts: list[Rollout], config: Config) -> list[list[Rollout]]:
+    """Rollouts in a seeded order, cut into parts.
 
     Each part is sorted by length, so that the ranks' shares of it have about as much to read.
     """
-    order = seeded_rng(config.seed, "minibatches", len(trained)).sample(trained, len(trained))
+    order = seeded_rng(config.seed, "minibatches", len(rollouts)).sample(rollouts, len(rollouts))
     size = math.ceil(len(order) / config.vrl.minibatches) or 1
     parts = [order[at : at + size] for at in range(0, len(order), size)]
     return [sorted(part, key=lambda r: len(r.ids), reverse=True) for part in parts]
 
 
-def own_share(trained: list[Rollout], minibatches: list[list[Rollout]]) -> list[Rollout]:
-    """This rank's share of all minibatches, in the order of `trained`."""
-    own = {id(r) for minibatch in minibatches for r in ranks.share(minibatch)}
-    return [r for r in trained if id(r) in own]
+def own_share(minibatches: list[Minibatch]) -> list[Rollout]:
+    """This rank's share of all minibatches."""
+    return [r for minibatch in minibatches for kind in minibatch for r in ranks.share(kind)]
+
+
+def loss_weight(rollouts: list[Rollout], v: VrlConfig) -> int:
+    """What a loss over rollouts is divided by: their loss tokens, or how many they are."""
+    if v.loss_mean == "token":
+        return sum(sum(r.loss_mask) for r in rollouts)
+    return len(rollouts)
 
 
 @torch.no_grad()
@@ -323,7 +395,7 @@ def fill_in_logprobs(policy: torch.nn.Module, rollouts: list[Rollout], config: C
 
 def add_gradient(
     policy: torch.nn.Module,
-    minibatch: list[Rollout],
+    minibatch: Minibatch,
     config: Config,
     sums: Counter,
     gaps: list[torch.Tensor],
@@ -335,11 +407,13 @@ def add_gradient(
     """
     v = config.vrl
     device = next(policy.parameters()).device
+    trained, anchored = minibatch
     # Of the whole minibatch, over all ranks: any split into micro-batches gives the same gradient.
-    normalizer = len(minibatch)
-    if v.loss_mean == "token":
-        normalizer = sum(sum(r.loss_mask) for r in minibatch)
-    for part in micro_batches(ranks.share(minibatch), v.micro_tokens):
+    normalizer = loss_weight(trained, v) or 1
+    kl_normalizer = loss_weight(trained + anchored, v)
+    parts = [(part, True) for part in micro_batches(ranks.share(trained), v.micro_tokens)]
+    parts += [(part, False) for part in micro_batches(ranks.share(anchored), v.micro_tokens)]
+    for part, signal in parts:
         batch = collate(part, device)
         mask = batch["loss_mask"][:, 1:]  # (B, T - 1)
         logprobs, entropy = batch_logprobs(policy, batch, config, config.rollout.temperature)
@@ -350,8 +424,6 @@ def add_gradient(
             # not 0.
             old = logprobs.detach()
         ref = padded_logprobs([r.ref_logprobs for r in part]) if needs_ref(v) else None
-        # Our own sampler computes what the trainer does, and needs no importance weight.
-        with_vllm = config.rollout.engine == "vllm"
         loss, loss_sums = grpo_loss(
             logprobs,
             old,
@@ -360,15 +432,16 @@ def add_gradient(
             v,
             normalizer,
             ref_logprobs=ref,
-            sampler_logprobs=batch["sampler_logprobs"] if with_vllm else None,
+            sampler_logprobs=batch["sampler_logprobs"],
+            kl_normalizer=kl_normalizer,
         )
         loss.backward()
-        sums.update({name: float(x) for name, x in loss_sums.items()})
-        sums.update(
-            loss=float(loss.detach()),
-            entropy=float((entropy * mask).sum()),
-            read=batch["input_ids"].numel(),
-        )
+        sums.update(loss=float(loss.detach()), read=batch["input_ids"].numel())
+        if needs_ref(v):
+            sums.update(kl=float(loss_sums["kl"]), kl_tokens=float(loss_sums["tokens"]))
+        if signal:
+            sums.update({name: float(loss_sums[name]) for name in ("ratio", "clipped", "tokens")})
+            sums.update(entropy=float((entropy * mask).sum()))
         gap = (logprobs.detach() - batch["sampler_logprobs"])[mask].abs()  # (agent's tokens,)
         gaps.append(gap.cpu())
 
@@ -379,11 +452,19 @@ def padded_logprobs(logprobs: list[torch.Tensor]) -> torch.Tensor:
 
 
 def update_metrics(
-    sums: Counter, gaps: list[torch.Tensor], grad_norm: float, trained: int, v: VrlConfig
+    sums: Counter,
+    gaps: list[torch.Tensor],
+    grad_norm: float,
+    trained: int,
+    anchored: int,
+    v: VrlConfig,
 ) -> dict:
-    """The figures of an update, over all ranks: means a token, `gap` in nats. Collective."""
+    """The figures of an update, over all ranks: means a token, `gap` in nats. Collective.
+
+    `kl` and `gap` are of all rollouts that were read, the other means of the trained ones.
+    """
     of_ranks = ranks.gather([sums])
-    names = ("loss", "ratio", "clipped", "entropy", "kl", "tokens", "read")
+    names = ("loss", "ratio", "clipped", "entropy", "kl", "kl_tokens", "tokens", "read")
     total = {name: sum(s[name] for s in of_ranks) for name in names}
     tokens = total["tokens"] or 1
     gap = torch.cat(ranks.gather(gaps) or [torch.zeros(1)])
@@ -393,11 +474,12 @@ def update_metrics(
         "ratio": total["ratio"] / tokens,
         "clipped": total["clipped"] / tokens,
         "entropy": total["entropy"] / tokens,
-        "kl": total["kl"] / tokens if needs_ref(v) else None,
+        "kl": total["kl"] / (total["kl_tokens"] or 1) if needs_ref(v) else None,
         "gap_mean": float(gap.mean()),
         "gap_p99": float(gap.quantile(0.99)),
         "gap_max": float(gap.max()),
         "trained": trained,
+        "anchored": anchored,
         "loss_tokens": int(total["tokens"]),
         "read_tokens": int(total["read"]),
     }
@@ -412,12 +494,14 @@ def train(
     sampler: torch.nn.Module | VllmEngine,
     tokenizer,
     tasks: list[dict],
+    fixed: FixedSequence,
     stop: StopSwitch | None = None,
 ) -> None:
     """The VRL loop (Sec. 4.3). Continues from the last complete checkpoint in run/vrl.
 
-    stop: once it is on (Ctrl-C), the step is finished and saved, then the script exits with 130.
-    SystemExit: the judge failed too often.
+    fixed: what sampler and trainer are compared on after every sync. stop: once it is on (Ctrl-C),
+    the step is finished and saved, then the script exits with 130. SystemExit: the judge failed too
+    often, or sampler and trainer disagree.
     """
     v = config.vrl
     with_vllm = config.rollout.engine == "vllm"
@@ -448,10 +532,7 @@ def train(
         rollouts = gather_rollouts(rollouts)
 
         # ADVANTAGES
-        rewards = [r.reward for r in rollouts]
-        advantages, groups = group_advantages(rewards, [r.group_id for r in rollouts], v.advantage)
-        for r, advantage in zip(rollouts, advantages):
-            r.advantage = advantage
+        groups = set_advantages(rollouts, v.advantage)
         times["scored"] = time.time()
 
         # UPDATE
@@ -461,10 +542,12 @@ def train(
 
         # SYNC
         if with_vllm:
-            figures |= sync_vllm(sampler, policy, tokenizer, tasks[0], config, figures["trained"])
-        else:
-            sync_sampler(sampler, policy)
+            sampler.wake()
+            figures["prompt_cached"] = sampler.cached_share()
+        # A gradient of exact zeros, such as that of no rollout at all, moves nothing by itself.
+        sync_sampler(sampler, policy, changed=figures["grad_norm"] > 0)
         times["updated"] = time.time()
+        figures |= check_engine(sampler, policy, fixed, config)
 
         lr = optimizer.param_groups[0]["lr"]
         record = step_record(step + 1, rollouts, figures, groups, lr, times)
@@ -548,28 +631,6 @@ def lr_share(v: VrlConfig, step: int) -> float:
     return min(1.0, (step + 1) / max(1, v.warmup), (v.steps - step) / max(1, v.cooldown))
 
 
-def sync_vllm(
-    engine: VllmEngine,
-    policy: torch.nn.Module,
-    tokenizer,
-    task: dict,
-    config: Config,
-    trained: int,
-) -> dict:
-    """Wake vLLM and hand over the adapter; what goes into the metrics.
-
-    Without a trained rollout nothing changed, and the engine holds a sync without a change for a
-    fault. SystemExit: the engine does not hold the policy's weights.
-    """
-    engine.wake()
-    if trained:
-        sync_sampler(engine, policy)
-    return {
-        "sync_gap": check_engine(engine, policy, tokenizer, task, config, turns=1),
-        "prompt_cached": engine.cached_share(),
-    }
-
-
 # --------------------------------------------------------------------------------------------------
 # What is told and kept of a step
 def announce(v: VrlConfig, first: int) -> tqdm:
@@ -632,8 +693,12 @@ def log_step(run: Path, record: dict, rollouts: list[Rollout]) -> None:
 def step_line(record: dict) -> str:
     """What the progress bar says of a step."""
     groups = record["groups"]
+    scores = []
+    for label, name in (("R_vrt", "reward"), ("plan", "plan"), ("fine", "fine")):
+        score = record[name]  # None where the judge failed on every rollout
+        scores.append(f"{label} -" if score is None else f"{label} {score:.3f}")
     return (
-        f"R_vrt {record['reward']:.3f} plan {record['plan']:.2f} fine {record['fine']:.2f} "
+        f"{' '.join(scores)} "
         f"flat {groups.get('flat', 0)}/{groups['groups']} {record['sample_tok_s']} tok/s"
     )
 
@@ -664,6 +729,8 @@ def main() -> None:
         cut_tail(run / "metrics.jsonl")
     quantize = wants_nf4(config, "vrl")
     device = set_up(config)
+    if config.rollout.engine == "vllm":
+        engine_dtype(config, device, use_autocast(config, device))  # before hours of PST
     ranks.first(lambda: ensure_data(config, run))
     pst_folder = train_pst(config, run) if config.vrl.start == "pst" else None
     tokenizer = load_tokenizer(config, run)
@@ -672,26 +739,31 @@ def main() -> None:
     sampler = make_sampler(config, run, pst_folder, tokenizer, device)
     policy = make_policy(config, run, pst_folder, tokenizer, device, quantize)
     heldout = read_jsonl(run / "data" / "heldout.jsonl")[: config.bench.tasks]
-    gap = check_engine(sampler, policy, tokenizer, heldout[0], config)
+    if config.rollout.engine != "vllm":
+        sync_sampler(sampler, policy)  # of a base in 4 bits it takes what these round to
+    fixed = fixed_sequence(sampler, policy, tokenizer, heldout[0], config)
+    gap = check_engine(sampler, policy, fixed, config)
     if config.vrl.tune == "lora":
-        check_reference(policy, tokenizer, heldout[0], config, sampler)
+        check_reference(policy, fixed, config)
     every = sum(p.numel() for p in policy.parameters())
     trained = sum(p.numel() for p in trained_parameters(policy).values())
     print(
         f"policy: {every:,} parameters, {trained:,} of them trained; "
-        f"sampler against trainer {gap:.1e} nats"
+        f"sampler against trainer: {gap_text(gap)}"
     )
 
     before = cached_evaluation(
         run / "vrl" / "before.json",
+        what_is_measured(config, config.vrl.start, heldout),
         lambda: measure(config, run, sampler, tokenizer, heldout, 0),
     )
     train_tasks = read_jsonl(run / "data" / "train.jsonl")
     with StopSwitch() as stop:
-        train(config, run, policy, sampler, tokenizer, train_tasks, stop)
-    gap = check_engine(sampler, policy, tokenizer, heldout[0], config)
+        train(config, run, policy, sampler, tokenizer, train_tasks, fixed, stop)
+    gap = check_engine(sampler, policy, fixed, config)
     after = cached_evaluation(
         run / "vrl" / "after.json",
+        what_is_measured(config, f"vrl/step-{config.vrl.steps}", heldout),
         lambda: measure(config, run, sampler, tokenizer, heldout, config.vrl.steps),
     )
     if ranks.rank() == 0:
@@ -752,26 +824,31 @@ def measure(
     heldout: list[dict],
     step: int,
 ) -> dict:
-    """Evaluate the policy after `step` steps; the figures, and the best greedy trajectory."""
+    """Evaluate the policy after `step` steps; the figures, and greedy trajectories to read."""
     progress = "held-out after VRL" if step else "held-out before VRL"
     figures, rollouts = evaluate(sampler, tokenizer, heldout, config, run, progress)
     if ranks.rank() == 0:
         # What was measured before on other tasks has no place beside it.
         drop_metrics(run, lambda m: m["phase"] == "eval" and m["step"] == step)
         append_metrics(run, {"phase": "eval", "step": step, **figures})
-    best = max(rollouts, key=lambda r: (r.reward, len(r.trajectory["calls"])))
-    return {**figures, "example": best.trajectory}
+    return {**figures, "examples": examples_to_read(rollouts)}
 
 
-def report(run: Path, before: dict, after: dict, gap: float, began: float) -> None:
-    """Draw the curve, write a trajectory out, print what VRL changed."""
+def gap_text(figures: dict) -> str:
+    """How far sampler and trainer are apart, as it is printed."""
+    gaps = [f"{name} {figures[f'sync_gap_{name}']:.1e}" for name in ("mean", "p99", "max")]
+    return f"{', '.join(gaps)} nats"
+
+
+def report(run: Path, before: dict, after: dict, gap: dict, began: float) -> None:
+    """Draw the curve, write trajectories out, print what VRL changed."""
     plot_curve(run)
     trajectory = run / "trajectory.txt"
-    write_trajectory(after["example"], trajectory)
+    write_trajectories(after["examples"], trajectory)
     print_before_after(before, after)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
-        f"\nsampler against trainer after the last sync {gap:.1e} nats; "
+        f"\nsampler against trainer after the last sync: {gap_text(gap)}; "
         f"{time.time() - began:.0f} s, peak memory {peak:.1f} GiB"
     )
     print(f"curve:      {(run / 'curve.png').relative_to(ROOT)}")

@@ -7,7 +7,9 @@ services; nothing is drawn or rendered. No torch.
 import math
 import re
 from collections.abc import Callable
-from itertools import accumulate, pairwise
+from functools import partial
+from itertools import accumulate, chain, pairwise
+from operator import add
 from typing import Any
 
 from lib.text import fill_template
@@ -35,13 +37,58 @@ def new_artifact(kind: str, **fields: Any) -> dict:
     return made
 
 
+# What lies at a time of a film or a sound: lists of [start_s, end_s, ...], see `defaults.record` of
+# tools.yaml. They go along when it is cut.
+SPANS = ("cues", "speech", "music", "sfx")
+
+
+def moved_spans(medium: dict, move: Callable[[float], float]) -> dict[str, list]:
+    """{field: spans} of a medium whose second t comes to lie at move(t). `move` may turn the time
+    round and put times on one another: what is left without a length is gone."""
+    moved = {}
+    for name in SPANS:
+        if medium[name]:
+            spans = [[*sorted(map(move, span[:2])), *span[2:]] for span in medium[name]]
+            moved[name] = sorted(span for span in spans if span[0] < span[1])
+    return moved
+
+
+def louder(spans: dict[str, list], volume: float) -> dict[str, list]:
+    """Spans of a sound that is turned up or down; what nobody hears is gone, captions stay."""
+    heard = {}
+    for name, listed in spans.items():
+        if name != "cues":
+            listed = [[*span[:-1], round(span[-1] * volume, 6)] for span in listed]
+            listed = [span for span in listed if span[-1] > 0]
+        heard[name] = listed
+    return heard
+
+
+def added_spans(*parts: dict[str, list]) -> dict[str, list]:
+    """{field: spans} of all parts together, in the order of time."""
+    return {name: sorted(chain(*(part.get(name, ()) for part in parts))) for name in SPANS}
+
+
+def check_frames(seconds: float, fps: float, where: str) -> None:
+    """Raise ToolError unless a film of so many seconds has a frame, and no more than the simulator
+    keeps: MoviePy fails on an empty file, and the most is ours."""
+    n_frames, most = whole_frames(seconds, fps), load_defaults()["most_frames"]
+    if not 1 <= n_frames <= most:
+        refuse(where, f"{where}: the film would have {n_frames} frames; it can have 1 to {most}")
+
+
+# What can be seen all over a picture, and in each film that shows it.
+ON_THE_PICTURE = ("flawed", "watermark", "logo")
+
+
 def shot_lengths(marks: list[int]) -> list[int]:
     """Lengths between marks in frames; what has none is no shot."""
     return [end - start for start, end in pairwise(marks) if end > start]
 
 
 def recut(clip: dict, place: Callable[[int], int] = int, **changes: Any) -> dict:
-    """A video like `clip` whose frame i comes to lie at place(i), and its cuts and sounds with it.
+    """A video like `clip` whose frame i comes to lie at place(i), and its cuts, sounds and captions
+    with it.
 
     `place` may turn the order round, and put frames on one another: a shot or a sound that is left
     without a frame is gone, and a video that lost all its sounds is silent. `changes` are further
@@ -53,8 +100,10 @@ def recut(clip: dict, place: Callable[[int], int] = int, **changes: Any) -> dict
     if sounds:
         moved = [sorted(map(place, span)) for span in sounds]
         sounds = [span for span in moved if span[1] > span[0]]
+    fps = clip["fps"]
     record = {
         **clip,
+        **moved_spans(clip, lambda second: round(place(whole_frames(second, fps)) / fps, 6)),
         "format": "mp4",
         "shot_frames": shot_lengths(cuts),
         "sound_frames": sounds or None,
@@ -123,7 +172,8 @@ def check_intervals(
 # --------------------------------------------------------------------------------- behaviours
 # Each takes (the episode, the tool's entry, the call's arguments) and returns (new artifacts,
 # further fields of the reply). In the arguments, None stands for what was left out, and media for
-# their ids. An episode is used for its seed, its chances and its to-do list.
+# their ids. An episode is read for its seed, its chances and its to-do list, and never changed: the
+# call may still fail.
 Made = tuple[list[dict], dict]
 
 
@@ -138,7 +188,10 @@ def generate(env: Any, tool: dict, args: dict) -> Made:
             width=width,
             height=height,
             format=args.get("output_format", "png"),
-            watermark=bool(args.get("watermark") or args.get("logo_add")),
+            watermark=bool(args.get("watermark")),
+            logo=bool(args.get("logo_add")),
+            masked=bool(args.get("mask")),
+            has_alpha=args.get("background") == "transparent",
         )
     else:
         # Where sizes are fixed, a source of another aspect ratio loses its edges.
@@ -153,6 +206,8 @@ def generate(env: Any, tool: dict, args: dict) -> Made:
             shot_frames=[int(args["duration"]) * table["fps"]],
             has_audio=args.get("generate_audio", False),
             cropped=cropped,
+            # What its first frame shows, the clip shows.
+            **{name: any(source[name] for source in sources) for name in ON_THE_PICTURE},
         )
     return [dict(made) for _ in range(int(args.get("n", 1)))], {}
 
@@ -170,6 +225,11 @@ def pipeline(env: Any, tool: dict, args: dict) -> Made:
         billed_s += min(clip_s for clip_s in table["clips_s"] if clip_s >= shot_s - 1e-6)
     cuts = [whole_frames(cut_s, table["fps"]) for cut_s in accumulate(seconds, initial=0)]
     width, height = table["sizes"][args["aspect_ratio"]]
+    end_s = cuts[-1] / table["fps"]
+    if args["storyboard"]:
+        told = [shot.get("narration", "") for shot in args["storyboard"]["shot_list"]]
+    else:
+        told = [args["topic"]]
     film = new_artifact(
         "video",
         width=width,
@@ -177,6 +237,8 @@ def pipeline(env: Any, tool: dict, args: dict) -> Made:
         fps=table["fps"],
         shot_frames=shot_lengths(cuts),
         has_audio=args["with_music"] or args["with_narration"],
+        music=[[0.0, end_s, 1.0]] if args["with_music"] else [],
+        speech=[[0.0, end_s, " ".join(told), 1.0]] if args["with_narration"] else [],
         billed_s=billed_s,
     )
     return [film], {}
@@ -186,16 +248,20 @@ def music(env: Any, tool: dict, args: dict) -> Made:
     """Two songs; nobody can set their length. Tempo and first beat are for tool_beat_detect to
     find."""
     table = tool["output"]
-    words = set(f"{args['prompt']} {args['style'] or ''}".lower().split())
+    # Without custom_mode the service takes nothing but the prompt.
+    style = args["style"] if args["custom_mode"] else None
+    words = set(f"{args['prompt']} {style or ''}".lower().split())
     named = (pace for pace in ("fast", "slow") if words & set(table[pace]))
     slowest, fastest = table["bpm"][next(named, "other")]
     shortest, longest = table["duration_s"]
     songs = []
     for i in range(table["songs"]):
+        seconds = round(shortest + (longest - shortest) * env.chance(f"length {i}"), 1)
         song = new_artifact(
             "audio",
             **table["file"],
-            duration_s=round(shortest + (longest - shortest) * env.chance(f"length {i}"), 1),
+            duration_s=seconds,
+            music=[[0.0, seconds, 1.0]],
             bpm=round(slowest + (fastest - slowest) * env.chance(f"bpm {i}")),
             beat_offset_s=round(env.chance(f"offset {i}") / 2, 2),
         )
@@ -208,12 +274,14 @@ def sound(env: Any, tool: dict, args: dict) -> Made:
     is wordy."""
     table = tool["output"]
     if "text" in args:
+        seconds = speech_seconds(table, args, args["text"])
         speech = new_artifact(
             "audio",
             **table["file"],
             format=args["format"],
-            duration_s=speech_seconds(table, args, args["text"]),
+            duration_s=seconds,
             n_chars=len(args["text"]),
+            speech=[[0.0, seconds, args["text"], 1.0]],
         )
         return [speech], {}
     if args["video"]:
@@ -221,7 +289,9 @@ def sound(env: Any, tool: dict, args: dict) -> Made:
     else:
         wordy_s = table["seconds_per_word"] * len(args["prompt"].split())
         seconds = args["duration"] or min(30, wordy_s)
-    return [new_artifact("audio", **table["file"], duration_s=round(float(seconds), 3))], {}
+    seconds = round(float(seconds), 3)
+    effect = new_artifact("audio", **table["file"], duration_s=seconds, sfx=[[0.0, seconds, 1.0]])
+    return [effect], {}
 
 
 def tts_composite(env: Any, tool: dict, args: dict) -> Made:
@@ -235,12 +305,22 @@ def tts_composite(env: Any, tool: dict, args: dict) -> Made:
         spoken.append((segment["start"], segment["start"] + seconds))
     check_intervals(spoken, args["video"], param, "; shorten the text or raise speed")
     speech_s = round(spoken[-1][1], 2)
+    clip, fps = args["video"], args["video"]["fps"]
+    speech, sounds = [], []
+    for segment, span_s in zip(segments, spoken):
+        span = [min(whole_frames(edge_s, fps), clip["n_frames"]) for edge_s in span_s]
+        sounds.append(span)
+        speech.append([*(round(frame / fps, 6) for frame in span), segment["text"], 1.0])
+    volume = args["original_volume"] if args["keep_original_audio"] else 0
+    if volume and clip["has_audio"]:
+        sounds += clip["sound_frames"] or [[0, clip["n_frames"]]]
     film = recut(
-        args["video"],
+        clip,
         has_audio=True,
-        sound_frames=None,
+        sound_frames=with_gaps(sounds, clip["n_frames"]),
         spoken_chars=sum(len(segment["text"]) for segment in segments),
         speech_s=speech_s,
+        **added_spans(louder({name: clip[name] for name in SPANS}, volume), {"speech": speech}),
     )
     return [film], {"speech_s": speech_s}
 
@@ -255,18 +335,27 @@ def composite(env: Any, tool: dict, args: dict) -> Made:
     fps = args["fps"] or max(clip["fps"] for clip in clips)
     if short_side := load_defaults()["sizes"].get(args["resolution"]):
         shorter = min(width, height)
-        width, height = (even(side * short_side / shorter) for side in (width, height))
+        # MoviePy rounds down, and keeps an odd side.
+        width, height = (side * short_side // shorter for side in (width, height))
 
     overlap_s = args["transition_duration"] if args["transition"] == "crossfade" else 0
-    cuts_s, sounds_s, end_s = join_clips(clips, overlap_s)
-    if audio:
+    cuts_s, sounds_s, spans, end_s = join_clips(clips, overlap_s)
+    volume = args["audio_volume"]
+    if audio and args["audio_mode"] == "replace":
+        sounds_s, spans = [], {"cues": spans["cues"]}
+    if audio and volume > 0:
         # Over the clips' own sound, or in its place, from the beginning.
-        own = sounds_s if args["audio_mode"] == "mix" else []
-        sounds_s = [[0, min(audio["duration_s"], end_s)], *own]
+        sounds_s.append([0, min(audio["duration_s"], end_s)])
+        spans = added_spans(spans, louder({name: audio[name] for name in SPANS}, volume))
 
+    check_frames(end_s, fps, "videos")
     shots = shot_lengths([whole_frames(cut_s, fps) for cut_s in [*cuts_s, end_s]])
-    sounds = sorted([whole_frames(edge_s, fps) for edge_s in span] for span in sounds_s)
-    has_gaps = first_silence(sounds) < sum(shots)
+    n_frames = sum(shots)
+    sounds = [[whole_frames(edge_s, fps) for edge_s in span] for span in sounds_s]
+
+    def on_a_frame(second: float) -> float:
+        return round(min(whole_frames(second, fps), n_frames) / fps, 6)
+
     film = new_artifact(
         "video",
         width=width,
@@ -275,20 +364,19 @@ def composite(env: Any, tool: dict, args: dict) -> Made:
         shot_frames=shots,
         letterboxed=letterboxed,
         has_audio=bool(sounds),
-        sound_frames=sounds if sounds and has_gaps else None,
+        sound_frames=with_gaps(sounds, n_frames),
+        **{name: any(clip[name] for clip in clips) for name in ON_THE_PICTURE},
+        **moved_spans({**dict.fromkeys(SPANS), **spans}, on_a_frame),
     )
     return [film], {}
 
 
-def even(side: float) -> int:
-    """The nearest even number of pixels: H.264 wants even sides."""
-    return round(side / 2) * 2
-
-
-def join_clips(clips: list[dict], overlap_s: float) -> tuple[list[float], list[list[float]], float]:
-    """Where cuts and sounds of clips lie that follow one another, each beginning `overlap_s` before
-    the one ahead ends: (starts of shots, [start, end] of sounds, the film's end), in seconds."""
-    cuts_s, sounds_s, start_s = [], [], 0.0
+def join_clips(
+    clips: list[dict], overlap_s: float
+) -> tuple[list[float], list[list[float]], dict[str, list], float]:
+    """Where all lies in clips that follow one another, each beginning `overlap_s` before the one
+    ahead ends: (starts of shots, [start, end] of sounds, spans, the film's end), in seconds."""
+    cuts_s, sounds_s, spans, start_s = [], [], [], 0.0
     for clip in clips:
         while cuts_s and cuts_s[-1] > start_s - 1e-9:
             # A shot that is over before the crossfade ends is no cut of its own.
@@ -298,17 +386,20 @@ def join_clips(clips: list[dict], overlap_s: float) -> tuple[list[float], list[l
         throughout = [[0, clip["n_frames"]]] if clip["has_audio"] else []
         for span in clip["sound_frames"] or throughout:
             sounds_s.append([start_s + edge / clip["fps"] for edge in span])
+        spans.append(moved_spans(clip, partial(add, start_s)))
         start_s += clip["n_frames"] / clip["fps"] - overlap_s
-    return cuts_s, sounds_s, start_s + overlap_s
+    return cuts_s, sounds_s, added_spans(*spans), start_s + overlap_s
 
 
-def first_silence(sounds: list[list[int]]) -> int:
-    """The first frame without sound, by sorted spans; the end of the sound where it has no gap."""
+def with_gaps(sounds: list[list[int]], n_frames: int) -> list[list[int]] | None:
+    """Spans of sound [first, end) in order, as an artifact keeps them: None where they leave no gap
+    in a film of `n_frames`, or where there are none."""
+    sounds = sorted(sounds)
     silence = 0
     for first, end in sounds:
         if first <= silence:
             silence = max(silence, end)
-    return silence
+    return sounds if sounds and silence < n_frames else None
 
 
 def postprocess(env: Any, tool: dict, args: dict) -> Made:
@@ -327,14 +418,18 @@ def postprocess(env: Any, tool: dict, args: dict) -> Made:
             if right > width or bottom > height:
                 refuse(where, f"{where}: the crop lies outside the frame of {width}x{height}")
         if op in ("resize", "crop"):
-            # H.264 wants even sides.
-            width, height = (int(step[side]) // 2 * 2 for side in ("width", "height"))
+            # MoviePy keeps odd sides; its file is then yuv444p, since colour at half size has no
+            # place for them.
+            width, height = (int(step[side]) for side in ("width", "height"))
         elif op == "rotate" and step["angle"] != 180:
             width, height = height, width
         elif op == "reverse":
             clip = reversed_clip(clip)
         elif op == "loop":
+            check_frames(clip["n_frames"] / clip["fps"] * step["count"], clip["fps"], where)
             clip = looped_clip(clip, int(step["count"]))
+        elif op == "watermark":
+            clip = {**clip, "watermark": True}
     return [recut(clip, width=width, height=height)], {}
 
 
@@ -350,7 +445,14 @@ def looped_clip(clip: dict, times: int) -> dict:
     if sounds:
         starts = [i * clip["n_frames"] for i in range(times)]
         sounds = [[edge + start for edge in span] for start in starts for span in sounds]
-    record = {**clip, "shot_frames": clip["shot_frames"] * times, "sound_frames": sounds}
+    length_s = clip["n_frames"] / clip["fps"]
+    rounds = [moved_spans(clip, partial(add, i * length_s)) for i in range(times)]
+    record = {
+        **clip,
+        "shot_frames": clip["shot_frames"] * times,
+        "sound_frames": sounds,
+        **added_spans(*rounds),
+    }
     return new_artifact(**record)
 
 
@@ -367,7 +469,8 @@ def speed(env: Any, tool: dict, args: dict) -> Made:
     """Duration / factor in whole frames; the sound is sped up too."""
     clip = args["video"]
     seconds = args["target_duration"] or clip["n_frames"] / clip["fps"] / args["factor"]
-    n_frames = max(1, whole_frames(seconds, clip["fps"]))
+    check_frames(seconds, clip["fps"], "target_duration" if args["target_duration"] else "factor")
+    n_frames = whole_frames(seconds, clip["fps"])
     return [recut(clip, lambda frame: frame * n_frames // clip["n_frames"])], {}
 
 
@@ -381,13 +484,36 @@ def audio_cut(env: Any, tool: dict, args: dict) -> Made:
     offset_s = None
     if bpm := source.get("bpm"):
         offset_s = round((source.get("beat_offset_s", 0.0) - args["start"]) % (60 / bpm), 3)
+    seconds = round(max(float(seconds), 0.001), 3)
+    piece_s = max(min(end, source["duration_s"]) - args["start"], 0.001)
     made = {
         **source,
         "format": "mp3",
-        "duration_s": round(max(float(seconds), 0.001), 3),
+        "duration_s": seconds,
         "beat_offset_s": offset_s,
+        **louder(looped_spans(source, args["start"], piece_s, seconds), args["volume"]),
     }
     return [made], {}
+
+
+def looped_spans(source: dict, start_s: float, piece_s: float, seconds: float) -> dict[str, list]:
+    """Spans of the piece of a sound that begins at `start_s`, played again and again for so many
+    seconds. A span over all of the piece goes on from one round to the next; of the others, the
+    first hundred rounds are listed."""
+    first = moved_spans(source, lambda second: min(max(second - start_s, 0.0), piece_s))
+    looped = {}
+    for name, spans in first.items():
+        looped[name] = []
+        for start, end, *what in spans:
+            throughout = end - start > piece_s - 1e-3
+            n_rounds = 1 if throughout else min(100, math.ceil(seconds / piece_s))
+            for began in (i * piece_s for i in range(n_rounds)):
+                edges = [start, seconds] if throughout else [start + began, end + began]
+                edges = [round(min(edge, seconds), 6) for edge in edges]
+                if edges[0] < edges[1]:
+                    looped[name].append([*edges, *what])
+        looped[name].sort()
+    return looped
 
 
 def beats(env: Any, tool: dict, args: dict) -> Made:
@@ -406,7 +532,14 @@ def subtitles(env: Any, tool: dict, args: dict) -> Made:
     """The same video with texts burnt in, each at its time."""
     clip, cues = args["video"], args["subtitles"]
     check_intervals([(cue["start"], cue["end"]) for cue in cues], clip, "subtitles")
-    return [recut(clip, n_cues=clip.get("n_cues", 0) + len(cues))], {}
+    fps = clip["fps"]
+    written = []
+    for cue in cues:
+        frames = [min(whole_frames(cue[edge], fps), clip["n_frames"]) for edge in ("start", "end")]
+        written.append([*(round(frame / fps, 6) for frame in frames), cue["text"]])
+    # A cue that falls between two frames is never seen.
+    seen = [cue for cue in written if cue[0] < cue[1]]
+    return [recut(clip, cues=sorted(clip["cues"] + seen))], {}
 
 
 def write_text(env: Any, tool: dict, args: dict, **more: Any) -> Made:
@@ -463,7 +596,9 @@ def storyboard(env: Any, tool: dict, args: dict) -> Made:
         seconds = timed
     else:
         total = total or 8 * n_shots
-        marks = [round(total * i / n_shots, 1) for i in range(n_shots)] + [total]
+        # On a grid of 0.1 s, unless the shots are too short for it.
+        decimals = 1 if total >= 0.2 * n_shots else 3
+        marks = [round(total * i / n_shots, decimals) for i in range(n_shots)] + [total]
         seconds = [round(end - start, 6) for start, end in pairwise(marks)]
     subject = " ".join(script["text"][:200].split()[:8])
     shots = []
@@ -493,8 +628,7 @@ def polish(env: Any, tool: dict, args: dict) -> Made:
 
 def analysis(env: Any, tool: dict, args: dict) -> Made:
     """An answer from the records. It shows a few words of the medium's prompt, lest the agent
-    verify itself against its own, and flaws of a fixed share of media."""
-    flaw_share = load_defaults()["flaw_share"] * env.failure_scale
+    verify itself against its own, and whether it is flawed."""
     seen = []
     for medium in args["media"][:4]:
         prompt = str(medium["arguments"].get("prompt", ""))[:400]
@@ -503,9 +637,7 @@ def analysis(env: Any, tool: dict, args: dict) -> Made:
         if words:
             for k in range(3):
                 shown.add(words[int(chance(env.seed, medium["id"], k) * len(words))])
-        can_have_flaws = medium["kind"] != "audio"
-        flawed = can_have_flaws and chance(env.seed, medium["id"], "flaw") < flaw_share
-        seen.append({**medium, "words": ", ".join(sorted(shown)), "flawed": flawed})
+        seen.append({**medium, "words": ", ".join(sorted(shown))})
     unseen = max(0, len(args["media"]) - 4)
     return [], {"answer": fill_template("templates/analysis.jinja", seen=seen, more=unseen)}
 
@@ -522,7 +654,8 @@ def inspire(env: Any, tool: dict, args: dict) -> Made:
 
 
 def todo(env: Any, tool: dict, args: dict) -> Made:
-    """A to-do list that lives as long as the episode."""
+    """A to-do list that lives as long as the episode. The new one is the field `todo`, which the
+    episode keeps once the call has succeeded."""
     action = args["action"]
     known = {} if action == "clear" else dict(env.todo)
     for i, task in enumerate(args["tasks"] if action in ("create", "update") else ()):
@@ -530,9 +663,8 @@ def todo(env: Any, tool: dict, args: dict) -> Made:
             ids = ", ".join(map(str, env.todo)) or "none"
             refuse(f"tasks[{i}].id", f"no task {task['id']}; known tasks: {ids}")
         known[task["id"]] = {"title": "", "status": "todo", **known.get(task["id"], {}), **task}
-    env.todo = known
     lines = [f"{number} {task['status']}: {task['title'][:40]}" for number, task in known.items()]
-    return [], {"tasks": lines[:50]}
+    return [], {"tasks": lines[:50], "todo": known}
 
 
 def html(env: Any, tool: dict, args: dict) -> Made:

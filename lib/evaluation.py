@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -156,14 +157,50 @@ def evaluate(
     return figures, played["greedy"]
 
 
-def cached_evaluation(path: Path, compute: Callable[[], dict]) -> dict:
-    """Read an evaluation that is already there, or compute and write it. All ranks call it."""
-    if ranks.agreed(path.is_file()):
+def cached_evaluation(path: Path, measured: dict, compute: Callable[[], dict]) -> dict:
+    """Read an evaluation that is already there, or compute and write it. All ranks call it.
+
+    measured: what it measures, as JSON keeps it. A file of another policy, other tasks or another
+    reward is computed anew, so that only like stands beside like.
+    """
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if ranks.agreed(found.get("measured") == measured):
         return json.loads(path.read_text(encoding="utf-8"))
-    result = compute()
+    result = {"measured": measured, **compute()}
     if ranks.rank() == 0:
         write_atomic(path, to_json(result))
     return result
+
+
+def what_is_measured(config: Config, policy: str, tasks: list[dict]) -> dict:
+    """What decides the figures of `evaluate` beside the weights; `policy` names those."""
+    return {
+        "policy": policy,
+        "tasks": [task["id"] for task in tasks],
+        "sampled": config.bench.sampled,
+        "reward": asdict(config.reward),
+        "judge": config.llm.model if config.reward.judge == "openai" else "rules",
+    }
+
+
+def examples_to_read(rollouts: list[Rollout]) -> dict[str, dict]:
+    """The best, the median and the worst of scored episodes: {label: trajectory}.
+
+    Of fewer than three each stands there once. Without any score: the first episode.
+    """
+    scored = [r for r in rollouts if not math.isnan(r.reward)]
+    if not scored:
+        return {f"first of {len(rollouts)}, none scored": rollouts[0].trajectory}
+    # Of equal rewards the longer episode is the better reading.
+    ranked = sorted(scored, key=lambda r: (r.reward, len(r.trajectory["calls"])))
+    places = {"best": len(ranked) - 1, "median": (len(ranked) - 1) // 2, "worst": 0}
+    examples = {}
+    shown = set()
+    for label, place in places.items():
+        if place not in shown:
+            examples[f"{label} of {len(scored)}"] = ranked[place].trajectory
+            shown.add(place)
+    return examples
 
 
 # --------------------------------------------------------------------------------------------------

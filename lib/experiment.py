@@ -421,14 +421,14 @@ class VrlConfig:
     )
     kl_coef: float = key(
         0.0,
-        "KL to pi_pst in the loss (k3 estimate): Theorem 4.1's action bias; 0 is off",
+        "KL to pi_pst over all of a step's rollouts: Theorem 4.1's action bias; 0 is off",
         at_least=0,
         at_most=100,
     )
     tis_cap: float = key(
         2.0,
-        "cap of the truncated importance weight of sampler against trainer; for rollout.engine "
-        "vllm alone, since our own sampler computes what the trainer does; 0 is off",
+        "cap of the truncated importance weight of sampler against trainer, whichever the engine: "
+        "with model.autocast our own sampler, in float32, is off the trainer too; 0 is off",
         at_least=0,
         at_most=1000,
     )
@@ -468,7 +468,7 @@ class RolloutConfig:
     )
     failure_scale: float = key(
         1.0,
-        "multiplies every failure rate of tools.yaml; 0 switches failures off",
+        "multiplies the rates of accidents in tools.yaml; 0 switches them off",
         at_least=0,
         at_most=1000,
     )

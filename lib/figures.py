@@ -100,17 +100,24 @@ def print_line(label, before, after):
     print(f"{label:24}{first:>10}{second:>12}")
 
 
-def write_trajectory(trajectory: dict, path: Path) -> None:
-    """One finished trajectory as text to read: request, turns, replies, reward parts."""
+def write_trajectories(examples: dict[str, dict], path: Path) -> None:
+    """Some finished trajectories as text to read, one after the other: {label: trajectory}."""
+    texts = [trajectory_text(trajectory, label) for label, trajectory in examples.items()]
+    rule = "=" * 100 + "\n"
+    write_atomic(path, rule.join(texts))
+
+
+def trajectory_text(trajectory: dict, label: str) -> str:
+    """One trajectory: its label, request, turns, replies, reward parts."""
     task, reward = trajectory["task"], trajectory["reward"]
     parts = ", ".join(f"{part} {reward[part]:.2f}" for part in PARTS if reward[part] is not None)
     lines = [
-        f"task {task['id']} ({task['scenario']}, {task['difficulty']}), "
-        f"ended: {trajectory['ended']}",
+        f"task {task['id']} ({task['scenario']}, {task['difficulty']}): {label} held-out episodes, "
+        f"greedy; ended: {trajectory['ended']}",
         f"R_vrt {reward['total']:.3f} = plan {reward['plan']:.3f} x fine {reward['fine']:.3f}; "
         + parts,
         "",
     ]
     for message in trajectory["messages"]:
         lines += [f"--- {message['role']}", message["content"], ""]
-    write_atomic(path, "\n".join(lines))
+    return "\n".join(lines)

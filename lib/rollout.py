@@ -37,6 +37,8 @@ class Rollout:
     # R_vrt; NaN while it is not known.
     reward: float = math.nan
     advantage: float = 0.0
+    # False: not in the policy gradient, since it has no score or its group's rewards are all alike.
+    signal: bool = True
     # The trainer's, (T - 1,), set by train_vrl.py's update where the loss needs them: pi_old is the
     # policy before the step's first optimizer step, pi_pst the one that VRL starts from.
     old_logprobs: torch.Tensor | None = None
@@ -100,7 +102,8 @@ def go_on(rollout: Rollout, env: VisGenEnv, tokenizer, config: Config) -> list[i
     """After sampled tokens: the environment replies if the last of them ended a turn.
 
     Returns the ids of the reply, which the rollout then holds; [] inside a turn; None at the
-    episode's end, when the rollout has its trajectory.
+    episode's end, when the rollout has its trajectory. A reply that leaves no room below
+    `model.max_len` ends the episode.
     """
     token = rollout.ids[-1]
     turn_tokens = len(rollout.ids) - rollout.turn_start
@@ -129,7 +132,12 @@ def go_on(rollout: Rollout, env: VisGenEnv, tokenizer, config: Config) -> list[i
 def close(rollout: Rollout, env: VisGenEnv, ended: str) -> None:
     """End an episode and keep its trajectory.
 
-    One that was cut here ends as `ended`: the environment has not seen its unfinished turn.
+    One that was cut here ends as `ended`: the environment has not seen its unfinished turn. Tokens
+    after the agent's last one go: a reply that nobody reads is not trained, and would make the
+    rollout longer than `model.max_len`.
     """
+    while rollout.loss_mask and not rollout.loss_mask[-1]:
+        for tokens in (rollout.ids, rollout.loss_mask, rollout.logprobs):
+            tokens.pop()
     env.ended = env.ended or ended
     rollout.trajectory = {**env.trajectory(), "pool": env.pool}

@@ -114,6 +114,27 @@ def read_tokens(
     return model.lm_head(last).float()
 
 
+@torch.inference_mode()
+def score_rollout(model: torch.nn.Module, rollout: Rollout) -> torch.Tensor:
+    """The sampler's log-probabilities, (n,) in nats, of a rollout's tokens with loss mask 1.
+
+    The tokens are given, but read as they are when they are sampled: the prompt in one pass, the
+    agent's one by one, a reply with the end of turn before it, all through the KV cache.
+    """
+    places = [i for i, of_agent in enumerate(rollout.loss_mask) if of_agent]
+    cache = SlotCache(model, 1)
+    logprobs = []
+    start = 0
+    for place in places:
+        chunk = rollout.ids[start:place]
+        lanes = None if len(chunk) == 1 else [0]  # as BatchSampler.read has it
+        pictures = [(0, 0, rollout.pictures)] if rollout.pictures and start == 0 else ()
+        logits = read_tokens(model, cache, lanes, [chunk], [start], pictures)  # (1, V)
+        logprobs.append(logits.log_softmax(-1)[0, rollout.ids[place]])
+        start = place
+    return torch.stack(logprobs)
+
+
 @dataclass
 class Lane:
     """A rollout while it is played: its number in BatchSampler.lanes is its place in the cache."""

@@ -38,6 +38,15 @@ def read_json(text: str) -> Any:
     return value
 
 
+def is_json(value: Any) -> bool:
+    """Whether a value is what read_json could have read: no NaN, no lone surrogate, no tuple, no
+    integer beyond 64 bits, and no more levels or nodes."""
+    try:
+        return read_json(orjson.dumps(value).decode()) == value
+    except (TypeError, ValueError):
+        return False
+
+
 def is_too_deep(value: Any) -> bool:
     """Whether anything lies more than MAX_DEPTH levels inside of `value`; without recursion."""
     level = [value]

@@ -130,7 +130,7 @@ def media_files(kind: str) -> list[str]:
 
 def chance(seed: Any, index: Any, purpose: Any) -> float:
     """A number in [0, 1) that depends on nothing but its arguments, in any process."""
-    key = f"{seed}|{index}|{purpose}".encode()
+    key = f"{seed}|{index}|{purpose}".encode("utf-8", "replace")
     first_bytes = hashlib.blake2b(key, digest_size=8).digest()
     # The upper 53 bits: as many as a float holds exactly.
     return (int.from_bytes(first_bytes, "big") >> 11) / 2**53
@@ -190,7 +190,7 @@ KEYWORDS = {
     "maxLength": (lambda most, value: len(value) <= most, "have at most {} characters"),
     "minItems": (lambda least, value: len(value) >= least, "have at least {} items"),
     "maxItems": (lambda most, value: len(value) <= most, "have at most {} items"),
-    "pattern": (re.search, "match {}"),
+    "pattern": (re.fullmatch, "match {}"),
 }
 
 
@@ -237,26 +237,33 @@ LIMITS = {
 }
 
 
-def find_media(artifacts: dict[str, dict], tool: dict, args: dict) -> list[dict]:
+# What looks like an id is never taken for a text.
+MEDIA_ID = re.compile("(?:in|img|vid|aud|txt|html|data)_[0-9]+")
+
+
+def find_media(
+    there: dict[str, dict], artifacts: dict[str, dict], tool: dict, args: dict
+) -> list[dict]:
     """Put artifacts in place of the ids in `args`; returns the call's parents [{id, role}].
 
-    `artifacts` are the episode's, by id. Where a parameter takes an id or a text, the text becomes
+    there: the artifacts that a call may name, by id; `artifacts` are all of the episode's, with
+    what was made since the turn began. Where a parameter takes an id or a text, the text becomes
     {"text": ...}. ToolError for an id that is not there, and for a medium of the wrong kind or
     beyond the service's limits.
     """
     parents = []
     for param, limits in tool["media"].items():
         given = args[param]
-        if limits.get("or_text") and given not in artifacts:
-            args[param] = {"text": given}
-            continue
         if given is None:
+            continue
+        if limits.get("or_text") and given not in there and not MEDIA_ID.fullmatch(given):
+            args[param] = {"text": given}
             continue
         places = media_places(param, given, limits.get("inside"))
         for where, media_id in places:
-            check_medium(artifacts, media_id, limits, where)
+            check_medium(there, artifacts, media_id, limits, where)
             parents.append({"id": media_id, "role": limits["role"]})
-        media = [artifacts[media_id] for _, media_id in places]
+        media = [there[media_id] for _, media_id in places]
         args[param] = media if isinstance(given, list) else media[0]
     return parents
 
@@ -278,15 +285,23 @@ def media_places(param: str, given: Any, inside: str | None) -> list[tuple[str, 
     return places
 
 
-def check_medium(artifacts: dict[str, dict], media_id: str, limits: dict, where: str) -> None:
-    """Raise ToolError unless the id is an artifact's that is within a parameter's limits."""
-    if media_id not in artifacts:
-        known = [name for name, medium in artifacts.items() if medium["kind"] in limits["kinds"]]
+def check_medium(
+    there: dict[str, dict], artifacts: dict[str, dict], media_id: str, limits: dict, where: str
+) -> None:
+    """Raise ToolError unless the id is an artifact's that is there and within a parameter's limits.
+
+    The calls of one turn run side by side, so that what one makes is not there for another.
+    """
+    if media_id not in there:
+        known = [name for name, medium in there.items() if medium["kind"] in limits["kinds"]]
         shown = ", ".join(known[-12:]) or "none"
         message = f"{where}: no media {to_json(media_id):.40} here"
+        if media_id in artifacts:
+            message = f"{where}: {media_id} is made in this turn; its id can be used from the next"
+            message += " turn on"
         message += f"; known {limits['kinds'][0]} ids: {shown}"
         refuse(where, message, "file_not_found")
-    medium = artifacts[media_id]
+    medium = there[media_id]
     for name, rule in load_defaults()["media_limits"].items():
         if name in limits and not LIMITS[name](medium, limits[name]):
             message = rule["message"].format(where=where, m=medium, limit=limits[name])
@@ -337,12 +352,6 @@ def spans_a_frame(rule: dict, args: dict) -> bool:
     return whole_frames(min(args["end"], video["duration_s"]) - args["start"], video["fps"]) >= 1
 
 
-def loops_fit(rule: dict, args: dict) -> bool:
-    """The looped video has at most a million frames."""
-    times = math.prod(step.get("count", 1) for step in args["operations"])
-    return args["video"]["n_frames"] * times <= 10**6
-
-
 def transition_fits(rule: dict, args: dict) -> bool:
     """Two transitions fit into the shortest clip."""
     shortest = min(clip["duration_s"] for clip in args["videos"])
@@ -374,6 +383,16 @@ def sides_fit(rule: dict, args: dict) -> bool:
     """Both sides of a size such as 1024x768 are within bounds."""
     numbers = map(int, re.findall("[0-9]{2,}", args["size"] or ""))
     return all(rule["least"] <= side <= rule["most"] for side in numbers)
+
+
+def pixels_fit(rule: dict, args: dict) -> bool:
+    """A size such as 1024x768 has so many pixels, and sides of no more than some aspect ratio."""
+    width, height = map(int, re.findall("[0-9]{2,}", args["size"]) or (0, 0))
+    if not width:
+        # A name, such as 2K.
+        return True
+    longer, shorter = max(width, height), min(width, height)
+    return rule["least"] <= width * height <= rule["most"] and longer <= rule["aspect"] * shorter
 
 
 def mask_fits(rule: dict, args: dict) -> bool:
@@ -410,13 +429,13 @@ RULES = {
     "start_before_end": start_before_end,
     "end_inside": lambda rule, args: (args["end"] or 0) <= args[rule["of"]]["duration_s"] + 1e-5,
     "spans_a_frame": spans_a_frame,
-    "loops_fit": loops_fit,
     "transition_fits": transition_fits,
     "few_images": few_images,
     "shots_fit": shots_fit,
     "storyboard_fits": storyboard_fits,
     "factor_in_range": factor_in_range,
     "sides_fit": sides_fit,
+    "pixels_fit": pixels_fit,
     "mask_fits": mask_fits,
     # These give warnings: they also read what the call has made.
     "hardly_cropped": hardly_cropped,

@@ -136,6 +136,21 @@ def engine_settings(config: Config, device: torch.device, dtype: str) -> dict:
     return settings
 
 
+def engine_dtype(config: Config, device: torch.device, bf16: bool) -> str:
+    """In what vLLM multiplies: bfloat16 where training does (`bf16`), else `model.dtype`.
+
+    SystemExit: float32 on a GPU, where vLLM's kernels for an adapter take 16 bits alone.
+    """
+    dtype = "bfloat16" if bf16 or config.model.quantize == "nf4" else config.model.dtype
+    if device.type == "cuda" and dtype == "float32":
+        raise SystemExit(
+            "error: on a GPU vLLM takes an adapter in 16 bits only, and this run multiplies in "
+            "float32; set model.autocast=true (weights stay in float32), or model.dtype=bfloat16, "
+            "or rollout.engine=transformers"
+        )
+    return dtype
+
+
 class VllmEngine:
     """vLLM inside the trainer's process, one engine a rank.
 
@@ -147,8 +162,9 @@ class VllmEngine:
     def __init__(self, folder: Path | str, config: Config, device: torch.device, bf16: bool):
         """folder: the policy without an adapter; bf16: whether training multiplies in bfloat16.
 
-        SystemExit: vLLM is not installed.
+        SystemExit: vLLM is not installed, or would have to multiply in float32 on a GPU.
         """
+        dtype = engine_dtype(config, device, bf16)
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(KV_GIB))
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -165,7 +181,6 @@ class VllmEngine:
             gc.collect()
             torch.cuda.empty_cache()
         model = config.model
-        dtype = "bfloat16" if bf16 or model.quantize == "nf4" else model.dtype
         # Then its numbers are the trainer's but for 1e-5.
         self.exact = dtype == model.dtype == "float32" and model.quantize == "none"
         self.sleeps = device.type == "cuda"
@@ -242,6 +257,28 @@ class VllmEngine:
                 said[int(name)] = ids[:-1] if ids[-1] == stop else ids
         return [said[i] for i in range(len(prompts))]
 
+    def score(self, rollout: Rollout, adapter: bool = True) -> torch.Tensor:
+        """Log-probabilities, (n,) in nats, of a rollout's tokens with loss mask 1.
+
+        Of the model at temperature 1, with the adapter that it holds or without any. The rollout is
+        read in one pass, as a prompt is, and must leave room for one token more. Nothing else may
+        be queued.
+        """
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+
+        params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        prompt = TokensPrompt(prompt_token_ids=rollout.ids)
+        request = self.adapter if adapter else None
+        self.engine.add_request("score", prompt, lora_request=request, params=params)
+        read = None
+        while self.busy():
+            for done in self.engine.step():
+                if done.finished:
+                    read = done.prompt_logprobs
+        places = [i for i, of_agent in enumerate(rollout.loss_mask) if of_agent]
+        return torch.tensor([read[i][rollout.ids[i]].logprob for i in places])
+
     def cached_share(self) -> float:
         """Share of the prompts' tokens since the last call that came from the prefix cache."""
         share = self.cached_tokens / max(1, self.prompt_tokens)
@@ -266,11 +303,11 @@ class VllmEngine:
             torch.cuda.empty_cache()
             self.llm.wake_up()
 
-    def take_adapter(self, policy: torch.nn.Module) -> None:
+    def take_adapter(self, policy: torch.nn.Module, changed: bool = True) -> None:
         """Load the policy's adapter under a new name and id; the old one goes.
 
-        Cached keys and values go as well: they are the old adapter's. SystemExit if nothing has
-        changed, or if vLLM does not take the adapter.
+        Cached keys and values go as well: they are the old adapter's. changed: whether the update
+        must have moved the adapter. SystemExit if it has not, or if vLLM does not take the adapter.
         """
         from vllm.lora.request import LoRARequest
 
@@ -281,6 +318,8 @@ class VllmEngine:
         ]
         weights = torch.cat(parts)
         if self.weights is not None and torch.equal(weights, self.weights):
+            if not changed:
+                return
             raise SystemExit(
                 "error: an adapter sync without a change: the adapter that goes to vLLM is the one "
                 "that it has; the update did not reach the policy's weights"

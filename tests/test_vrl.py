@@ -10,7 +10,9 @@ import doctest
 import json
 import math
 import random
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,7 @@ from lib.checkpoints import trained_parameters  # noqa: E402
 from lib.engine_check import sync_sampler  # noqa: E402
 from lib.evaluation import part_variances, score_rollouts  # noqa: E402
 from lib.experiment import Config, build  # noqa: E402
+from lib.figures import write_trajectories  # noqa: E402
 from lib.policy import add_lora, build_policy, token_logprobs  # noqa: E402
 from lib.rollout import Rollout  # noqa: E402
 from lib.runs import read_jsonl, seeded_rng  # noqa: E402
@@ -41,6 +44,7 @@ from lib.tokens import (  # noqa: E402
     encode_trajectory,
     load_tokenizer,
 )
+from lib.vllm_engine import VllmEngine, engine_dtype  # noqa: E402
 from make_data import vision_agent  # noqa: E402
 from rewards import PARTS  # noqa: E402
 from train_vrl import (  # noqa: E402
@@ -48,6 +52,7 @@ from train_vrl import (  # noqa: E402
     group_advantages,
     grpo_loss,
     micro_batches,
+    set_advantages,
     step_tasks,
     update,
 )
@@ -255,10 +260,11 @@ def test_clip_in_all_four_quadrants(advantage, ratio, loss, gradient):
     ) == pytest.approx(ratio)
 
 
-def slow_loss(new, old, advantages, mask, v, normalizer, ref, sampler, start):
+def slow_loss(new, old, advantages, mask, v, normalizer, ref, sampler, start, k2=False):
     """grpo_loss written as loops over tokens.
 
-    GSPO's ratio of a token is that of its sequence at `start`, moved by this token alone.
+    GSPO's ratio of a token is that of its sequence at `start`, moved by this token alone. The KL's
+    value is k3; `k2`: what its gradient is of.
     """
     total = 0.0
     for b, row in enumerate(mask):
@@ -280,12 +286,10 @@ def slow_loss(new, old, advantages, mask, v, normalizer, ref, sampler, start):
             gain = min(r * advantages[b], clip * advantages[b])
             if v.tis_cap:
                 gain *= min(math.exp(old[b][t] - sampler[b][t]), v.tis_cap)
-            kl = math.exp(ref[b][t] - new[b][t]) - (ref[b][t] - new[b][t]) - 1 if ref else 0.0
-            total += (
-                (v.kl_coef * kl - gain)
-                / (len(own) if v.loss_mean == "sequence" else 1)
-                / normalizer
-            )
+            gap = ref[b][t] - new[b][t] if ref else 0.0
+            kl = gap**2 / 2 if k2 else math.exp(gap) - gap - 1
+            weight = 1 / len(own) if v.loss_mean == "sequence" else 1
+            total += weight * (v.kl_coef * kl / (normalizer + 2) - gain / normalizer)
     return total
 
 
@@ -332,6 +336,7 @@ def test_loss_equals_a_slow_reference(loss_mean, ratio, tis_cap, kl_coef):
         5,
         ref if kl_coef else None,
         sampler,
+        kl_normalizer=7,
     )
     loss.backward()
     rest = (
@@ -353,7 +358,7 @@ def test_loss_equals_a_slow_reference(loss_mean, ratio, tis_cap, kl_coef):
             near = [new.tolist(), new.tolist()]
             near[0][b][t] += 1e-5
             near[1][b][t] -= 1e-5
-            slope = (slow_loss(near[0], *rest) - slow_loss(near[1], *rest)) / 2e-5
+            slope = (slow_loss(near[0], *rest, k2=True) - slow_loss(near[1], *rest, k2=True)) / 2e-5
             assert new.grad[b, t].item() == pytest.approx(slope, rel=1e-4, abs=1e-9)
 
 
@@ -369,6 +374,43 @@ def test_kl_is_counted_over_the_agents_tokens():
         ref,
     )
     assert float(sums["kl"]) == pytest.approx(math.exp(0.5) - 1.5)
+
+
+def test_the_kls_gradient_is_that_of_kl_to_the_reference():
+    """The mean over the policy's own tokens against the exact gradient of KL(pi || ref).
+
+    And not against that of KL(ref || pi), which k3 has.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weights, ref = 1.5 * torch.randn(2, 5, generator=generator, dtype=torch.float64)
+    weights.requires_grad_()
+    ref = ref.log_softmax(-1)
+    v = settings(vrl={"kl_coef": 1.0}).vrl
+    value, gradient = 0.0, torch.zeros(5, dtype=torch.float64)
+    for token in range(5):
+        logprobs = weights.log_softmax(-1)
+        new = logprobs[token].view(1, 1)
+        loss, _ = grpo_loss(
+            new,
+            new.detach(),
+            torch.zeros(1, dtype=torch.float64),
+            torch.tensor([[True]]),
+            v,
+            1,
+            ref[token].view(1, 1),
+        )
+        p = float(logprobs[token].detach().exp())
+        value += p * float(loss.detach())
+        gradient += p * torch.autograd.grad(loss, weights)[0]
+    now = weights.log_softmax(-1)
+    exact = (now.exp() * (now - ref)).sum()
+    other = (ref.exp() * (ref - now)).sum()
+    wanted, wrong = (
+        torch.autograd.grad(kl, weights, retain_graph=True)[0] for kl in (exact, other)
+    )
+    assert value == pytest.approx(float(exact.detach()))
+    assert torch.allclose(gradient, wanted, atol=1e-9)
+    assert not torch.allclose(wrong, wanted, atol=0.05)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -427,16 +469,36 @@ def test_score_of_a_failed_judge_leads_to_no_training(monkeypatch, model):
         lambda ts, config, pools, llm: [{"total": given[t["task"]["id"]]} for t in ts],
     )
     score_rollouts(rollouts, settings())
-    advantages, counts = group_advantages(
-        [r.reward for r in rollouts], [r.group_id for r in rollouts], "mean"
-    )
-    assert advantages == pytest.approx([-0.3, 0.0, 0.3, 0.0]) and counts["unscored"] == 1
-    for r, a in zip(rollouts, advantages):
-        r.advantage = a
+    counts = set_advantages(rollouts, "mean")
+    assert counts["unscored"] == 1
+    assert [r.advantage for r in rollouts] == pytest.approx([-0.3, 0.0, 0.3, 0.0])
+    assert [r.signal for r in rollouts] == [True, False, True, True]
     figures = update(policy, Recorder(policy), rollouts, settings())
     assert (
-        figures["trained"] == 2 and math.isfinite(figures["grad_norm"]) and figures["grad_norm"] > 0
+        figures["trained"] == 3 and math.isfinite(figures["grad_norm"]) and figures["grad_norm"] > 0
     )
+
+
+@pytest.mark.parametrize("how", ["mean", "mean_std"])
+def test_rounding_does_not_decide_who_is_trained(model, how):
+    """Rewards whose mean is one of them, exactly or but for rounding: the whole group is trained.
+
+    Over as many tokens, whatever the last bit of an advantage.
+    """
+    policy = with_adapter(model, 0.1)
+    trained, tokens = set(), set()
+    for rewards in ([0.5, 0.6, 0.7, 0.6], [0.254, 0.292, 0.33, 0.292], [0.0, 0.5, 1.0, 0.5]):
+        rollouts = made_rollouts(policy, 8)
+        for r, reward in zip(rollouts, [*rewards, 0.3, 0.3, 0.3 + 1e-9, math.nan]):
+            r.reward = reward
+        counts = set_advantages(rollouts, how)
+        assert (counts["groups"], counts["flat"], counts["unscored"]) == (2, 1, 1)
+        assert [r.signal for r in rollouts] == [True] * 4 + [False] * 4
+        assert any(abs(r.advantage) < 1e-9 for r in rollouts[:4])
+        figures = update(policy, Recorder(policy, lr=0.0), rollouts, settings())
+        trained.add(figures["trained"])
+        tokens.add(figures["loss_tokens"])
+    assert trained == {4} and tokens == {sum(sum(r.loss_mask) for r in rollouts[:4])}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -492,7 +554,9 @@ def test_collate_masks_by_length_not_by_id(tokenizer):
 def run_update(model, vrl, moved=0.1, rollouts=None, lr=1e-2):
     policy = with_adapter(model, moved)
     optimizer = Recorder(policy, lr)
-    figures = update(policy, optimizer, rollouts or made_rollouts(policy), settings(vrl=vrl))
+    if rollouts is None:
+        rollouts = made_rollouts(policy)
+    figures = update(policy, optimizer, rollouts, settings(vrl=vrl))
     return figures, optimizer.seen, policy
 
 
@@ -507,14 +571,28 @@ def run_update(model, vrl, moved=0.1, rollouts=None, lr=1e-2):
     ids=str,
 )
 def test_one_batch_of_eight_equals_eight_of_one(model, vrl):
-    """Loss, gradient of every optimizer step, and every metric but `read_tokens`: with padding."""
-    one, gradients, _ = run_update(model, {**vrl, "micro_tokens": 10**6}, lr=0.3)
+    """Loss, gradient of every optimizer step, and every metric but `read_tokens`: with padding.
+
+    Three of the rollouts carry no signal, and only the KL is taken of them.
+    """
+    rollouts = made_rollouts(with_adapter(model, 0.1))
+    for i in (1, 4, 6):
+        rollouts[i].signal = False
+    one, gradients, _ = run_update(
+        model, {**vrl, "micro_tokens": 10**6}, rollouts=copy.deepcopy(rollouts), lr=0.3
+    )
+    assert (one["trained"], one["anchored"]) == (5, 3)
     assert one["kl"] > 1e-3 and one["grad_norm"] > 1e-3 and len(gradients) == vrl["minibatches"]
     assert (
         vrl["minibatches"] == 1 or abs(one["ratio"] - 1) > 1e-4
     )  # the second minibatch is off-policy
     for micro_tokens in (1, 60):
-        other, same, _ = run_update(model, {**vrl, "micro_tokens": micro_tokens}, lr=0.3)
+        other, same, _ = run_update(
+            model,
+            {**vrl, "micro_tokens": micro_tokens},
+            rollouts=copy.deepcopy(rollouts),
+            lr=0.3,
+        )
         for name in one.keys() - {"read_tokens"}:
             assert other[name] == pytest.approx(one[name], rel=2e-4, abs=2e-6), name
         for a, b in zip(gradients, same):
@@ -522,16 +600,21 @@ def test_one_batch_of_eight_equals_eight_of_one(model, vrl):
 
 
 def test_the_gradient_is_the_policy_gradient_though_the_ratio_is_one(model):
-    """One update on fresh rollouts: -mean over the agent's tokens of A log pi, from full logits."""
+    """One update on fresh rollouts: -mean over the agent's tokens of w A log pi, from full logits.
+
+    w is the importance weight of our own sampler's log-probabilities, a little off here.
+    """
     figures, (gradient,), _ = run_update(model, {})
     policy = with_adapter(model, 0.1)
     rollouts = made_rollouts(policy)
     loss = 0.0
     for r in rollouts:
         logprobs = policy(input_ids=torch.tensor([r.ids])).logits[0].log_softmax(-1)
-        loss = loss - sum(
-            r.advantage * logprobs[t - 1, r.ids[t]] for t in range(1, len(r.ids)) if r.loss_mask[t]
-        )
+        for t in range(1, len(r.ids)):
+            if r.loss_mask[t]:
+                logprob = logprobs[t - 1, r.ids[t]]
+                weight = math.exp(float(logprob.detach()) - r.logprobs[t])
+                loss = loss - weight * r.advantage * logprob
     (loss / sum(sum(r.loss_mask) for r in rollouts)).backward()
     wanted = torch.cat([p.grad.flatten() for p in trained_parameters(policy).values()])
     assert figures["grad_norm"] == pytest.approx(float(wanted.norm()), rel=1e-4)
@@ -580,15 +663,78 @@ def test_groups_without_spread_are_not_trained(model):
     policy = with_adapter(model, 0.1)
     rollouts = made_rollouts(policy)
     for r in rollouts[:4]:
-        r.advantage = 0.0
+        r.signal = False
     for mean in ("token", "sequence"):
-        with_flat = run_update(model, {"kl_coef": 0.2, "loss_mean": mean}, rollouts=rollouts)
-        without = run_update(model, {"kl_coef": 0.2, "loss_mean": mean}, rollouts=rollouts[4:])
+        with_flat = run_update(model, {"loss_mean": mean}, rollouts=rollouts)
+        without = run_update(model, {"loss_mean": mean}, rollouts=rollouts[4:])
         assert (
             with_flat[0] == without[0]
             and with_flat[0]["trained"] == 4
             and torch.equal(with_flat[1][0], without[1][0])
         )
+
+
+@pytest.mark.parametrize("mean", ["token", "sequence"])
+def test_the_kl_is_of_all_rollouts_and_rescales_nothing(model, mean):
+    """With a KL the gradient is that without one, plus coef x the mean KL's over every rollout."""
+    rollouts = made_rollouts(with_adapter(model, 0.1))
+    for r in rollouts[:5]:
+        r.signal, r.advantage = False, 0.0
+    vrl = {"loss_mean": mean}
+    plain, (pull,), _ = run_update(model, vrl, rollouts=rollouts)
+    both, (total,), _ = run_update(model, {**vrl, "kl_coef": 0.5}, rollouts=rollouts)
+    policy = with_adapter(model, 0.1)
+    anchor, value = 0.0, 0.0
+    for r in rollouts:
+        now = policy(input_ids=torch.tensor([r.ids])).logits[0].log_softmax(-1)
+        with torch.no_grad(), policy.disable_adapter():
+            ref = policy(input_ids=torch.tensor([r.ids])).logits[0].log_softmax(-1)
+        own = [t for t in range(1, len(r.ids)) if r.loss_mask[t]]
+        gaps = torch.stack([ref[t - 1, r.ids[t]] - now[t - 1, r.ids[t]] for t in own])
+        anchor = anchor + (gaps**2 / 2).sum() / (len(own) if mean == "sequence" else 1)
+        value += float((gaps.exp() - gaps - 1).sum())
+    tokens = sum(sum(r.loss_mask) for r in rollouts)
+    (0.5 * anchor / (len(rollouts) if mean == "sequence" else tokens)).backward()
+    wanted = torch.cat([p.grad.flatten() for p in trained_parameters(policy).values()])
+    scale = float(wanted.abs().max())
+    assert scale > 1e-3 and torch.allclose(total - pull, wanted, rtol=1e-3, atol=1e-4 * scale)
+    assert both["kl"] == pytest.approx(value / tokens, rel=1e-4)
+    assert (both["trained"], both["anchored"]) == (3, 5) and plain["anchored"] == 0
+    assert both["loss_tokens"] == plain["loss_tokens"]
+    for name in ("ratio", "clipped", "entropy"):
+        assert both[name] == pytest.approx(plain[name], abs=1e-6)
+
+
+def test_a_step_without_signal_has_its_anchor(model):
+    rollouts = made_rollouts(with_adapter(model, 0.1))
+    for r in rollouts:
+        r.signal, r.advantage = False, 0.0
+    first, gradients, policy = run_update(model, {"kl_coef": 1.0}, rollouts=rollouts, lr=0.05)
+    assert first["trained"] == 0 and first["anchored"] == 8 and len(gradients) == 1
+    config = settings(vrl={"kl_coef": 1.0})
+    second = update(policy, Recorder(policy, lr=0.0), rollouts, config)
+    assert 0 < second["kl"] < first["kl"] and first["grad_norm"] > 0
+
+
+def test_the_kl_does_not_change_the_minibatches_of_the_policy_gradient(model):
+    rollouts = made_rollouts(with_adapter(model, 0.1))
+    config = settings(vrl={"minibatches": 2})
+    trained, anchored = rollouts[:5], rollouts[5:]
+    with_kl = train_vrl.split_minibatches(trained, anchored, config)
+    without = train_vrl.split_minibatches(trained, [], config)
+    assert [part for part, _ in with_kl] == [part for part, _ in without]
+    assert sum(len(rest) for _, rest in with_kl) == 3 and len(with_kl) == 2
+
+
+def test_our_own_samplers_weights_are_corrected_too(model):
+    """The importance weight takes effect with engine: transformers; tis_cap 0 switches it off."""
+    rollouts = made_rollouts(with_adapter(model, 0.1))
+    for r in rollouts:
+        r.logprobs = [x - 0.5 * m for x, m in zip(r.logprobs, r.loss_mask)]
+    gradients = {
+        cap: run_update(model, {"tis_cap": cap}, rollouts=rollouts)[1][0] for cap in (0.0, 1.25)
+    }
+    assert torch.allclose(gradients[1.25], 1.25 * gradients[0.0], rtol=1e-3, atol=1e-6)
 
 
 def test_truncated_rollouts_can_be_left_out(model):
@@ -601,11 +747,11 @@ def test_truncated_rollouts_can_be_left_out(model):
     assert run_update(model, {}, rollouts=rollouts)[0]["trained"] == 8
 
 
-@pytest.mark.parametrize("vrl", [{}, {"kl_coef": 0.2, "minibatches": 2, "tis_cap": 2.0}], ids=str)
+@pytest.mark.parametrize("vrl", [{}, {"minibatches": 2, "tis_cap": 2.0}], ids=str)
 def test_no_signal_moves_nothing(model, vrl):
     rollouts = made_rollouts(with_adapter(model, 0.1))
     for r in rollouts:
-        r.advantage = 0.0
+        r.signal = False
     before = weights(with_adapter(model, 0.1))
     figures, gradients, policy = run_update(model, {**vrl, "weight_decay": 0.5}, rollouts=rollouts)
     assert not gradients and all(
@@ -647,6 +793,15 @@ def test_sampler_and_trainer_agree(model, tokenizer, tasks, chatty, temperature)
         sampled = torch.tensor(r.logprobs[1:]) * torch.tensor(r.loss_mask[1:])
         assert (trainer_logprobs(model, r, temperature) - sampled).abs().max() < 1e-4
         assert all((x < 0) if m else (x == 0) for x, m in zip(r.logprobs, r.loss_mask))
+
+
+def test_scoring_given_tokens_is_what_sampling_them_was(model, tokenizer, tasks, chatty):
+    """score_rollout: the log-probabilities that the sampler had, over turns and replies."""
+    rollouts = sample_rollouts(model, tokenizer, tasks[:6], settings(), 1.0, seed=3)
+    assert max(len(r.trajectory["turns"]) for r in rollouts) >= 3
+    for r in rollouts:
+        sampled = torch.tensor(r.logprobs)[torch.tensor(r.loss_mask, dtype=torch.bool)]
+        assert (sampler.score_rollout(model, r) - sampled).abs().max() < 1e-4
 
 
 def test_sampling_follows_the_softmax(model, tokenizer, tasks, chatty):
@@ -863,6 +1018,27 @@ def test_a_turn_that_does_not_end_is_max_tokens(model, tokenizer, tasks, monkeyp
     assert r.trajectory["ended"] == "max_tokens" and len(r.trajectory["turns"]) == 1
 
 
+def test_a_reply_that_does_not_fit_is_cut_off(model, tokenizer, tasks, monkeypatch):
+    """max_len is a bound: what comes after the agent's last token is not kept."""
+
+    class LongReplyEnv(ChattyEnv):
+        def step(self, text):
+            messages, *rest = super().step(text)
+            return [{**m, "content": m["content"] + " word" * 600} for m in messages], *rest
+
+    monkeypatch.setattr(rollout, "VisGenEnv", LongReplyEnv)
+    config = settings()
+    rollouts = sample_rollouts(model, tokenizer, tasks, config, 1.0, seed=0, group_size=2)
+    assert [r.trajectory["ended"] for r in rollouts].count("max_tokens") > len(rollouts) / 2
+    for r in rollouts:
+        assert len(r.ids) == len(r.loss_mask) == len(r.logprobs) <= config.model.max_len
+        assert r.loss_mask[-1] == 1
+    cut = [r for r in rollouts if r.trajectory["messages"][-1]["role"] == "tool"]
+    assert cut and all(r.ids[-1] == tokenizer.eos_token_id for r in cut)
+    for batch in micro_batches(rollouts, config.model.max_len):
+        assert len(batch) * max(len(r.ids) for r in batch) <= config.model.max_len
+
+
 def test_a_token_outside_the_tokenizer_is_malformed(model, tokenizer, tasks, monkeypatch):
     padded = copy.deepcopy(model)
     padded.config.vocab_size = len(tokenizer) + 8
@@ -886,17 +1062,20 @@ def test_a_prompt_that_leaves_no_room_is_refused(model, tokenizer, tasks):
 
 def test_sync_gives_the_sampler_the_policys_weights(model, tokenizer, tasks, chatty):
     sampler, policy, config = copy.deepcopy(model), with_adapter(model), settings()
-    assert engine_check.check_engine(sampler, policy, tokenizer, tasks[0], config) < 1e-4
-    engine_check.check_reference(policy, tokenizer, tasks[0], config, sampler)
+    fixed = engine_check.fixed_sequence(sampler, policy, tokenizer, tasks[0], config)
+    seen = engine_check.check_engine(sampler, policy, fixed, config)
+    assert seen["sync_gap_max"] < 1e-4 and seen["adapter_effect"] == 0
+    assert seen["adapter_share"] is None
+    engine_check.check_reference(policy, fixed, config)
     move(policy, 0.1)
-    with pytest.raises(
-        SystemExit, match=r"largest difference of log-probabilities \d\.\d+e[+-]\d+, allowed 1e-04"
-    ):
-        engine_check.check_engine(sampler, policy, tokenizer, tasks[0], config)
+    with pytest.raises(SystemExit, match=r"by \d\.\d+e[+-]\d+ nats in the mean, and 0% of that"):
+        engine_check.check_engine(sampler, policy, fixed, config)
     sync_sampler(sampler, policy)
-    assert engine_check.check_engine(sampler, policy, tokenizer, tasks[0], config) < 1e-4
+    seen = engine_check.check_engine(sampler, policy, fixed, config)
+    assert seen["sync_gap_max"] < 1e-4 and seen["adapter_effect"] > 0.01
+    assert seen["adapter_share"] == pytest.approx(1, abs=1e-3)
     with pytest.raises(SystemExit, match="KL to the PST policy"):
-        engine_check.check_reference(policy, tokenizer, tasks[0], config, sampler)
+        engine_check.check_reference(policy, fixed, config)
     merged = weights(sampler)
     base = {n: p for n, p in weights(policy).items() if "lora_" not in n}
     assert not torch.equal(
@@ -911,6 +1090,126 @@ def test_sync_gives_the_sampler_the_policys_weights(model, tokenizer, tasks, cha
     )  # never undone in place: the same adapter gives the same bits after any others
     assert all(torch.equal(p, merged[n]) for n, p in sampler.named_parameters())
     assert all(torch.equal(p, base[n]) for n, p in policy.named_parameters() if n in base)
+
+
+def in_bfloat16(model):
+    """A policy whose weights, but for the adapter, are in bfloat16, and a float32 sampler."""
+    policy = with_adapter(copy.deepcopy(model).to(torch.bfloat16))
+    sampler = copy.deepcopy(model).to(torch.bfloat16).float()
+    return policy, sampler
+
+
+def test_bfloat16_hides_no_missing_adapter(model, tokenizer, tasks, chatty):
+    """T7: a gap that rounding could make is let pass; an adapter that is not there is not."""
+    (policy, sampler), config = in_bfloat16(model), settings(model={"dtype": "bfloat16"})
+    fixed = engine_check.fixed_sequence(sampler, policy, tokenizer, tasks[0], config)
+    start = engine_check.check_engine(sampler, policy, fixed, config)
+    assert 1e-4 < start["sync_gap_p99"] < 0.5 and start["adapter_share"] is None
+    move(policy, 0.02)
+    with pytest.raises(SystemExit, match="0% of that is found in the sampler's") as stop:
+        engine_check.check_engine(sampler, policy, fixed, config)
+    gaps = [float(x) for x in re.findall(r"p99 (\S+),", str(stop.value))]
+    assert len(gaps) == 2 and gaps[0] < 0.5, "the gap alone would have told"
+    sync_sampler(sampler, policy)
+    seen = engine_check.check_engine(sampler, policy, fixed, config)
+    assert 0.8 < seen["adapter_share"] < 1.2
+
+
+def test_an_adapter_at_another_scale_is_found(model, tokenizer, tasks, chatty):
+    (policy, sampler), config = in_bfloat16(model), settings(model={"dtype": "bfloat16"})
+    fixed = engine_check.fixed_sequence(sampler, policy, tokenizer, tasks[0], config)
+    move(policy, 0.02)
+    twice = copy.deepcopy(policy)
+    move(twice, 0.04)
+    sync_sampler(sampler, twice)
+    with pytest.raises(SystemExit, match="at another scale"):
+        engine_check.check_engine(sampler, policy, fixed, config)
+
+
+def test_the_check_is_in_the_arithmetic_that_trains(model, tokenizer, tasks, chatty, monkeypatch):
+    """T3: with autocast the trainer's numbers are those of training, held to bfloat16's limit."""
+    monkeypatch.setattr(engine_check, "use_autocast", lambda config, device: True)
+    policy, sampler, config = with_adapter(model), copy.deepcopy(model), settings()
+    fixed = engine_check.fixed_sequence(sampler, policy, tokenizer, tasks[0], config)
+    seen = engine_check.check_engine(sampler, policy, fixed, config)
+    assert 1e-3 < seen["sync_gap_mean"] <= seen["sync_gap_p99"] <= seen["sync_gap_max"]
+    batch = collate([fixed.rollout], "cpu")
+    with torch.no_grad():
+        trained = token_logprobs(
+            policy,
+            batch["input_ids"],
+            batch["position_ids"],
+            batch["loss_mask"][:, 1:],
+            autocast=True,
+        )
+    wanted = trained[batch["loss_mask"][:, 1:]]
+    assert torch.equal(engine_check.trainer_logprobs(policy, fixed.rollout, config), wanted)
+
+
+def test_a_sampler_with_another_base_is_not_blamed_on_the_sync(model, tokenizer, tasks, chatty):
+    policy, sampler, config = with_adapter(model, 0.1), copy.deepcopy(model), settings()
+    with torch.no_grad():
+        sampler.model.norm.weight.mul_(1.01)
+    fixed = engine_check.fixed_sequence(sampler, policy, tokenizer, tasks[0], config)
+    with pytest.raises(SystemExit, match="without the adapter, so they compute differently"):
+        engine_check.check_engine(sampler, policy, fixed, config)
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:  # a figure that is NaN is a disagreement as well
+        patch.setattr(engine_check, "sampler_logprobs", lambda *a, **k: fixed.samplers * math.nan)
+        with pytest.raises(SystemExit, match="disagree"):
+            engine_check.check_engine(sampler, policy, fixed, config)
+
+
+def test_the_limit_is_of_the_device(model, tokenizer, tasks, chatty, monkeypatch):
+    """T8: 1.11e-4 in float32 is a healthy GPU, and no healthy CPU; 5e-3 is neither."""
+    policy, sampler, config = with_adapter(model), copy.deepcopy(model), settings()
+    fixed = engine_check.fixed_sequence(sampler, policy, tokenizer, tasks[0], config)
+    cpu, cuda = (engine_check.ALLOWED[(name, "float32")] for name in ("cpu", "cuda"))
+    for limit, gap, healthy in (
+        (cpu, 1.11e-4, False),
+        (cuda, 1.11e-4, True),
+        (cuda, 5e-3, False),
+    ):
+        shifted = fixed.samplers.clone()
+        shifted[0] += gap
+        off = replace(fixed, samplers=shifted)
+        with monkeypatch.context() as patch:
+            patch.setattr(engine_check, "ALLOWED", {("cpu", "float32"): limit})
+            patch.setattr(engine_check, "sampler_logprobs", lambda *a, seen=shifted, **k: seen)
+            if healthy:
+                engine_check.check_engine(sampler, policy, off, config)
+            else:
+                with pytest.raises(SystemExit, match=f"allowed is max {limit[1]:.0e}"):
+                    engine_check.check_engine(sampler, policy, off, config)
+
+
+def test_the_fixed_sequence_has_the_first_tokens_of_the_first_turns():
+    r = Rollout({}, 0, 0)
+    for length in (100, 30, 40):
+        rollout.extend(r, [1] * 10, trained=False)
+        rollout.extend(r, [2] * length, trained=True, logprobs=[-1.0] * length)
+    part = engine_check.scored_part(r, 10**6)
+    assert [sum(part.loss_mask[:110]), sum(part.loss_mask)] == [64, 94]
+    assert len(part.ids) == len(part.loss_mask) == len(part.logprobs) == 150
+    assert part.loss_mask[10:74] == [1] * 64 and len(r.ids) == 200
+    short = engine_check.scored_part(r, 50)
+    assert len(short.ids) == 50 and sum(short.loss_mask) == 40
+
+
+def test_vllm_in_float32_on_a_gpu_is_refused(monkeypatch):
+    """T14, before vLLM is imported: its kernels for an adapter would assert."""
+    config = settings(rollout={"engine": "vllm"})
+    for make in (
+        lambda: VllmEngine("nowhere", config, torch.device("cuda"), bf16=False),
+        lambda: engine_dtype(config, torch.device("cuda"), False),
+    ):
+        with pytest.raises(SystemExit, match="model.autocast=true.*model.dtype=bfloat16") as stop:
+            make()
+        assert "\n" not in str(stop.value)
+    assert engine_dtype(config, torch.device("cuda"), True) == "bfloat16"
+    assert engine_dtype(config, torch.device("cpu"), False) == "float32"
+    half = settings(rollout={"engine": "vllm"}, model={"dtype": "bfloat16"})
+    assert engine_dtype(half, torch.device("cuda"), False) == "bfloat16"
 
 
 def test_sync_of_a_policy_without_an_adapter(model):
@@ -1000,25 +1299,25 @@ def loop(model, tokenizer, tasks, chatty, monkeypatch, tmp_path):
             add_lora(settings(), copy.deepcopy(model), norm=True),
             copy.deepcopy(model),
         )
-        train_vrl.train(
-            settings(**{**sections, "vrl": {"norm_lr": 0.02, **sections.get("vrl", {})}}),
-            folder,
-            policy,
-            sampler,
-            tokenizer,
-            tasks[:5],
-        )
+        config = settings(**{**sections, "vrl": {"norm_lr": 0.02, **sections.get("vrl", {})}})
+        fixed = engine_check.fixed_sequence(sampler, policy, tokenizer, tasks[5], config)
+        train_vrl.train(config, folder, policy, sampler, tokenizer, tasks[:5], fixed)
         return folder, policy, sampler
 
     return run
 
 
-def figures(folder):
-    """metrics.jsonl by step (a step that was done twice: the last), without times."""
-    return {
-        m["step"]: {k: v for k, v in m.items() if not k.endswith("_s")}
+def lines(folder):
+    """The lines of metrics.jsonl, without times."""
+    return [
+        {k: v for k, v in m.items() if not k.endswith("_s")}
         for m in read_jsonl(folder / "metrics.jsonl")
-    }
+    ]
+
+
+def figures(folder):
+    """metrics.jsonl by step, without times."""
+    return {m["step"]: m for m in lines(folder)}
 
 
 def test_stopped_and_resumed_equals_never_stopped(loop, monkeypatch):
@@ -1045,7 +1344,14 @@ def test_stopped_and_resumed_equals_never_stopped(loop, monkeypatch):
         assert (straight / "vrl" / "step-4" / file).read_bytes() == (
             stopped / "vrl" / "step-4" / file
         ).read_bytes()
-    assert figures(straight) == figures(stopped) and list(figures(straight)) == [1, 2, 3, 4]
+    assert lines(straight) == lines(stopped) and [m["step"] for m in lines(straight)] == [
+        1,
+        2,
+        3,
+        4,
+    ]
+    for m in lines(straight):
+        assert m["sync_gap_max"] < 1e-4 and m["adapter_share"] == pytest.approx(1, abs=0.01)
     assert len({m["grad_norm"] for m in figures(straight).values()}) == 4 and all(
         m["trained"] for m in figures(straight).values()
     )
@@ -1072,7 +1378,9 @@ def test_the_sampler_follows_the_policy_through_the_loop(loop, model, tokenizer,
         )
         > 1e-3
     )
-    assert engine_check.check_engine(sampler, policy, tokenizer, tasks[0], settings()) < 1e-4
+    config = settings()
+    fixed = engine_check.fixed_sequence(model, policy, tokenizer, tasks[0], config)
+    assert engine_check.check_engine(sampler, policy, fixed, config)["sync_gap_max"] < 1e-4
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
@@ -1102,6 +1410,133 @@ def test_steps_without_any_signal_can_be_resumed(loop, monkeypatch):
     assert figures(folder)[2]["trained"] == 0 and figures(folder)[2]["groups"]["flat"] == 2
     loop("flat", vrl={"steps": 3})
     assert list(figures(folder)) == [1, 2, 3]
+
+
+def test_steps_with_an_anchor_alone_can_be_resumed(loop, monkeypatch):
+    """Flat groups and a KL: the first step's gradient is 0 but for rounding, and nothing stops."""
+    monkeypatch.setattr(
+        evaluation,
+        "ltr_rewards",
+        each(lambda *a: {"total": 1.0, "plan": 1.0, "fine": 1.0, **dict.fromkeys(PARTS, 1.0)}),
+    )
+    folder, *_ = loop("anchor", vrl={"steps": 2, "kl_coef": 0.1})
+    assert [(m["trained"], m["anchored"]) for m in lines(folder)] == [(0, 4), (0, 4)]
+    assert all(m["kl"] < 1e-9 for m in lines(folder))
+
+
+def test_a_step_that_no_judge_scored_goes_on(loop, monkeypatch):
+    """All NaN within llm.max_failures: the line says so, and the run goes on."""
+    monkeypatch.setattr(
+        evaluation,
+        "ltr_rewards",
+        each(
+            lambda *a: {
+                **dict.fromkeys(("total", "plan", "fine"), math.nan),
+                **dict.fromkeys(PARTS, math.nan),
+            }
+        ),
+    )
+    folder, *_ = loop("unscored", vrl={"steps": 2}, llm={"max_failures": 1.0})
+    assert [(m["reward"], m["trained"]) for m in lines(folder)] == [(None, 0)] * 2
+    groups = {"groups": 2, "unscored": 4}
+    record = {"reward": None, "plan": None, "fine": 0.5, "groups": groups, "sample_tok_s": 7}
+    assert train_vrl.step_line(record) == "R_vrt - plan - fine 0.500 flat 0/2 7 tok/s"
+
+
+def test_a_torn_line_and_lines_after_the_checkpoint_are_made_again(loop, monkeypatch, tmp_path):
+    """T13: main() cuts a line that a break left; train() drops those of steps it does again."""
+    straight, *_ = loop("whole")
+    folder, *_ = loop("torn", vrl={"steps": 2})
+    path = folder / "metrics.jsonl"
+    begun = path.read_text()
+    extra = {**read_jsonl(path)[1], "step": 3, "reward": 9.0}
+    later = {"phase": "pst", "stage": 1, "step": 9, "loss": 1.0}
+    path.write_text(f"{begun}{json.dumps(extra)}\n{json.dumps(later)}\n" + '{"phase": "vrl", "st')
+
+    def broken_off(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_vrl, "open_run", lambda config: folder)
+    monkeypatch.setattr(train_vrl, "set_up", broken_off)
+    monkeypatch.setattr(sys, "argv", ["train_vrl.py", "--config", str(ROOT / "configs/smoke.yaml")])
+    with pytest.raises(KeyboardInterrupt):
+        train_vrl.main()
+    assert read_jsonl(path)[-1] == later
+    loop("torn")
+    resumed = lines(folder)
+    assert resumed.pop(2) == later and resumed == lines(straight)
+
+
+def test_lines_of_metrics_can_be_dropped(tmp_path):
+    from lib.runs import append_jsonl, drop_metrics
+
+    drop_metrics(tmp_path, lambda m: True)
+    assert not (tmp_path / "metrics.jsonl").exists()
+    append_jsonl(tmp_path / "metrics.jsonl", [{"step": n} for n in range(4)])
+    drop_metrics(tmp_path, lambda m: m["step"] > 1)
+    assert read_jsonl(tmp_path / "metrics.jsonl") == [{"step": 0}, {"step": 1}]
+
+
+# --------------------------------------------------------------------------------------------------
+# Before and after
+
+
+def test_an_evaluation_of_something_else_is_made_anew(tmp_path):
+    """T15: before.json of three tasks must not stand beside after.json of twelve."""
+    path, made = tmp_path / "vrl" / "before.json", []
+    all_tasks = [{"id": f"t{i}"} for i in range(12)]
+
+    def get(policy="pst", n=3, **sections):
+        measured = evaluation.what_is_measured(settings(**sections), policy, all_tasks[:n])
+        found = evaluation.cached_evaluation(
+            path, measured, lambda: made.append(1) or {"greedy": {"reward": n / 100}}
+        )
+        assert found["measured"] == measured and found["greedy"] == {"reward": n / 100}
+        return len(made)
+
+    assert (get(), get()) == (1, 1)
+    assert (get(n=12), get(n=12)) == (2, 2)
+    assert get(n=12, bench={"sampled": False}) == 3
+    assert get(n=12, reward={"form": "result+format"}) == 4
+    assert get(n=12) == 5 and get(policy="vrl/step-60", n=12) == 6 and get("vrl/step-60", 12) == 6
+    judged = {"reward": {"judge": "openai"}}
+    assert get(**judged) == 7 and get(**judged, llm={"model": "another"}) == 8
+    assert get(**judged, llm={"model": "another", "timeout_s": 9.0}) == 8
+    path.write_text('{"greedy": {"reward": 0.5}}')  # of a version that did not say
+    assert get() == 9
+
+
+def test_the_best_the_median_and_the_worst_episode_are_shown(tmp_path):
+    """U8: each says which it is of how many; one without a score is none of them."""
+
+    def played(reward):
+        scores = dict.fromkeys(("total", "plan", "fine", *PARTS), reward)
+        task = {"id": f"t{reward}", "scenario": "poster", "difficulty": "easy"}
+        trajectory = {
+            "task": task,
+            "reward": scores,
+            "calls": [],
+            "ended": "answer",
+            "messages": [{"role": "user", "content": f"request {reward}"}],
+        }
+        return Rollout(task, 0, 0, trajectory=trajectory, reward=reward)
+
+    rewards = [0.4, math.nan, 0.9, 0.0, 0.3, 0.2]
+    examples = evaluation.examples_to_read([played(x) for x in rewards])
+    assert {label: t["task"]["id"] for label, t in examples.items()} == {
+        "best of 5": "t0.9",
+        "median of 5": "t0.3",
+        "worst of 5": "t0.0",
+    }
+    write_trajectories(examples, tmp_path / "trajectory.txt")
+    heads = [x for x in (tmp_path / "trajectory.txt").read_text().split("\n") if x[:5] == "task "]
+    assert [head.split(": ")[1] for head in heads] == [
+        f"{which} of 5 held-out episodes, greedy; ended" for which in ("best", "median", "worst")
+    ]
+    for n, labels in ((1, ["best"]), (2, ["best", "median"]), (3, ["best", "median", "worst"])):
+        few = evaluation.examples_to_read([played(x) for x in (0.1, 0.2, 0.3)[:n]])
+        assert list(few) == [f"{label} of {n}" for label in labels]
+    assert list(evaluation.examples_to_read([played(math.nan)])) == ["first of 1, none scored"]
 
 
 @pytest.mark.parametrize("override", ["vrl.norm_lr=0.01", "vrl.kl_coef=0.1"])
