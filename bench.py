@@ -28,7 +28,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -49,8 +48,12 @@ from lib.runs import (
     append_jsonl,
     cut_tail,
     each_line,
+    find_run,
+    nearest,
     open_run,
     read_jsonl,
+    run_command,
+    worker_pool,
     write_atomic,
     write_jsonl,
 )
@@ -154,18 +157,30 @@ def print_bench(head: dict, play_s: float, measure_s: float) -> None:
 
 
 # ---------------------------------------------------------------------------- playing
-def policy_of(config: Config, run: Path, folder: Path) -> str:
-    """Whose trajectories `folder` holds: the run's last policy, such as "runs/tiny/vrl/step-60".
+def last_policy(config: Config, run: Path) -> tuple[str, Path]:
+    """The name (pst or vrl) and folder of the run's last policy, on a device that is there.
 
-    SystemExit if there is none, or if another one has played there.
+    SystemExit if there is none.
     """
+    from lib.policy import set_up
+
     name, where = list(stages_of(config, run).items())[-1]
     if name == "untrained":
         raise SystemExit(
             f"error: {run.relative_to(ROOT)} has no trained policy; "
             "`python train_vrl.py --config ...` trains one"
         )
-    where = os.path.relpath(where, ROOT)
+    set_up(config)
+    return name, where
+
+
+def policy_of(config: Config, run: Path, folder: Path) -> str:
+    """Whose trajectories `folder` holds: the run's last policy, such as "runs/tiny/vrl/step-60".
+
+    SystemExit if there is none, or if another one has played there.
+    """
+    name, where = last_policy(config, run)
+    where = Path(os.path.relpath(where, ROOT)).as_posix()
     kept = folder / "policy.json"
     before = "a policy that is not known"
     if kept.is_file():
@@ -247,7 +262,7 @@ def grade_all(
     cut_tail(path)
     done = {g["id"]: g for g in each_line(path)} if path.is_file() else {}
     left = [t for t in trajectories if t["task"]["id"] not in done]
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    with worker_pool() as pool:
         work = pool.map(
             partial(grade, config=config, with_files=with_files),
             left,
@@ -658,11 +673,16 @@ def main() -> None:
         COMMANDS[name](arguments)
     elif name == "--table" and arguments:
         table_command(arguments)
+    elif name.isalpha():
+        raise SystemExit(
+            f"error: no command {name!r}; the nearest is `{nearest(name, COMMANDS)}`, and "
+            "`python bench.py --help` lists all"
+        )
     else:
-        run_command()
+        measure_run()
 
 
-def run_command() -> None:
+def measure_run() -> None:
     """`bench.py --config ... [--agent ...]`: one run's policies, or one agent on VisGenBench."""
     options = [
         (
@@ -678,11 +698,16 @@ def run_command() -> None:
         ("--sampled", "VisGenBench: the policy plays at temperature 1, not greedy"),
     ]
     config, given = command_line(__doc__, switches, options)
-    run = open_run(config)
+    run = find_run(config)
     if "--agent" in given:
         agent, subset = given["--agent"], given.get("--subset", "104")
         if agent not in ("expert", "openai", "policy"):
             raise SystemExit(f"error: --agent is {agent!r}; expert, openai or policy")
+        # Both refuse what cannot be played before the run's folder is made.
+        bench_tasks(subset, run)
+        if agent == "policy":
+            last_policy(config, run)
+        open_run(config)
         run_bench(config, run, agent, subset, "--no-files" not in given, "--sampled" in given)
         return
     if not (run / "data" / "done.json").is_file():
@@ -694,4 +719,4 @@ def run_command() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

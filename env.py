@@ -22,7 +22,7 @@ from typing import Any
 
 from lib.behaviours import BEHAVIOURS, deviate, new_artifact, shot_lengths
 from lib.experiment import RolloutConfig
-from lib.runs import ROOT
+from lib.runs import ROOT, run_command
 from lib.text import clean, fill_template, is_json, read_json, tag, to_json
 from lib.toolbox import (
     ToolError,
@@ -667,15 +667,25 @@ def print_rate(act: Callable, given: list, kind: str, seconds: float = 2.0) -> N
     print(f"{rate:8.0f} {kind} calls/s by `{act.__name__}`, {best}")
 
 
+HINT = 'Type a call such as  tool_text2image_gpt {"prompt": "a fox"}  or  help  or  quit.'
+HELP = """A line is a tool's name and its arguments as JSON:
+    tool_text2image_gpt {"prompt": "a fox"}
+    tool_text2video_veo {"prompt": "a fox", "duration": 8}
+help TOOL shows the arguments of one; `python env.py --tools` prints all; quit or Ctrl-D ends.
+The tools: """
+
+
 def console() -> None:
     """Without a switch: read `tool {"argument": ...}` from the keyboard; show the reply, the new
     media, the clock and the bill."""
     env = studio(failure_scale=1.0)
-    hint = 'Type a call such as  tool_text2image_gpt {"prompt": "a fox"}  or  quit.'
-    print(env.messages[1]["content"], f"\n{hint}")
+    print(env.messages[1]["content"], f"\n{HINT}")
     for line in filter(None, map(str.strip, sys.stdin)):
-        if line == "quit" or env.ended:
+        if line in ("quit", "exit") or env.ended:
             return
+        if line.split()[0] in ("help", "?"):
+            print_help(line.split()[1:])
+            continue
         name, _, arguments = line.partition(" ")
         call = f'{{"name": {to_json(name)}, "arguments": {arguments or "{}"}}}'
         replies, *_ = env.step(tag("think", ".") + tag("tool_call", call))
@@ -685,6 +695,14 @@ def console() -> None:
         bill_line = f"    clock {env.virtual_s:.1f} s, bill ${env.price_usd:.3f}"
         over = "(the episode is over)" if env.ended else ""
         print(f"{bill_line}, failed calls {env.errors}", over)
+
+
+def print_help(names: list[str]) -> None:
+    """How to write a line of the console, or the signature of the tools named."""
+    for name in names:
+        print(tool_signature(name) if name in load_tools() else f"no tool {name}")
+    if not names:
+        print(HELP + ", ".join(load_tools()))
 
 
 def shown_fields(artifact: dict) -> dict:
@@ -713,4 +731,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

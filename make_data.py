@@ -38,7 +38,7 @@ from env import VisGenEnv
 from lib.data_statistics import plot_statistics, statistics_of
 from lib.experiment import Config, command_line
 from lib.general import general_item, make_general
-from lib.hub import hub_general
+from lib.hub import check_sources, hub_general
 from lib.llm_agent import llm_agents
 from lib.reading import facts_of, read_request
 from lib.review import export_review, key_of, read_verdicts
@@ -47,8 +47,11 @@ from lib.runs import (
     append_jsonl,
     cut_tail,
     each_line,
+    find_run,
+    nearest,
     open_run,
     read_jsonl,
+    run_command,
     seeded_rng,
     write_atomic,
     write_jsonl,
@@ -726,6 +729,23 @@ COMMANDS = (
     "metacognition",
 )
 
+# Commands on data that are there -> the file that they read. The run's own config.yaml is theirs.
+SOURCES = {
+    "filter": "trajectories.jsonl",
+    "review": "trajectories.jsonl",
+    "statistics": "visgen.jsonl",
+    "card": "visgen.jsonl",
+}
+
+
+def need_file(path: Path, config: Config) -> None:
+    """SystemExit if the file of an earlier stage is missing."""
+    if not path.is_file():
+        stage = "trajectories" if path.name == "trajectories.jsonl" else "visgen"
+        raise SystemExit(
+            f"error: {path} is missing; `python make_data.py {stage} name={config.name}` makes it"
+        )
+
 
 def review(config: Config, folder: Path, file: str | None) -> None:
     """Take in a verdict file that the sheet saved, if one is given, and write a sheet of what
@@ -760,9 +780,10 @@ def print_funnel(config, folder):
 
 
 def print_statistics(config, folder, template):
-    """Fig. 5's figures or the data card, printed; the picture goes to statistics.png."""
+    """Fig. 5's figures, with the picture in statistics.png, or the data card; both printed."""
     found = statistics_of(folder)
-    plot_statistics(found, folder / "statistics.png")
+    if template == "statistics":
+        plot_statistics(found, folder / "statistics.png")
     counts = json.loads((folder / "funnel.json").read_text(encoding="utf-8"))
     path = f"templates/{template}.jinja"
     print(fill_template(path, folder=folder, config=config, counts=counts, **found))
@@ -777,8 +798,8 @@ def take_command():
             return argument
     if sys.argv[1:] and sys.argv[1].isalpha():
         raise SystemExit(
-            f"error: no command {sys.argv[1]!r}; commands: {', '.join(COMMANDS)}; without one, all "
-            "data of a config are made"
+            f"error: no command {sys.argv[1]!r}; the nearest is `{nearest(sys.argv[1], COMMANDS)}`;"
+            f" commands: {', '.join(COMMANDS)}; without one, all data of a config are made"
         )
     return ""
 
@@ -791,15 +812,23 @@ def main() -> None:
         ("--verdicts", None, "a file that the review sheet saved (command review)"),
     ]
     default = "visgen.yaml" if command else "tiny.yaml"
-    config, given = command_line(__doc__, options=options, default=default)
+    config, given = command_line(
+        __doc__, options=options, default=default, of_run=command in SOURCES
+    )
     if "--verdicts" in given and command != "review":
         raise SystemExit("error: --verdicts belongs to `python make_data.py review`")
     if command == "bench":
         write_bench()
         return
 
-    run = open_run(config)
+    run = find_run(config)
     folder = run / "data"
+    if command in SOURCES:
+        need_file(folder / SOURCES[command], config)
+    else:
+        if not command and not (folder / "done.json").is_file():
+            check_sources(config)
+        open_run(config)
     if command == "queries":
         print(f"{folder / 'queries.jsonl'}: {len(make_queries(config, folder))} queries")
     if command in ("trajectories", "visgen"):
@@ -821,4 +850,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -25,7 +25,7 @@ from pathlib import Path
 from lib.experiment import LlmConfig, RewardConfig, read_config
 from lib.judge import FACETS, Scored, judge_by_llm
 from lib.lineage import Media, content_words, deliverables, heard, on_topic, read_media, shows
-from lib.runs import ROOT, read_jsonl, write_atomic
+from lib.runs import ROOT, read_jsonl, run_command, write_atomic
 from lib.text import fill_template
 from lib.toolbox import category, generates_clip, load_tools, makes, takes
 from lib.workflows import expand_workflow, fitting_workflows, load_workflows, n_shots
@@ -863,6 +863,14 @@ def main():
     given = read_config({"reward": RewardConfig(), "llm": LlmConfig()}, None, overrides)
     config = given["reward"]
     trajectories = read_jsonl(file)
+    for number, record in enumerate(trajectories, 1):
+        if not isinstance(record, dict) or not {"task", "calls", "turns"} <= record.keys():
+            is_task = isinstance(record, dict) and "request" in record
+            what = "a task, which nobody has played" if is_task else "no trajectory"
+            raise SystemExit(
+                f"error: {file}, record {number} is {what}; rewards are of trajectories, such as "
+                "runs/NAME/data/visgen.jsonl or runs/NAME/vrl/rollouts/step-1.jsonl"
+            )
     pools = [t.get("pool") for t in trajectories]
     rewards = ltr_rewards(trajectories, config, pools, given["llm"])
 
@@ -886,4 +894,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -40,6 +40,7 @@ from lib.checkpoints import (
     save_checkpoint,
     trained_parameters,
 )
+from lib.checks import check_training
 from lib.evaluation import general_exact_match, greedy_answers
 from lib.experiment import Config, Stage, command_line
 from lib.policy import (
@@ -945,8 +946,10 @@ def main() -> None:
     """Train by PST, then measure the finished policy on held-out general items."""
     switch = ("--show-batch", "print one packed row with the trained tokens marked, and exit")
     config, given = command_line(__doc__, [switch])
+    shown = "--show-batch" in given
+    check_training(config, () if shown or config.pst.init_from else ("pst",))
     run = ranks.first(lambda: open_run(config))
-    if "--show-batch" in given:
+    if shown:
         return show_batch(config, run)
     if ranks.rank() == 0:
         cut_tail(run / "metrics.jsonl")

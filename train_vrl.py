@@ -17,7 +17,6 @@ see the README for where to find those.
 
 import itertools
 import math
-import resource
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -34,6 +33,7 @@ from lib.checkpoints import (
     save_checkpoint,
     trained_parameters,
 )
+from lib.checks import check_training
 from lib.engine_check import (
     FixedSequence,
     check_engine,
@@ -53,7 +53,12 @@ from lib.evaluation import (
     what_is_measured,
 )
 from lib.experiment import Config, VrlConfig, command_line
-from lib.figures import plot_curve, print_before_after, write_trajectories
+from lib.figures import (
+    plot_curve,
+    print_before_after,
+    say_if_too_short,
+    write_trajectories,
+)
 from lib.policy import add_lora, load_policy, set_up, token_logprobs, use_autocast
 from lib.quantize import adamw, wants_nf4
 from lib.rollout import Rollout
@@ -64,12 +69,13 @@ from lib.runs import (
     cut_tail,
     drop_metrics,
     open_run,
+    peak_memory_gib,
     read_jsonl,
     seeded_rng,
     write_jsonl,
 )
 from lib.tokens import load_tokenizer
-from lib.vllm_engine import VllmEngine, engine_dtype
+from lib.vllm_engine import VllmEngine
 from make_data import ensure_data
 from train_pst import base_folder, base_policy, train_pst
 
@@ -724,13 +730,13 @@ def main() -> None:
     """Data, PST, VRL, evaluation: whatever is not there yet, in order."""
     config, _ = command_line(__doc__)
     began = time.time()
+    with_pst = config.vrl.start == "pst" and not config.pst.init_from
+    check_training(config, ("pst", "vrl") if with_pst else ("vrl",))
     run = ranks.first(lambda: open_run(config))
     if ranks.rank() == 0:
         cut_tail(run / "metrics.jsonl")
     quantize = wants_nf4(config, "vrl")
     device = set_up(config)
-    if config.rollout.engine == "vllm":
-        engine_dtype(config, device, use_autocast(config, device))  # before hours of PST
     ranks.first(lambda: ensure_data(config, run))
     pst_folder = train_pst(config, run) if config.vrl.start == "pst" else None
     tokenizer = load_tokenizer(config, run)
@@ -768,6 +774,7 @@ def main() -> None:
     )
     if ranks.rank() == 0:
         report(run, before, after, gap, began)
+        say_if_too_short(before, after)
 
 
 def start_policy(
@@ -846,10 +853,11 @@ def report(run: Path, before: dict, after: dict, gap: dict, began: float) -> Non
     trajectory = run / "trajectory.txt"
     write_trajectories(after["examples"], trajectory)
     print_before_after(before, after)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = peak_memory_gib()
+    memory = "" if peak is None else f", peak memory {peak:.1f} GiB"
     print(
         f"\nsampler against trainer after the last sync: {gap_text(gap)}; "
-        f"{time.time() - began:.0f} s, peak memory {peak:.1f} GiB"
+        f"{time.time() - began:.0f} s{memory}"
     )
     print(f"curve:      {(run / 'curve.png').relative_to(ROOT)}")
     print(f"trajectory: {trajectory.relative_to(ROOT)}")

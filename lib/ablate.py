@@ -311,7 +311,7 @@ def row_values(bench: Path) -> dict[str, list[float]]:
 def print_ablations(result: dict, path: Path) -> None:
     """Print the ablation's table, and its orderings beside the paper's claims.
 
-    Both go beside `path` as text, the table as a picture too.
+    Both go beside `path` as text, the table as a picture too, unless they stand there already.
     """
     paper, rows = read_paper(), result["rows"]
     # {row: {figure: (mean, low, high)}}, in the paper's order.
@@ -323,8 +323,11 @@ def print_ablations(result: dict, path: Path) -> None:
     lines = [*table_lines(table, rows, paper), *ordering_lines(rows, paper)]
     text, picture = path.with_suffix(".txt"), path.with_suffix(".png")
     print("\n" + "\n".join(lines))
-    write_atomic(text, "\n".join(lines) + "\n")
-    plot_ablations(table, {row: paper["table_4"][row][-1] for row in table}, picture)
+    said = "\n".join(lines) + "\n"
+    # Printing a result again writes nothing: it may lie where nobody may write.
+    if not (text.is_file() and picture.is_file() and text.read_text(encoding="utf-8") == said):
+        write_atomic(text, said)
+        plot_ablations(table, {row: paper["table_4"][row][-1] for row in table}, picture)
     print(f"\ntext: {text}; picture: {picture}")
 
 

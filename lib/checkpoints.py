@@ -86,7 +86,7 @@ def write_checkpoint(
         sort_targets(draft / "adapter_config.json")
     save_file(moments, draft / "optimizer.safetensors")
     state = dict(state, rng=random_states())
-    (draft / "state.json").write_text(json.dumps(state))
+    (draft / "state.json").write_text(json.dumps(state), encoding="utf-8")
     # Renamed, not removed where it stands: a break in the middle would leave half of it.
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
@@ -150,7 +150,11 @@ def read_file(folder: Path, name: str) -> dict:
     if not path.is_file():
         raise SystemExit(f"error: {path} is missing, the checkpoint was cut off; {advice}")
     try:
-        return load_file(path) if path.suffix == ".safetensors" else json.loads(path.read_text())
+        return (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else json.loads(path.read_text(encoding="utf-8"))
+        )
     except (SafetensorError, ValueError) as e:
         raise SystemExit(
             f"error: {path} cannot be read ({e}), the checkpoint was cut off; {advice}"

@@ -57,6 +57,7 @@ def statistics_of(folder: Path) -> dict:
         "types": Counter(row["scenario"] for row in rows),
         "difficulty": Counter(row["difficulty"] for row in rows),
         "mean": means,
+        "quartiles": {name: quartiles([row[name] for row in rows]) for name in means},
         "requests": len(requests),
         "over_20": {name: share_over(rows, name, 20) for name in ("actions", "calls")},
         # Of the hard ones, those with 20 and more.
@@ -92,9 +93,37 @@ def share_over(rows, name, limit):
     return sum(row[name] > limit for row in rows) / max(1, len(rows))
 
 
+def quartiles(values: list[float]) -> list[float]:
+    """The lower quartile, the median and the upper quartile, each of them a value that occurs.
+
+    >>> quartiles([1, 2, 3, 4, 100])
+    [2, 3, 4]
+    """
+    ordered = sorted(values)
+    return [ordered[round(share * (len(ordered) - 1))] for share in (0.25, 0.5, 0.75)]
+
+
+def bins_of(values: list[int], most: int = 40) -> list[float]:
+    """Edges of equally wide bins for whole numbers, at most `most`.
+
+    A width that is no whole number would give some bins one number more than others: combs, where
+    there are none.
+
+    >>> bins_of([1, 2, 4])
+    [0.5, 1.5, 2.5, 3.5, 4.5]
+    """
+    first, last = min(values), max(values)
+    width = (last - first) // most + 1
+    n_bins = (last - first) // width + 1
+    return [first - 0.5 + width * i for i in range(n_bins + 1)]
+
+
 def plot_statistics(found: dict, path: Path) -> None:
-    """Fig. 5 as a picture: actions, tokens, task types, difficulty, with the paper's means as
-    lines. `found`: statistics_of the data."""
+    """Fig. 5 as a picture: actions, tokens, task types, difficulty.
+
+    Median and quartiles stand beside the paper's means: a mean lies between the humps of two kinds
+    of task, where few are. `found`: statistics_of the data.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -107,11 +136,15 @@ def plot_statistics(found: dict, path: Path) -> None:
         (actions, "actions", "actions of a trajectory", 15, "steps"),
         (tokens, "tokens", found["unit"], 29_000, "tokens"),
     ):
-        axis.hist([row[name] for row in found["rows"]], bins=40)
+        values = [row[name] for row in found["rows"]]
+        axis.hist(values, bins=bins_of(values), color="tab:blue", alpha=0.6)
+        low, middle, high = quartiles(values)
+        axis.axvspan(
+            low, high, color="tab:orange", alpha=0.2, label=f"quartiles, {low:,.0f} to {high:,.0f}"
+        )
+        axis.axvline(middle, color="tab:orange", label=f"median, {middle:,.0f} {unit}")
         paper_label = f"the paper's mean, {paper_mean:,} {unit}"
         axis.axvline(paper_mean, color="black", linestyle="--", label=paper_label)
-        mean = found["mean"][name]
-        axis.axvline(mean, color="tab:orange", label=f"mean here, {mean:.1f}")
         axis.set(xlabel=label, ylabel="trajectories")
         axis.legend()
     names, sizes = zip(*found["types"].most_common())

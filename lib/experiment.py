@@ -796,7 +796,7 @@ def read_config(config, path: str | Path | None, overrides: Sequence[str] = ()):
     The strings come above the file, and the files of its `extends:` chain beneath it. `config` is
     a Config, or a dict of some of its sections. SystemExit names what is wrong.
     """
-    path = path and Path(path)
+    path = path and find_config(Path(path))
     values, given = read_values(path, overrides)
     if not isinstance(values, dict):
         raise SystemExit(
@@ -808,15 +808,28 @@ def read_config(config, path: str | Path | None, overrides: Sequence[str] = ()):
     return build(build(config, values), given)
 
 
+def find_config(path: Path) -> Path:
+    """A config file by its path from here or, if it is not there, from the repository's root.
+
+    SystemExit names the places that were tried.
+    """
+    tried = list(dict.fromkeys([Path.cwd() / path, ROOT / path]))
+    for place in tried:
+        if place.is_file():
+            return place
+    configs = (ROOT / "configs").rglob("*.yaml")
+    known = ", ".join(sorted(p.relative_to(ROOT).as_posix() for p in configs))
+    raise SystemExit(
+        f"error: no config file {path}: tried {' and '.join(map(str, tried))}; configs in {ROOT}: "
+        f"{known}"
+    )
+
+
 def read_values(path: Path | None, overrides: Sequence[str]) -> tuple[Any, dict]:
     """What stands in a YAML file (None: an empty dict), and in the overrides, as plain values."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    if path and not path.is_file():
-        configs = (ROOT / "configs").rglob("*.yaml")
-        known = ", ".join(sorted(str(p.relative_to(ROOT)) for p in configs))
-        raise SystemExit(f"error: no config file {path}; configs here: {known}")
     for item in overrides:
         if "=" not in item:
             raise SystemExit(
@@ -886,12 +899,15 @@ def command_line(
     switches: Iterable[tuple[str, str]] = (),
     options: Iterable[tuple[str, str | None, str]] = (),
     default: str = "tiny.yaml",
+    of_run: bool = False,
 ) -> tuple[Config, dict[str, Any]]:
     """Parse `--config FILE [switches] [options] [section.key=value ...]`.
 
     switches: (name, meaning); options: (name, the config key that it sets or None, meaning);
-    default: the config file of the command alone. Returns the Config and {switch or option that was
-    given: its value}. `--keys` prints all keys and ends the program.
+    default: the config file of the command alone; of_run: for a command on a run that is there,
+    where the run's own config.yaml stands for the file, which then only names the run. Returns the
+    Config and {switch or option that was given: its value}. `--keys` prints all keys and ends the
+    program.
     """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -929,7 +945,11 @@ def command_line(
     for name, config_key, _ in options:
         if config_key and name in given:
             overrides.append(f"{config_key}={given[name]}")
-    return load_config(args.config, overrides), given
+    config = load_config(args.config, overrides)
+    own = ROOT / "runs" / config.name / "config.yaml"
+    if of_run and own.is_file():
+        config = load_config(own, overrides)
+    return config, given
 
 
 def print_keys(section: type, values=None, prefix: str = "") -> None:

@@ -100,6 +100,23 @@ def print_line(label, before, after):
     print(f"{label:24}{first:>10}{second:>12}")
 
 
+def say_if_too_short(before: dict, after: dict) -> None:
+    """Say so where no held-out task was ever scored above 0: such a table is no fault of the code.
+
+    before, after: as in print_before_after.
+    """
+    measured = [
+        run[mode] for run in (before, after) for mode in ("greedy", "sampled") if mode in run
+    ]
+    if any(figures["reward"] for figures in measured):
+        return
+    print(
+        "R_vrt is 0 throughout: this run is too short to learn, which is normal for "
+        "configs/smoke.yaml (it shows that every phase runs); next: python train_vrl.py --config "
+        "configs/tiny.yaml"
+    )
+
+
 def write_trajectories(examples: dict[str, dict], path: Path) -> None:
     """Some finished trajectories as text to read, one after the other: {label: trajectory}."""
     texts = [trajectory_text(trajectory, label) for label, trajectory in examples.items()]

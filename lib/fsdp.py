@@ -33,13 +33,18 @@ def shard_if_asked(config: Config, model: torch.nn.Module) -> None:
     """
     if not use_fsdp():
         return
-    if (config.pst.tune, config.pst.optimizer) != ("full", "adamw"):
+    check_sharding(config)
+    shard(model)
+
+
+def check_sharding(config: Config) -> None:
+    """SystemExit if FSDP is asked for, and something else is trained than it can spread."""
+    if use_fsdp() and (config.pst.tune, config.pst.optimizer) != ("full", "adamw"):
         raise SystemExit(
             f"error: FSDP spreads all weights and AdamW's moments, got pst.tune={config.pst.tune} "
             f"pst.optimizer={config.pst.optimizer}; set pst.tune=full pst.optimizer=adamw, or "
             f"launch without configs/fsdp.yaml"
         )
-    shard(model)
 
 
 def shard(model: torch.nn.Module) -> None:

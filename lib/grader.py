@@ -6,11 +6,9 @@ all. The prompt, data/prompts/vlm_grader.jinja, and the limits here are ours.
 
 import base64
 import io
-import os
 import statistics
 import tempfile
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +17,15 @@ from lib.experiment import Config
 from lib.lineage import deliverables
 from lib.llm import Endpoint, ask, bill, run_jobs
 from lib.media import SUFFIXES, data_uri, from_tool, materialize, moments, real_file, stills
-from lib.runs import ROOT, digest, read_jsonl, seeded_rng, write_atomic, write_jsonl
+from lib.runs import (
+    ROOT,
+    digest,
+    read_jsonl,
+    seeded_rng,
+    worker_pool,
+    write_atomic,
+    write_jsonl,
+)
 from lib.tables import SUBJECTIVE
 from lib.text import to_json
 
@@ -86,7 +92,7 @@ def grade_by_vlm(
         trajectory, shown = item
         return await grade_one(endpoint, trajectory["task"], shown)
 
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    with worker_pool() as pool:
         for at in range(0, len(left), CHUNK):
             lot = left[at : at + CHUNK]
             shown = list(pool.map(pictures_to_grade, [t for t, _ in lot]))
@@ -204,7 +210,7 @@ def controls(folder: Path, config: Config, n: int | None) -> None:
     themselves (object, scene, style, variety) may rightly hold for another task's media; grey ones
     must fall in every dimension."""
     chosen = choose_handed_over(folder, n or 40, config.seed)
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    with worker_pool() as pool:
         shown = list(pool.map(pictures_to_grade, chosen))
     jobs = control_jobs(chosen, shown)
     endpoint = greedy_endpoint(config)

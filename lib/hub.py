@@ -48,9 +48,7 @@ def hub_general(config: Config, sources: list[dict] | None = None) -> list[dict]
     Records that cannot be read and copies are skipped and counted, and a set that ends short of its
     share is said. SystemExit if a set cannot be loaded or does not read as its form.
     """
-    if not sources:
-        text = (ROOT / "data" / "general_datasets.yaml").read_text(encoding="utf-8")
-        sources = yaml.safe_load(text)["datasets"]
+    sources = sources or read_sources()
     whole = sum(source["weight"] for source in sources)
     ends = [
         config.data.general * weight / whole
@@ -62,6 +60,19 @@ def hub_general(config: Config, sources: list[dict] | None = None) -> list[dict]
         items += read_source(source, share, config.seed, seen)
     seeded_rng(config.seed, "hub").shuffle(items)
     return items
+
+
+def read_sources() -> list[dict]:
+    """The data sets of data/general_datasets.yaml."""
+    text = (ROOT / "data" / "general_datasets.yaml").read_text(encoding="utf-8")
+    return yaml.safe_load(text)["datasets"]
+
+
+def check_sources(config: Config) -> None:
+    """SystemExit if the config takes general data from the hub, and a data set cannot be loaded."""
+    if config.data.general_source == "hub":
+        for source in read_sources():
+            open_stream(source, source.get("hub") or source["load"])
 
 
 def read_source(source, share, seed, seen):

@@ -122,8 +122,8 @@ def stills(path: Path, places=(0.5,), side: int = 768) -> list[tuple]:
     seen, frame = [], None
     with av.open(str(path)) as file:
         stream = file.streams.video[0]
-        length = float(stream.duration * stream.time_base) if stream.duration else 0.0
-        wanted = [share * length for share in places]
+        length = stream.duration * fraction(stream.time_base) if stream.duration else 0
+        wanted = [share * float(length) for share in places]
         for frame in file.decode(stream):
             while len(seen) < len(wanted) and (frame.time or 0.0) >= wanted[len(seen)] - 1e-6:
                 seen.append((frame.time or 0.0, frame.to_image()))
@@ -137,6 +137,12 @@ def stills(path: Path, places=(0.5,), side: int = 768) -> list[tuple]:
     for _, picture in seen:
         picture.thumbnail((side, side))
     return seen
+
+
+def fraction(rational) -> Fraction:
+    """A number that PyAV gives, as a Fraction: av 18 has Fractions itself, av 19 a type of its own
+    that is neither int nor float."""
+    return Fraction(rational.numerator, rational.denominator)
 
 
 def real_file(artifact: dict) -> Path | None:
@@ -388,10 +394,10 @@ def probe(path: Path) -> dict:
             seen.update(width=stream.width, height=stream.height)
             if file.format.name == "image2" or file.format.name.endswith("_pipe"):
                 return {**seen, "kind": "image"}
-            rate = stream.average_rate
+            rate = fraction(stream.average_rate)
             seconds = n_frames / rate
             if stream.duration:
-                seconds = stream.duration * stream.time_base
+                seconds = stream.duration * fraction(stream.time_base)
             return {
                 **seen,
                 "kind": "video",

@@ -21,7 +21,7 @@ from lib.lineage import deliverables
 from lib.media import materialize, thumbnail
 from lib.runs import each_line, seeded_rng, write_atomic
 from lib.scenarios import load_scenarios
-from lib.tables import grades_name, own_score, read_paper
+from lib.tables import OBJECTIVE, grades_name, own_score, read_paper
 from lib.text import fill_template, to_json
 from lib.toolbox import makes
 from rewards import PARTS, explain, ltr_reward, unrepaired
@@ -107,6 +107,7 @@ def report(folder: Path, config: Config, most: int) -> None:
         found=head,
         config=config,
         paper=read_paper(),
+        objective=("s_rate", *OBJECTIVE),
         cards=cards_of(shown, config),
         n=len(played),
         calls=sum(len(t["calls"]) for t in played),

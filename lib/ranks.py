@@ -17,10 +17,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from functools import partial
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+from lib.runs import run_command
 
 # A rank whose partner hangs ends with an error after so long; longer than the slowest rank's
 # rollouts of one step.
@@ -38,7 +41,7 @@ Made = TypeVar("Made")
 # --------------------------------------------------------------------------------------------------
 # Beginning and end
 def run(main: Callable[[], Made]) -> Made | None:
-    """Call main() as this rank.
+    """Call main() as this rank, by run_command.
 
     An error line that several ranks end with is said once; a traceback also goes into the
     launcher's last report.
@@ -46,11 +49,11 @@ def run(main: Callable[[], Made]) -> Made | None:
     global STORE
     start()
     if world() == 1:
-        return main()
+        return run_command(main)
     from torch.distributed.elastic.multiprocessing.errors import record
 
     try:
-        record(main)()
+        record(partial(run_command, main))()
     except SystemExit as e:
         if isinstance(e.code, str):
             if STORE.add(f"said: {e.code}", 1) == 1:

@@ -1,24 +1,60 @@
-"""A run: its folder and files, its seeds, and Ctrl-C.
+"""A run: its folder and files, its seeds, how a command ends, and Ctrl-C.
 
 Text files are written whole or not at all, JSON lines are appended, and everything random comes
 from `seeded_rng`, which gives the same numbers for the same parts in every process.
 """
 
+import contextlib
+import difflib
+import errno
 import hashlib
 import json
 import os
 import random
 import re
 import signal
+import socket
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# What the machine, not the code, can refuse, by the number that the system gives it.
+DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+NOT_WRITABLE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+}
+NO_NETWORK = {
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.ENETUNREACH,
+    errno.EHOSTUNREACH,
+    errno.ETIMEDOUT,
+}
+# Errors of the hub's client and of what it sends its requests by, as module and class.
+HUB_ERRORS = (
+    ("huggingface_hub.errors", "HfHubHTTPError"),
+    ("huggingface_hub.errors", "OfflineModeIsEnabled"),
+    ("huggingface_hub.errors", "LocalEntryNotFoundError"),
+    ("httpx", "TransportError"),
+    ("httpx2", "TransportError"),
+    ("requests", "ConnectionError"),
+)
+
+Made = TypeVar("Made")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -26,8 +62,21 @@ ROOT = Path(__file__).resolve().parents[1]
 def open_run(config) -> Path:
     """Create runs/<name>/ with the resolved Config, or continue it.
 
-    SystemExit if the folder belongs to another config. The sections `bench` and `llm` may differ:
-    what is measured, and whom the judge and VisionAgent ask.
+    It is the first thing that a command writes, so whatever may refuse the command comes before.
+    SystemExit as find_run.
+    """
+    run = find_run(config)
+    path = run / "config.yaml"
+    if not path.is_file():
+        write_atomic(path, yaml.safe_dump(asdict(config), sort_keys=False))
+    return run
+
+
+def find_run(config) -> Path:
+    """The folder runs/<name>/, which may not be there yet; writes nothing.
+
+    SystemExit if it belongs to another config. The sections `bench` and `llm` may differ: what is
+    measured, and whom the judge and VisionAgent ask.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
         raise SystemExit(
@@ -35,17 +84,19 @@ def open_run(config) -> Path:
             "letters, digits, '.', '_' and '-'"
         )
     run = ROOT / "runs" / config.name
-    resolved = asdict(config)
     path = run / "config.yaml"
     if path.is_file():
-        refuse_another_config(run, yaml.safe_load(path.read_text(encoding="utf-8")), resolved)
+        refuse_another_config(run, yaml.safe_load(path.read_text(encoding="utf-8")), asdict(config))
+    elif run.exists() and not run.is_dir():
+        raise SystemExit(
+            f"error: {run.relative_to(ROOT)} is a file, not a folder; choose another name "
+            "(name=...)"
+        )
     elif run.exists() and any(run.iterdir()):
         raise SystemExit(
             f"error: {run.relative_to(ROOT)} is not empty and has no config.yaml; "
             "choose another name (name=...)"
         )
-    else:
-        write_atomic(path, yaml.safe_dump(resolved, sort_keys=False))
     return run
 
 
@@ -81,8 +132,14 @@ def write_atomic(path: Path, text: str) -> None:
     """Write a text file so that it is there whole or not at all, whoever else writes it too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    try:
+        # The same bytes on every system: Windows would end lines otherwise.
+        draft.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(draft, path)
+    except BaseException:
+        # A full disk needs the room, and nobody else would take the draft away.
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def json_lines(records: Iterable[Any]) -> str:
@@ -96,10 +153,16 @@ def write_jsonl(path: Path, records: Iterable[Any]) -> None:
 
 
 def append_jsonl(path: Path, records: Iterable[Any]) -> None:
-    """Append records as JSON lines."""
+    """Append records as JSON lines, all of them or none where the disk is full."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8", newline="\n") as file:
-        file.write(json_lines(records))
+    before = path.stat().st_size if path.is_file() else 0
+    try:
+        with open(path, "a", encoding="utf-8", newline="\n") as file:
+            file.write(json_lines(records))
+    except OSError:
+        if path.is_file():
+            os.truncate(path, before)
+        raise
 
 
 def append_metrics(run: Path, record: dict) -> None:
@@ -186,6 +249,119 @@ def digest(*parts, size: int = 16) -> str:
 def seeded_rng(*parts) -> random.Random:
     """A random.Random that depends on the parts alone."""
     return random.Random(int(digest(*parts, size=8), 16))
+
+
+# --------------------------------------------------------------------------------------------------
+# Several processes
+@contextlib.contextmanager
+def worker_pool() -> Iterator[ProcessPoolExecutor]:
+    """A process for each core; on an error or Ctrl-C what waits is not begun.
+
+    Each starts afresh, since a fork of a process with threads (FFmpeg's, torch's) may hang, and
+    leaves Ctrl-C to this one.
+    """
+    pool = ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), leave_ctrl_c)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def leave_ctrl_c() -> None:
+    """Let the process that started this one take Ctrl-C for both."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+# --------------------------------------------------------------------------------------------------
+# How a command ends
+def run_command(main: Callable[[], Made]) -> Made | None:
+    """Call main() as a script does; what the user or the machine does to it is one line on stderr.
+
+    Ctrl-C exits with 130, a reader of the output that has gone (`| head`) with 141, as shells have
+    it; a full disk, a folder that cannot be written and a network that is not there with 1. Any
+    other exception is a fault of the code and keeps its traceback.
+    """
+    try:
+        made = main()
+        # Here, where a reader that has gone is noticed: Python would write the rest at its end.
+        sys.stdout.flush()
+        return made
+    except KeyboardInterrupt:
+        end_with("stopped by Ctrl-C; the same command goes on from what is saved", 130)
+    except BrokenPipeError:
+        # Nothing more can be written there, by Python's end neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        end_with("stopped: nobody reads the output any more", 141)
+    except Exception as e:
+        reason = reason_of(e)
+        if not reason:
+            raise
+        raise SystemExit(f"error: {reason}") from e
+
+
+def end_with(line: str, code: int) -> None:
+    """Print a line to stderr, if somebody reads that, and exit with the code."""
+    with contextlib.suppress(BrokenPipeError):
+        print(line, file=sys.stderr, flush=True)
+    raise SystemExit(code)
+
+
+def reason_of(error: BaseException) -> str | None:
+    """What the machine refused, in words; None for an error that is the code's.
+
+    A library may have put an error of its own on top of it.
+    """
+    seen = []
+    cause = error
+    while cause is not None and cause not in seen:
+        if reason := reason_of_one(cause):
+            return reason
+        seen.append(cause)
+        cause = cause.__cause__
+    return None
+
+
+def reason_of_one(error: BaseException) -> str | None:
+    """reason_of, without what lies beneath the error."""
+    words = " ".join(str(error).split())
+    if isinstance(error, hub_errors()) or isinstance(error, socket.gaierror):
+        return f"the network or the hub cannot be reached: {words:.300}"
+    number = getattr(error, "errno", None)
+    if not isinstance(error, OSError):
+        # safetensors and tokenizers hand on the system's error as text.
+        found = re.search(r"os error (\d+)", words)
+        number = int(found.group(1)) if found else None
+    if number in DISK_FULL:
+        return f"no room left to write: {words}; what was finished is kept, so make room and go on"
+    if number in NOT_WRITABLE:
+        return f"cannot read or write: {words}; what was finished is kept"
+    if number in NO_NETWORK:
+        return f"the network cannot be reached: {words}"
+    return None
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The one of the known words that is most like a mistyped one."""
+    return difflib.get_close_matches(word, list(known), n=1, cutoff=0.0)[0]
+
+
+def hub_errors() -> tuple[type, ...]:
+    """HUB_ERRORS as classes, of the modules that are loaded."""
+    loaded = [(sys.modules[module], name) for module, name in HUB_ERRORS if module in sys.modules]
+    return tuple(getattr(module, name) for module, name in loaded)
+
+
+def peak_memory_gib() -> float | None:
+    """The most memory that this process has held so far, GiB; None on Windows, which does not say.
+
+    Linux counts it in KiB, macOS in bytes.
+    """
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 # --------------------------------------------------------------------------------------------------

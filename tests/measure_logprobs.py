@@ -7,7 +7,7 @@ A random Qwen3 of 2 layers, 256 wide; every position is a loss position. On a GP
 read, on a CPU the process's.
 """
 
-import resource
+import math
 import sys
 import time
 from pathlib import Path
@@ -17,6 +17,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lib.policy import plain_logprobs, token_logprobs  # noqa: E402
+from lib.runs import peak_memory_gib  # noqa: E402
 
 WAYS = {"chunked": token_logprobs, "plain": plain_logprobs}
 
@@ -39,7 +40,7 @@ def peak_gib(device):
     """The highest memory so far: torch's on a GPU, this process's on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return peak_memory_gib() or math.nan
 
 
 def main():

@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -354,6 +355,21 @@ def test_grain_is_no_cut_and_does_not_hide_one(tmp_path):
             file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
         file.mux(stream.encode(None))
     assert (probe(tmp_path / "a.mp4")["n_frames"], probe(tmp_path / "a.mp4")["cuts"]) == (12, 1)
+
+
+def test_numbers_of_a_file_are_plain_ones(tmp_path):
+    """av 18 gives Fractions, av 19 numbers of its own that are neither int nor float."""
+
+    class Rational:
+        numerator, denominator = 30_000, 1001
+
+    assert media_files.fraction(Rational()) == Fraction(30_000, 1001)
+    materialize(clip(fps=30, n_frames=45), tmp_path / "a.mp4")
+    seen = probe(tmp_path / "a.mp4")
+    assert (type(seen["fps"]), type(seen["duration_s"])) == (int, float)
+    assert (seen["fps"], seen["duration_s"], seen["n_frames"]) == (30, 1.5, 45)
+    ((second, picture),) = media_files.stills(tmp_path / "a.mp4", (0.5,))
+    assert abs(second - 0.75) < 0.05 and picture.size == (64, 36)
 
 
 def test_frames_are_made_one_at_a_time():

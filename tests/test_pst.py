@@ -613,6 +613,11 @@ def metrics(run):
     return [{k: v for k, v in x.items() if k != "tok_s"} for x in lines]
 
 
+def by_step(run):
+    """{(stage, step): its line} of metrics.jsonl."""
+    return {(line["stage"], line["step"]): line for line in metrics(run)}
+
+
 @pytest.mark.parametrize(
     "tune, optimizer", [("full", "adamw"), ("full", "muon"), ("lora", "adamw")]
 )
@@ -784,7 +789,7 @@ def test_one_curve_goes_over_all_stages(run, tmp_path, monkeypatch):
     monkeypatch.setattr(P, "LOG_EVERY", 1)
     there = copy_run(run, tmp_path / "run", monkeypatch)
     P.train_pst(config, there)
-    lines = metrics(there)
+    lines = by_step(there)
     shares = [line["lr"] / stages[stage - 1].lr for (stage, _), line in sorted(lines.items())]
     n = len(shares)
     assert n > 8 and len({stage for stage, _ in lines}) == 3
@@ -805,7 +810,7 @@ def test_the_moments_go_on_from_stage_to_stage(run, tmp_path, monkeypatch):
     last = checkpoints.list_checkpoints(there / "pst")[-1]
     moments = load_file(last / "optimizer.safetensors")
     counted = {int(value) for name, value in moments.items() if name.endswith(".step")}
-    assert counted == {sum(max(s for g, s in metrics(there) if g == stage) for stage in (1, 2))}
+    assert counted == {sum(max(s for g, s in by_step(there) if g == stage) for stage in (1, 2))}
 
 
 def test_lines_of_lost_work_are_taken_back(run, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import doctest
 import json
 import re
 import shutil
+import subprocess
 import sys
 from collections import Counter
 from dataclasses import asdict
@@ -21,7 +22,9 @@ import bench  # noqa: E402
 from env import VisGenEnv  # noqa: E402
 from lib import experiment, pages, tables  # noqa: E402
 from lib.experiment import load_config  # noqa: E402
+from lib.human import export_sheet  # noqa: E402
 from lib.lineage import deliverables  # noqa: E402
+from lib.review import export_review  # noqa: E402
 from lib.runs import ROOT, read_jsonl, write_jsonl  # noqa: E402
 from rewards import explain  # noqa: E402
 
@@ -201,8 +204,15 @@ def test_head_columns_and_scenarios(site, played):
             else "– no task that the structural grader has graded"
         )
         assert f"{name} {shown}" in text
+    beside = text[text.index("Beside the paper") : text.index("Scenarios")]
+    columns = tables.read_paper()["columns"]
     for name, values in tables.read_paper()["table_2"].items():
-        assert f"{name} " + " ".join(f"{v:.3f}" for v in values) in text
+        counted = [v for c, v in zip(columns, values) if c in (*tables.OBJECTIVE, "s_rate")]
+        assert f"{name} " + " ".join(f"{v:.3f}" for v in counted) in beside
+    # What the structural grader counts is not what the paper's VLM saw.
+    titles = beside[beside.rindex("compare`") :]
+    assert not any(word in titles for word in ("Match", "Creative", "Variety", "O-Score"))
+    assert "expert, from records" in beside
     assert "Our rows cannot be set against the paper's" in text.replace("&#39;", "'")
     table = html[html.index("Scenarios") : html.index("Reward, failures")]
     rows = re.findall(
@@ -346,6 +356,15 @@ def test_measured_files_are_said(played, tmp_path):
         and "1 disagreements between files and records" in text
         and "n = 1 of 3 tasks" in text
     )
+
+
+def test_a_vlm_s_columns_stand_beside_the_paper_s(played, tmp_path):
+    graded = [{**g, "vlm": {"match": 0.5}} for g in played[1][:2]]
+    folder = bench_folder(tmp_path / "run", played[0][:2], graded, grader="vlm")
+    pages.report_command([str(folder)])
+    text = plain((folder / "report.html").read_text())
+    for name, values in tables.read_paper()["table_2"].items():
+        assert f"{name} " + " ".join(f"{v:.3f}" for v in values) in text
 
 
 def test_bad_arguments_are_one_line(site, tmp_path, capsys):
@@ -493,12 +512,58 @@ def test_a_film_plays(site, visit, name):
     assert max(film["sides"]) <= pages.CLIP_PX and all(side % 2 == 0 for side in film["sides"])
 
 
-@pytest.mark.parametrize("name", ["report.html", "demo.html"])
-def test_no_sideways_scrolling_on_a_phone(site, poisoned, visit, name):
-    for folder in (site, poisoned):
-        page = visit(folder / name, width=380)
+@pytest.fixture(scope="module")
+def other_pages(played, poisoned, site, tmp_path_factory):
+    """The pages of the review, of the rewards and of the scoring sheet, plain and poisoned."""
+    found = []
+    for source in (site, poisoned):
+        folder = tmp_path_factory.mktemp("others")
+        shutil.copy(source / "trajectories.jsonl", folder)
+        trajectories = read_jsonl(folder / "trajectories.jsonl")
+        export_review(load_config(ROOT / "configs" / "tiny.yaml"), folder, ids_of(trajectories))
+        done = subprocess.run(
+            [sys.executable, "rewards.py", str(folder / "trajectories.jsonl"), "--html"],
+            cwd=ROOT,
+            capture_output=True,
+        )
+        assert done.returncode == 0, done.stderr
+        found += [folder / "review.html", folder / "trajectories.jsonl.html"]
+    sheet = bench_folder(tmp_path_factory.mktemp("sheet"), *played)
+    export_sheet([sheet], load_config(ROOT / "configs" / "tiny.yaml"), 5)
+    return [*found, sheet / "sheet.html"]
+
+
+def ids_of(trajectories):
+    return [t["task"]["id"] for t in trajectories]
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_page_scrolls_sideways(other_pages, visit, width):
+    for path in other_pages:
+        page = visit(path, width=width)
         page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-        assert page.evaluate("document.documentElement.scrollWidth") <= 380
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+        assert page.evaluate("document.querySelector('meta[name=viewport]') !== null"), path
+
+
+def test_the_review_breaks_no_words_on_a_phone(other_pages, visit):
+    """A name of a tool in a plan stands on one line."""
+    page = visit(other_pages[0], width=390)
+    lines = page.evaluate(
+        "[...document.querySelectorAll('article > .box td:nth-child(2)')].map(cell => {"
+        " const text = document.createRange(); text.selectNodeContents(cell);"
+        " return text.getClientRects().length; })"
+    )
+    assert lines and set(lines) == {1}
+
+
+@pytest.mark.parametrize("width", [380, 390, 1280])
+@pytest.mark.parametrize("name", ["report.html", "demo.html"])
+def test_no_sideways_scrolling_on_a_phone(site, poisoned, visit, name, width):
+    for folder in (site, poisoned):
+        page = visit(folder / name, width=width)
+        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert (
             page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         )

@@ -1456,6 +1456,7 @@ def test_a_torn_line_and_lines_after_the_checkpoint_are_made_again(loop, monkeyp
     def broken_off(config):
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(train_vrl, "check_training", lambda config, phases: None)
     monkeypatch.setattr(train_vrl, "open_run", lambda config: folder)
     monkeypatch.setattr(train_vrl, "set_up", broken_off)
     monkeypatch.setattr(sys, "argv", ["train_vrl.py", "--config", str(ROOT / "configs/smoke.yaml")])
