@@ -11,7 +11,7 @@ its tokens and loss masks are lib/tokens.py.
     python train_pst.py --config configs/tiny.yaml pst.tune=lora name=tiny-lora
     accelerate launch --config_file configs/fsdp.yaml train_pst.py --config ...      # lib/fsdp.py
 
-A policy from scratch first gets a base, which can copy (`base_policy`); the paper starts from a
+A policy from scratch first gets a base, which copies and reads (`base_policy`); the paper has a
 pretrained model. Writes runs/<name>/base/final and pst/final (the policy, fp32 safetensors,
 tokenizer beside it), pst/stage-I-step-N and metrics.jsonl.
 """
