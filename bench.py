@@ -43,6 +43,7 @@ from lib.human import export_sheet, human_tables
 from lib.lineage import content_words, deliverables, on_topic, read_media
 from lib.media import SUFFIXES, from_tool, materialize, media, probe, real_file
 from lib.pages import demo_command, report_command
+from lib.reading_exercises import reading_rows
 from lib.runs import (
     ROOT,
     append_jsonl,
@@ -523,9 +524,12 @@ def print_table(runs: list[dict[str, dict]]) -> None:
         + ("; mean +- standard deviation over runs" if len(runs) > 1 else "")
     )
     print(f"{'':26}" + "".join(f"{name:>18}" for name in names))
-    rows = {name: [list(rows_of(run[name])) for run in runs] for name in names}
-    for i, (label, _) in enumerate(rows[names[0]][0]):
-        cells = [mean_and_spread([own[i][1] for own in rows[name]]) for name in names]
+    rows = {name: [dict(rows_of(run[name])) for run in runs] for name in names}
+    for label in rows[names[0]][0]:
+        # What some run did not measure has no row.
+        if not all(label in own for name in names for own in rows[name]):
+            continue
+        cells = [mean_and_spread([own[label] for own in rows[name]]) for name in names]
         print(f"{label:26}" + "".join(f"{cell:>18}" for cell in cells))
 
 
@@ -539,6 +543,7 @@ def rows_of(figures: dict) -> Iterator[tuple[str, float | None]]:
                 yield f"{mode}  R_{part}", figures[mode][part]
     for kind, share in figures["general"].items():
         yield f"exact match  {kind}", share
+    yield from reading_rows(figures)
 
 
 def mean_and_spread(values: list[float | None]) -> str:

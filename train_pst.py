@@ -11,7 +11,7 @@ its tokens and loss masks are lib/tokens.py.
     python train_pst.py --config configs/tiny.yaml pst.tune=lora name=tiny-lora
     accelerate launch --config_file configs/fsdp.yaml train_pst.py --config ...      # lib/fsdp.py
 
-A policy from scratch first gets a base, which can copy (`base_policy`); the paper starts from a
+A policy from scratch first gets a base, which copies and reads (`base_policy`); the paper has a
 pretrained model. Writes runs/<name>/base/final and pst/final (the policy, fp32 safetensors,
 tokenizer beside it), pst/stage-I-step-N and metrics.jsonl.
 """
@@ -54,6 +54,7 @@ from lib.policy import (
     use_autocast,
 )
 from lib.quantize import adamw, wants_nf4
+from lib.reading_exercises import reading_accuracy, reading_line, reading_tasks, shows_reading
 from lib.runs import (
     StopSwitch,
     append_metrics,
@@ -718,20 +719,21 @@ def base_policy(
     device: torch.device,
     quantize: bool = False,
 ) -> "PreTrainedModel":
-    """The policy before PST: `model.path`, or random weights that have learnt to copy.
+    """The policy before PST: `model.path`, or random weights that have learnt to copy and read.
 
     The paper starts from a pretrained model, which can read and copy; random weights cannot, and
     D_vis alone does not teach it (configs/tiny.yaml has the figures). So a Qwen3 from scratch is
-    trained on `model.base_examples` copying exercises first (ours), and kept in
-    runs/<name>/base/final. `quantize`: in nf4.
+    trained on `model.base_examples` copying exercises and `model.base_reading` reading exercises
+    first (ours), and kept in runs/<name>/base/final. `quantize`: in nf4.
     """
     final = find_base(config, run)
-    if config.model.path or not config.model.base_examples:
+    if config.model.path or not (config.model.base_examples or config.model.base_reading):
         return build_policy(config, tokenizer, device, quantize)
     if ranks.agreed(final.is_dir()):
         return load_policy(final, config, tokenizer, device, quantize)
     model = train_base(config, run, tokenizer, device)
     save_policy(model, tokenizer, final)
+    log_reading(config, run, model, tokenizer, "base")
     if quantize:
         return load_policy(final, config, tokenizer, device, quantize)
     return model
@@ -752,7 +754,7 @@ def find_base(config: Config, run: Path) -> Path:
 def train_base(
     config: Config, run: Path, tokenizer: "PreTrainedTokenizerBase", device: torch.device
 ) -> "PreTrainedModel":
-    """A Qwen3 from scratch after its copying exercises; goes on from a checkpoint."""
+    """A Qwen3 from scratch after its exercises, copying first; goes on from a checkpoint."""
     model = build_policy(config, tokenizer, device)
     records = read_jsonl(run / "data" / "base.jsonl")
     examples = encode_records(tokenizer, records, config.pst.row_len, "base.jsonl")
@@ -766,6 +768,26 @@ def train_base(
     what = (examples, steps, shares, tokenizer.pad_token_id, device)
     train_stage(config, run, 0, rates, model, optimizers, *what, start=start)
     return model
+
+
+def log_reading(
+    config: Config,
+    run: Path,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    phase: str,
+) -> None:
+    """Print how well the policy reads requests, and keep it in metrics.jsonl.
+
+    Nothing where no exercise shows it reading. All ranks call it; `phase`: base | pst.
+    """
+    if not shows_reading(config):
+        return
+    answers = partial(greedy_answers, model, tokenizer, device=model.device)
+    reading = reading_accuracy(answers, tokenizer, reading_tasks(config))
+    if ranks.rank() == 0:
+        append_metrics(run, {"phase": "reading", "after": phase, "reading": reading})
+        print(f"reading after {phase}, requests whose facts are all right: {reading_line(reading)}")
 
 
 def last_checkpoint(config: Config, folder: Path, say: bool = False) -> tuple | None:
@@ -940,6 +962,7 @@ def main() -> None:
     answers = partial(greedy_answers, model, tokenizer, device=device)
     heldout = read_jsonl(run / "data" / "general_heldout.jsonl")
     shares = general_exact_match(answers, tokenizer, heldout)
+    log_reading(config, run, model, tokenizer, "pst")
     if ranks.rank() > 0:
         return
     seconds = round(time.perf_counter() - began, 1)

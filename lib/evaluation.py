@@ -15,6 +15,7 @@ import torch
 from env import parse_utpc
 from lib import ranks
 from lib.experiment import Config
+from lib.reading_exercises import reading_accuracy, reading_tasks, shows_reading
 from lib.rollout import Rollout
 from lib.runs import read_jsonl, write_atomic
 from lib.sampler import sample_rollouts
@@ -124,9 +125,8 @@ def evaluate(
     run: Path,
     progress: str = "held-out",
 ) -> tuple[dict, list[Rollout]]:
-    """Held-out R_vrt with its parts, greedy and sampled, and general exact match.
-
-    Returns (figures, greedy rollouts). All ranks call it.
+    """Held-out R_vrt with its parts, greedy and sampled, general exact match, and reading where
+    the policy is shown it. Returns (figures, greedy rollouts). All ranks call it.
     """
     modes = {"greedy": 0.0}
     if config.bench.sampled:
@@ -152,6 +152,8 @@ def evaluate(
         answers = partial(greedy_answers, model, tokenizer, device=model.device)
     items = read_jsonl(run / "data" / "general_heldout.jsonl")
     figures["general"] = general_exact_match(answers, tokenizer, items)
+    if shows_reading(config):
+        figures["reading"] = reading_accuracy(answers, tokenizer, reading_tasks(config))
     return figures, played["greedy"]
 
 

@@ -114,6 +114,14 @@ class ModelConfig:
         at_least=0,
         at_most=MANY,
     )
+    base_reading: int = key(
+        0,
+        "reading exercises after them (lib/reading_exercises.py): what does this request ask for? "
+        "In the wordings of all splits, with subjects, styles and combinations of training alone; "
+        "never a plan or a call; 0: none",
+        at_least=0,
+        at_most=MANY,
+    )
     max_len: int = key(1536, "longest trajectory, tokens", at_least=64, at_most=10**7)
     template: str = key(
         "chatml",
@@ -177,7 +185,7 @@ class DataConfig:
         one_of=("offline", "hub"),
     )
     general_kinds: dict = key(
-        {"arithmetic": 1, "copy": 2, "instruction": 2, "function": 2},
+        {"arithmetic": 1, "copy": 2, "instruction": 2, "function": 2, "reading": 0},
         "parts of the offline general mix, by weight; 0: left out",
         at_least=0,
         at_most=1000,
@@ -229,6 +237,11 @@ class DataConfig:
         ["en"],
         "languages of the requests: en (42 task types) and zh (15 of them); with both, all 57 in "
         "turn",
+    )
+    scenarios: list = key(
+        ["all"],
+        "task types of the requests, by their names in data/scenarios.yaml: a smaller world, which "
+        "a smaller policy learns; all: every one of the languages'",
     )
     agent: str = key(
         "scripted",

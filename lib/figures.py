@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from lib.reading_exercises import reading_rows
 from lib.runs import read_jsonl, write_atomic
 from rewards import PARTS
 
@@ -76,7 +77,7 @@ def print_before_after(before: dict, after: dict) -> None:
     """The table on held-out tasks before and after VRL.
 
     Both as lib.evaluation gives them: {"greedy": means, "sampled": means where they were measured,
-    "general": {kind: exact match}}.
+    "general": {kind: exact match}, "reading": lib.reading_exercises's, where it was measured}.
     """
     print(f"\n{'held-out':24}{'PST':>10}{'PST + VRL':>12}")
     labels = {"reward": "R_vrt", "strict": "R_vrt > 0.99"}
@@ -88,6 +89,8 @@ def print_before_after(before: dict, after: dict) -> None:
             print_line(label, before[mode].get(name), after[mode].get(name))
     for kind, matches in before["general"].items():
         print_line(f"{kind} (exact match)", matches, after["general"][kind])
+    for (label, first), (_, second) in zip(reading_rows(before), reading_rows(after)):
+        print_line(label, first, second)
 
 
 def print_line(label, before, after):

@@ -1,12 +1,13 @@
 """The general part of PST's data (Table 7), made offline: small questions with one right answer.
 
 lib/hub.py reads the paper's own data sets in its place (data.general_source: hub). All kinds of
-question, their wordings and shares are ours.
+question, their wordings and shares are ours. Kind `reading` is lib/reading_exercises.py's.
 """
 
 import hashlib
 
-from lib.experiment import Config
+from lib.experiment import Config, DataConfig
+from lib.reading_exercises import reading_exercise
 from lib.runs import seeded_rng
 from lib.scenarios import odd_words
 from lib.text import tag, to_json
@@ -20,13 +21,13 @@ def make_general(config: Config, n: int, split: str) -> list[dict]:
     """
     kinds = []
     for kind, weight in config.data.general_kinds.items():
-        kinds += [kind] * (weight if split == "train" else 1)
+        kinds += [kind] * (weight if split == "train" else min(weight, 1))
     rng = seeded_rng(config.seed, "general", split)
     items, seen = [], set()
     for _ in range(200 * n + 1000):
         if len(items) == n:
             return items
-        item = general_item(rng, kinds[len(items) % len(kinds)])
+        item = general_item(rng, kinds[len(items) % len(kinds)], config.data)
         question = item["messages"][0]["content"]
         hashed = hashlib.blake2b(question.encode(), digest_size=4).hexdigest()
         side = "heldout" if int(hashed, 16) % 10 == 0 else "train"
@@ -39,11 +40,11 @@ def make_general(config: Config, n: int, split: str) -> list[dict]:
     )
 
 
-def general_item(rng, kind: str) -> dict:
+def general_item(rng, kind: str, data: DataConfig) -> dict:
     """One general example {"messages", "tools", "kind"}; its last message is the right answer.
 
-    `kind`: arithmetic | copy | instruction | function, a function below each. `tools` is None, but
-    for a function call.
+    `kind`: arithmetic | copy | instruction | function, a function below each, or reading. `tools`
+    is None, but for a function call. `data` limits what the requests of reading ask for.
     """
     tools = None
     if kind == "arithmetic":
@@ -52,6 +53,8 @@ def general_item(rng, kind: str) -> dict:
         question, answer = copy_words(rng)
     elif kind == "instruction":
         question, answer = instruction(rng)
+    elif kind == "reading":
+        question, answer = reading_exercise(rng, data)
     else:
         question, answer, tools = function_call(rng)
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

@@ -205,22 +205,27 @@ def wording_patterns(language: str) -> dict[str, list[re.Pattern]]:
 
 def facts_of(c: dict) -> str:
     """Constraints in a fixed, short form: '3 images, watercolor, 16:9, same object'."""
+    return ", ".join(fact for _, fact in named_facts(c))
+
+
+def named_facts(c: dict) -> list[tuple[str, str]]:
+    """(kind of wish, fact) of all that constraints ask for, in facts_of's order."""
     n, kind = (c["images"], "image") if c["images"] else (c["videos"], "video")
     facts = [
-        f"{n} {kind}s" if n > 1 else f"{n} {kind}",
-        c["style"],
-        c["shots"] and f"{c['shots']} shots",
-        c["duration_s"] and f"{c['duration_s']} s",
-        c["aspect_ratio"],
-        c["resolution"],
-        *(f"same {kind}" for kind in c["consistency"]),
-        *c["audio"],
-        c["beat"] and "on the beat",
-        c["transparent"] and "transparent",
-        c["web_page"] and "web page",
-        c["input"] and "from in_1",
-        c["variety"] and "all different",
-        c["family"] and c["family"].replace("_", " "),
-        *(f"{slot.replace('_', ' ')} {value}" for slot, value in c["wish"].items()),
+        ("amount", f"{n} {kind}s" if n > 1 else f"{n} {kind}"),
+        ("style", c["style"]),
+        ("shots", c["shots"] and f"{c['shots']} shots"),
+        ("duration", c["duration_s"] and f"{c['duration_s']} s"),
+        ("aspect", c["aspect_ratio"]),
+        ("resolution", c["resolution"]),
+        *(("consistency", f"same {kind}") for kind in c["consistency"]),
+        *((sound, sound) for sound in c["audio"]),
+        ("beat", c["beat"] and "on the beat"),
+        ("transparent", c["transparent"] and "transparent"),
+        ("web page", c["web_page"] and "web page"),
+        ("input", c["input"] and "from in_1"),
+        ("variety", c["variety"] and "all different"),
+        ("family", c["family"] and c["family"].replace("_", " ")),
+        *(("wish", f"{slot.replace('_', ' ')} {value}") for slot, value in c["wish"].items()),
     ]
-    return ", ".join(fact for fact in facts if fact)
+    return [(kind, fact) for kind, fact in facts if fact]

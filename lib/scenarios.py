@@ -47,7 +47,7 @@ def split_list(items: list, held: int, split: str) -> list:
 
     The last `held` items are held out; of the others, expert trajectories (visgen) use three
     quarters and VRL's tasks (train) the rest: VRL meets requests for which nobody has shown the
-    way. The shares are ours.
+    way. Reading exercises use both of these parts. The shares are ours.
     """
     if split == "bench":
         return items
@@ -57,6 +57,7 @@ def split_list(items: list, held: int, split: str) -> list:
         "visgen": items[:shown],
         "train": items[shown:for_training],
         "heldout": items[for_training:],
+        "reading": items[:for_training],
     }
     return parts[split]
 
@@ -66,8 +67,16 @@ def material(split: str, language: str) -> dict:
     """load_scenarios (or bench_book) and the families' `wishes` in words, every list of wordings,
     clauses, styles and frames cut to what the split may use of it. `subjects` stay whole:
     choose_subject cuts them.
+
+    Reading exercises have the wordings, clauses, wishes and frames of all splits: they teach the
+    language, as pretraining does, and never what to do.
     """
     book = bench_book() if split == "bench" else load_scenarios(language)
+    styles = split_list(book["styles"], len(book["styles"]) // 6, split)
+    if split == "reading":
+        families = read_yaml("families.yaml")["families"]
+        wishes = {name: family["words"][language] for name, family in families.items()}
+        return {**book, "wishes": wishes, "styles": styles}
     scenarios = {
         name: {**scenario, "wordings": split_list(scenario["wordings"], 3, split)}
         for name, scenario in book["scenarios"].items()
@@ -83,7 +92,7 @@ def material(split: str, language: str) -> dict:
         "scenarios": scenarios,
         "clauses": clauses,
         "wishes": wishes,
-        "styles": split_list(book["styles"], len(book["styles"]) // 6, split),
+        "styles": styles,
         "frames": split_list(book["frames"], 0, split),
     }
 

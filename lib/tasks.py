@@ -24,7 +24,8 @@ from lib.text import to_json
 from lib.workflows import expand_workflow, fitting_workflows, n_shots
 
 BENCH = ROOT / "data" / "visgenbench.jsonl"
-TRAINING = ("visgen", "train")  # the splits that a policy learns from
+# The splits that a policy learns from: expert trajectories, VRL's tasks, reading exercises.
+TRAINING = ("visgen", "train", "reading")
 # The dimensions of VisGenBench in which requests of a family take part.
 FAMILIAR = ("match", "amount", "duration")
 
@@ -32,11 +33,7 @@ FAMILIAR = ("match", "amount", "duration")
 def make_tasks(n: int, split: str, config: DataConfig, seed: int) -> list[dict]:
     """n task records of distinct requests, the scenarios of the config's languages in turn, so that
     each gives tasks."""
-    kinds = [
-        (name, language)
-        for language in config.languages
-        for name in load_scenarios(language)["scenarios"]
-    ]
+    kinds = task_types(config)
     rng = seeded_rng(seed, "tasks", split, n)
     tasks = {}
     while len(tasks) < n:
@@ -44,6 +41,28 @@ def make_tasks(n: int, split: str, config: DataConfig, seed: int) -> list[dict]:
         task = make_task(rng, split, config, name, language)
         tasks.setdefault(task["request"], {**task, "id": f"{split}-{len(tasks):05d}"})
     return list(tasks.values())
+
+
+def task_types(config: DataConfig) -> list[tuple[str, str]]:
+    """(name, language) of each task type of `data.languages` and `data.scenarios`.
+
+    SystemExit for a name that none of these languages has.
+    """
+    every = [
+        (name, language)
+        for language in config.languages
+        for name in load_scenarios(language)["scenarios"]
+    ]
+    if config.scenarios == ["all"]:
+        return every
+    names = {name for name, _ in every}
+    for name in config.scenarios:
+        if name not in names:
+            raise SystemExit(
+                f"error: config key `data.scenarios` holds {name!r}; allowed: all alone, or some "
+                f"of {', '.join(sorted(names))}"
+            )
+    return [(name, language) for name, language in every if name in config.scenarios]
 
 
 def make_task(
@@ -58,11 +77,13 @@ def make_task(
 ) -> dict | None:
     """One task record, with an empty id.
 
-    `split`: visgen | train | heldout | bench; its wordings and subjects are its own, and so are the
-    combinations of constraints of training. `dimension`: VisGenBench's, which decides what else the
-    request says; `with_picture`: only a request that comes with the user's picture will do;
-    `family`: one of data/families.yaml, otherwise `data.families` decides by chance. None if no
-    constraints suit the dimension; RuntimeError if none of a scenario belong to the split.
+    `split`: visgen | train | heldout | bench | reading; its wordings and subjects are its own, and
+    so are the combinations of constraints of training; `reading` has the subjects, styles and
+    combinations of training, in the wordings of all splits but the bench. `dimension`:
+    VisGenBench's, which decides what else the request says; `with_picture`: only a request that
+    comes with the user's picture will do; `family`: one of data/families.yaml, otherwise
+    `data.families` decides by chance. None if no constraints suit the dimension; RuntimeError if
+    none of a scenario belong to the split.
     """
     book = material(split, language)
     name = scenario_name or rng.choice(list(book["scenarios"]))

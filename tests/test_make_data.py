@@ -1293,14 +1293,14 @@ def test_config_faults_name_key_and_value(values, parts):
 
 
 def test_config_takes_an_int_for_a_float_and_keeps_the_rest():
-    config = build(Config(), {"vrl": {"lr": 1}, "pst": {"stages": [{"lr": 2}]}})
+    config = build(Config(), {"vrl": {"lr": 1}, "pst": {"stages": [{"lr": 1}]}})
     assert (
         config.vrl.lr == 1.0
         and type(config.vrl.lr) is float
         and config.vrl.steps == Config().vrl.steps
     )
     assert (
-        config.pst.stages[0].lr == 2.0
+        config.pst.stages[0].lr == 1.0
         and config.pst.stages[0].repeat == 3
         and len(config.pst.stages) == 1
     )

@@ -18,7 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train_pst as P  # noqa: E402
-from lib import checkpoints, evaluation  # noqa: E402
+from lib import checkpoints, evaluation, reading_exercises  # noqa: E402
 from lib.experiment import (  # noqa: E402
     Config,
     DataConfig,
@@ -35,7 +35,7 @@ from lib.policy import (  # noqa: E402
     set_up,
     token_logprobs,
 )
-from lib.runs import append_metrics, seeded_rng, write_jsonl  # noqa: E402
+from lib.runs import append_metrics, read_jsonl, seeded_rng, write_jsonl  # noqa: E402
 from lib.tokens import (  # noqa: E402
     check_template,
     encode_prompt,
@@ -687,6 +687,19 @@ def test_base_is_made_once_and_goes_on_where_it_stopped(run, tokenizer, tmp_path
     assert all(torch.equal(again[k], one[k]) for k in one) and not all(
         torch.equal(start[k], one[k]) for k in one
     )
+
+
+def test_reading_is_measured_after_the_base(run, tokenizer, tmp_path, monkeypatch, capsys):
+    config = tiny_config()
+    config = replace(config, model=replace(config.model, base_reading=20))
+    there = copy_run(run, tmp_path / "run", monkeypatch)
+    monkeypatch.setattr(reading_exercises, "REQUESTS", 2)
+    P.base_policy(config, there, tokenizer, torch.device("cpu"))  # without one to copy
+    logged = [m for m in read_jsonl(there / "metrics.jsonl") if m["phase"] == "reading"]
+    assert [m["after"] for m in logged] == ["base"]
+    assert set(logged[0]["reading"]) == {"visgen", "train", "heldout", "bench"}
+    assert logged[0]["reading"]["heldout"]["facts"] == 0  # it has seen no request
+    assert "reading after base" in capsys.readouterr().out
 
 
 def test_ctrl_c_saves_the_step(run, tmp_path, monkeypatch, capsys):
