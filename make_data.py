@@ -123,7 +123,7 @@ def vision_agent(
                 replies |= dict.fromkeys(step["ids"], reply)
                 continue
             move = recover(step, reply["error"], mind)
-            trouble = (reply["error"]["code"], "retry" if move == "retry" else "switch")
+            trouble = (reply["error"]["code"], move)
             if move == "switch":
                 plan = shown_plan(steps)
             given_up = given_up or move == "give up"
@@ -149,7 +149,8 @@ REFERENCES = 3
 
 def make_plan(c, mind):
     """The steps of the workflow that fits the request best, each with the state of its work:
-    `expect` (results still to come), `tries` (calls of its tool), `ids` (what came), `done`."""
+    `expect` (results still to come), `tries` (calls of its tool), `reworded` (how often its prompt
+    was said anew), `ids` (what came), `done`."""
     workflow = fitting_workflows(c)[0]
     steps = expand_workflow(workflow, c)
     lengths = lengths_of_clips(steps)
@@ -167,7 +168,8 @@ def make_plan(c, mind):
         alone = edited or times[step["key"]] > 1
         expect = max(1, c["images"], c["videos"]) if several and not alone else 1
         expect = REFERENCES if step["key"] == "inspire" else expect
-        step |= {"expect": expect, "tries": 0, "ids": [], "done": False, "reply": {}}
+        step |= {"expect": expect, "tries": 0, "reworded": 0}
+        step |= {"ids": [], "done": False, "reply": {}}
     return steps
 
 
@@ -235,20 +237,25 @@ def take_in(step, reply, mind):
 
 
 def recover(step, error, mind):
-    """What becomes of a step whose call failed: "retry", "switch" or "give up".
+    """What becomes of a step whose call failed: "retry", "switch", "reword" or "give up".
 
     With recovery a retryable call is made up to three times in all, and anything else moves the
-    step to the workflow's next tool, if it has one. Without it every call is made twice.
+    step to the workflow's next tool, if it has one. A prompt that moderation blocks where no tool
+    is left is said in other words. Without recovery every call is made twice.
     """
     if "recovery" not in mind:
         return "retry" if step["tries"] < 2 else "give up"
     if error["retryable"] and step["tries"] < 3:
         return "retry"
     others = step["tools"][step["tools"].index(step["tool"]) + 1 :]
-    if not others:
-        return "give up"
-    step["tool"], step["tries"] = others[0], 0
-    return "switch"
+    if others:
+        step["tool"], step["tries"] = others[0], 0
+        return "switch"
+    blocked = error["code"] == "content_blocked" and error["param"] == "prompt"
+    if blocked and step["reworded"] < len(load_voice()["rewordings"]):
+        step["reworded"] += 1
+        return "reword"
+    return "give up"
 
 
 def reflect(called, steps, trouble, voice, rng):
@@ -309,11 +316,15 @@ def call_arguments(
         if other["ids"]:
             made.setdefault(other["key"], []).extend(other["ids"])
     if step["key"] in WISHES:
-        return WISHES[step["key"]](step, c, steps, made, attached)
-    arguments = usual_arguments(step, c, steps, made, voice, rng)
+        arguments = WISHES[step["key"]](step, c, steps, made, attached)
+    else:
+        arguments = usual_arguments(step, c, steps, made, voice, rng)
     change = c["wish"].get("change")
     if change and step["key"] in ("frame", "clip") and 2 * step["index"] >= n_shots(c):
         arguments["prompt"] += f", {change}"
+    if step["reworded"]:
+        words = voice["rewordings_zh" if HAN.search(arguments["prompt"]) else "rewordings"]
+        arguments["prompt"] += f", {words[step['reworded'] - 1]}"
     return arguments
 
 

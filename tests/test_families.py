@@ -217,11 +217,8 @@ def test_experts_use_all_36_tools():
 
 
 def test_the_docs_table_is_what_the_workflows_say():
-    lines = (ROOT / "docs" / "tools.md").read_text(encoding="utf-8").splitlines()
-    rows = {}
-    for line in lines:
-        if found := re.match(r"\| `(tool_\w+)` \| (.+) \|$", line):
-            rows[found[1]] = found[2]
+    text = (ROOT / "docs" / "tools.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"(?ms)^\* `(tool_\w+)`: (.+?)(?=^\* |^$)", text))
     assert set(rows) == set(load_tools())
     for tool, text in rows.items():
         first = {

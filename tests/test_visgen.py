@@ -497,7 +497,7 @@ def test_visgen_runs_all_stages_with_the_queries_of_the_command_line(run):
         and "mean steps" in out
     )
     assert make_data_py("stats")[2][0].startswith(
-        "error: no command 'stats'; commands: queries, trajectories"
+        "error: no command 'stats'; the nearest is `statistics`; commands: queries"
     )
     assert make_data_py("filter", f"name={run}", "--verdicts", "x")[2] == [
         "error: --verdicts belongs to `python make_data.py review`"
