@@ -492,9 +492,22 @@ def edit_arguments(step, c, made, voice):
     source = made.get("image") or made.get("ref") or ["in_1"]
     prompt = look_of(c)
     aspect = aspect_of(c) if step["key"] == "restyle" else {}
+    if aspect and step["tool"] == "tool_image_edit_qwen":
+        aspect = {"size": size_of(c["aspect_ratio"])}
     if step["expect"] == 1:
         prompt += f", {view_of(step, c, voice)}"
     return {"images": source[:1], "prompt": prompt, **aspect, **number_of(step)}
+
+
+def size_of(ratio: str) -> str:
+    """Sides of about a megapixel in that ratio, as Qwen's edit takes them.
+
+    >>> size_of("16:9")
+    '1360*768'
+    """
+    width, height = map(int, ratio.split(":"))
+    sides = [math.sqrt(2**20 * a / b) for a, b in ((width, height), (height, width))]
+    return "*".join(str(round(side / 16) * 16) for side in sides)
 
 
 def clip_arguments(step, c, fed, voice):

@@ -517,3 +517,35 @@ def test_metacognition_is_printed_beside_the_paper(run):
         and rows[0]["success"] > rows[-1]["success"]
         and "72 %" in out
     )
+
+
+def test_the_expert_writes_no_call_that_a_tool_does_not_know(config):
+    """Also of the tools that it moves to when others fail, such as Qwen's edit, which has sizes."""
+    hard = replace(config.rollout, failure_scale=4.0)
+    refused = Counter()
+    for task in make_tasks(400, "visgen", config.data, 12):
+        t = vision_agent(task, VisGenEnv(hard), seeded_rng("h", task["id"]).getrandbits(31))
+        refused.update(call["error"]["code"] for call in t["calls"] if call["error"])
+    wrong = {"unknown_parameter", "missing_parameter", "invalid_parameter", "file_not_found"}
+    assert refused.total() > 100 and not wrong & set(refused)
+
+
+def test_a_blocked_prompt_is_said_in_other_words(config):
+    """A film has one tool for its clips, so a false alarm of moderation must not end the work."""
+    hard = replace(config.rollout, failure_scale=12.0)
+    mended = 0
+    for task in make_tasks(300, "visgen", config.data, 13):
+        t = vision_agent(task, VisGenEnv(hard), seeded_rng("b", task["id"]).getrandbits(31))
+        veo = [call for call in t["calls"] if call["name"] == "tool_text2video_veo"]
+        blocked = {
+            call["arguments"]["prompt"]
+            for call in veo
+            if call["error"] and call["error"]["code"] == "content_blocked"
+        }
+        assert len(blocked) == len([c for c in veo if c["arguments"]["prompt"] in blocked])
+        mended += any(
+            call["status"] == "ok" and call["arguments"]["prompt"].startswith(prompt + ", ")
+            for call in veo
+            for prompt in blocked
+        )
+    assert mended >= 3
