@@ -278,7 +278,8 @@ def final_turn(c, steps, replies, mind, voice, rng):
         if makes(step["tool"]) == kind and step["ids"] and step["key"] != "inspire"
     ]
     if kind != "image":
-        groups = groups[-1:]  # the film as the last step left it
+        # A film as the last step left it; of several films, each is a step of its own or of one.
+        groups = groups[-max(1, c["videos"]) :]
     ids = [i for group in groups for i in group]
     whole = all(step["done"] for step in steps)
     if "verification" in mind:

@@ -549,3 +549,14 @@ def test_a_blocked_prompt_is_said_in_other_words(config):
             for prompt in blocked
         )
     assert mended >= 3
+
+
+def test_films_that_differ_are_all_handed_over(config):
+    """Where several films are to be different, each is a step of its own."""
+    bench = read_jsonl(ROOT / "data" / "visgenbench.jsonl")
+    tasks = [t for t in bench if t["constraints"]["variety"] and t["constraints"]["videos"] > 1]
+    assert len(tasks) > 20
+    for task in tasks[:20]:
+        still = replace(config.rollout, failure_scale=0.0)
+        t = vision_agent(task, VisGenEnv(still), 1)
+        assert len(t["answer"]["deliverables"]) == task["constraints"]["videos"]
