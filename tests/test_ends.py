@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import bench  # noqa: E402
 import train_vrl  # noqa: E402
-from lib import data_statistics, runs  # noqa: E402
+from lib import data_statistics, runs, toolbox  # noqa: E402
 from lib.figures import say_if_too_short  # noqa: E402
 from lib.runs import append_jsonl, peak_memory_gib, read_jsonl  # noqa: E402
 
@@ -252,7 +252,7 @@ def test_all_commands_of_the_pages_are_here():
     named = {
         (script, word)
         for script, more in found
-        for word in re.findall(r"(?<![=/\w])(?:--)?[a-z]+(?![/.=\w])", more)
+        for word in re.findall(r"(?<![=/\w-])(?:--)?[a-z]+(?![/.=\w])", more)
         if (ROOT / script).is_file()
         and (
             word in ("--tools", "--audit", "--keys", "--table", "--agent")
@@ -296,6 +296,7 @@ def test_a_closed_pipe(tiny, command):
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c != "keys"])
 def test_ctrl_c(tiny, command):
+    toolbox.read_sheet.cache_clear()  # the fork has what this process has read
     before = snapshot(ROOT / "runs" / tiny)
     folder = ROOT if command in APART else ROOT / "runs" / tiny
     done = run(words_of(command, tiny), lambda: ctrl_c(folder))

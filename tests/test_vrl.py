@@ -1189,11 +1189,14 @@ def test_the_fixed_sequence_has_the_first_tokens_of_the_first_turns():
         rollout.extend(r, [1] * 10, trained=False)
         rollout.extend(r, [2] * length, trained=True, logprobs=[-1.0] * length)
     part = engine_check.scored_part(r, 10**6)
-    assert [sum(part.loss_mask[:110]), sum(part.loss_mask)] == [64, 94]
-    assert len(part.ids) == len(part.loss_mask) == len(part.logprobs) == 150
-    assert part.loss_mask[10:74] == [1] * 64 and len(r.ids) == 200
-    short = engine_check.scored_part(r, 50)
-    assert len(short.ids) == 50 and sum(short.loss_mask) == 40
+    n = engine_check.TURN_TOKENS
+    assert n <= 30 and engine_check.TURNS == 2
+    assert [sum(part.loss_mask[:110]), sum(part.loss_mask)] == [n, 2 * n]
+    # 10 + 100 tokens of the first turn, 10 before the second, and what is scored of it.
+    assert len(part.ids) == len(part.loss_mask) == len(part.logprobs) == 120 + n
+    assert part.loss_mask[10 : 10 + n] == [1] * n and len(r.ids) == 200
+    short = engine_check.scored_part(r, 20)
+    assert sum(short.loss_mask) == min(n, 10) and len(short.ids) == 20
 
 
 def test_vllm_in_float32_on_a_gpu_is_refused(monkeypatch):
