@@ -5,11 +5,18 @@ A family names its checks; each takes a handed-over artifact and the episode, an
 nothing else. All of it is ours.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from lib.families import load_families
-from lib.lineage import Media, content_words, shows
+from lib.lineage import Media, content_words, positive_words, shows
+
+# Ours: what is quieter does not count as music, a shorter piece in a loop is no song, and a shorter
+# fade is a cut.
+LOUD = 0.4
+SCRAP_S = 10.0
+FADE_S = 0.5
 
 
 @dataclass
@@ -17,6 +24,7 @@ class Episode:
     """What the checks look at: the constraints, the calls and the artifacts of a trajectory."""
 
     c: dict
+    language: str
     calls: list[dict]
     media: Media
 
@@ -38,6 +46,15 @@ class Episode:
 def operations(item: dict, episode: Episode) -> list[dict]:
     """The operations of tool_video_postprocess behind a film, in order."""
     return [op for a in episode.sources(item) for op in a["arguments"].get("operations", ())]
+
+
+def only_operation(item: dict, episode: Episode, name: str) -> dict | None:
+    """The operation of that name on the user's film, if it is all that was done to it: whoever has
+    his film cropped wants it neither shrunk, darkened nor turned round. None otherwise."""
+    done = operations(item, episode)
+    tools = {a["tool"] for a in episode.sources(item)}
+    alone = len(done) == 1 and tools == {"user", "tool_video_postprocess"}
+    return done[0] if alone and done[0]["op"] == name else None
 
 
 # ---------------------------------------------------------------------------- what it was made from
@@ -91,29 +108,33 @@ def own_sound(item: dict, episode: Episode) -> bool:
 
 
 def cropped(item: dict, episode: Episode) -> bool:
-    """Its frame was cropped."""
-    return any(op["op"] == "crop" for op in operations(item, episode))
+    """Its frame was cropped, no smaller than the shape asks for, and nothing else was done."""
+    film = episode.given()[0]
+    left = max(item["width"] / film["width"], item["height"] / film["height"])
+    return bool(only_operation(item, episode, "crop")) and left >= 0.95
 
 
 def watermarked(item: dict, episode: Episode) -> bool:
-    """It bears the watermark with the words asked for."""
-    words = [op.get("value", "") for op in operations(item, episode) if op["op"] == "watermark"]
-    return item["watermark"] and any(episode.wish["mark"] in value for value in words)
+    """It bears the watermark with the words asked for, those alone, and nothing else was done."""
+    done = only_operation(item, episode, "watermark") or {}
+    return item["watermark"] and done.get("value", "").strip() == episode.wish["mark"]
 
 
 def looped(item: dict, episode: Episode) -> bool:
-    """The user's film runs so many times in a row."""
+    """The user's film runs so many times in a row, and nothing else was done to it."""
     film = episode.given()[0]
     times = episode.wish["times"]
-    return item["n_frames"] == film["n_frames"] * times and item["shots"] == film["shots"] * times
+    whole = item["n_frames"] == film["n_frames"] * times and item["shots"] == film["shots"] * times
+    return whole and bool(only_operation(item, episode, "loop"))
 
 
 def retimed(item: dict, episode: Episode) -> bool:
     """All of the user's film, faster or slower: every shot, and nothing cut away."""
-    tools = [a["tool"] for a in episode.sources(item)]
-    whole = "tool_video_trim_edit" not in tools and item["shots"] == episode.given()[0]["shots"]
+    tools = {a["tool"] for a in episode.sources(item)}
+    whole = item["shots"] == episode.given()[0]["shots"]
     lasts = abs(item["duration_s"] - episode.wish["seconds"]) <= 0.1
-    return whole and lasts and "tool_video_speed_adjust" in tools
+    spoilt = tools & {"tool_video_trim_edit", "tool_video_postprocess"}
+    return whole and lasts and not spoilt and "tool_video_speed_adjust" in tools
 
 
 def summed_up(item: dict, episode: Episode) -> bool:
@@ -138,7 +159,7 @@ def turned(item: dict, episode: Episode) -> float:
     for i, clip in enumerate(clips):
         frames = [p["id"] for p in media.by_id[clip]["parents"]]
         prompts = [str(media.by_id[k]["arguments"].get("prompt", "")) for k in (clip, *frames)]
-        shown = change <= content_words(" ".join(prompts))
+        shown = any(change <= positive_words(prompt, change) for prompt in prompts)
         if 2 * i >= n:
             after.append(shown)
         elif 2 * i + 1 < n:  # the shot in the middle may be either
@@ -152,6 +173,7 @@ def refined(item: dict, episode: Episode) -> bool:
     return (
         item["tool"] == "tool_prompt_refine"
         and item["arguments"].get("target", "image") == "image"
+        and item["arguments"].get("language", "en") == episode.language
         and item["n_chars"] <= episode.wish["max_chars"]
         and shows(item["text"], episode.c["subject"])
     )
@@ -161,6 +183,7 @@ def scripted(item: dict, episode: Episode) -> bool:
     """A script of the asked length about the subject."""
     return (
         item["tool"] == "tool_video_script_gen"
+        and item["arguments"].get("language", "en") == episode.language
         and item["lasts_s"] == episode.c["duration_s"]
         and shows(item["text"], episode.c["subject"])
     )
@@ -178,8 +201,10 @@ def same_shots(item: dict, episode: Episode) -> bool:
 
 
 def in_mood(item: dict, episode: Episode) -> bool:
-    """The instructions for the board named the mood."""
-    return episode.wish["mood"] in str(item["arguments"].get("instructions", ""))
+    """The instructions for the board named the mood, and not to avoid it."""
+    told = str(item["arguments"].get("instructions", ""))
+    mood = content_words(episode.wish["mood"])
+    return episode.wish["mood"] in told and mood <= positive_words(told, mood)
 
 
 def narrated(item: dict, episode: Episode) -> bool:
@@ -212,8 +237,12 @@ def spoken(item: dict, episode: Episode) -> bool:
 
 
 def composed(item: dict, episode: Episode) -> bool:
-    """It is music that was composed for the request."""
-    return bool(item["music"]) and not from_user(item, episode)
+    """It is music that was composed for the request, loud enough, and no scrap of it in a loop."""
+    cut = item["arguments"]
+    loud = all(volume >= LOUD for _, _, volume in item["music"])
+    piece = (cut.get("end") or math.inf) - cut.get("start", 0)
+    scrap = "loop_to" in cut and piece < SCRAP_S
+    return bool(item["music"]) and loud and not scrap and not from_user(item, episode)
 
 
 def to_the_second(item: dict, episode: Episode) -> bool:
@@ -222,8 +251,8 @@ def to_the_second(item: dict, episode: Episode) -> bool:
 
 
 def faded(item: dict, episode: Episode) -> bool:
-    """Its last cut ends in a fade."""
-    return item["arguments"].get("fade_out", 0) > 0
+    """Its last cut ends in a fade that can be heard."""
+    return item["arguments"].get("fade_out", 0) >= FADE_S
 
 
 # ---------------------------------------------------------------------------- how it was worked
@@ -239,7 +268,7 @@ def list_kept(item: dict, episode: Episode) -> float:
         if action == "clear":
             listed = {}
         elif action == "create" and n <= first_made:
-            listed |= {task["id"]: task.get("status", "todo") for task in tasks}
+            listed |= {task["id"]: "todo" for task in tasks}  # nothing is done before it is begun
         elif action == "update":
             listed |= {t["id"]: t["status"] for t in tasks if t["id"] in listed and "status" in t}
     done = sum(status == "done" for status in listed.values())
@@ -284,7 +313,7 @@ def wish_checks(items: list[dict], trajectory: dict, media: Media) -> dict[str, 
     c = trajectory["task"]["constraints"]
     if not c.get("family"):
         return {}
-    episode = Episode(c, trajectory["calls"], media)
+    episode = Episode(c, trajectory["task"]["language"], trajectory["calls"], media)
     names = load_families()[c["family"]]["checks"]
     return {
         name: sum(float(CHECKS[name](item, episode)) for item in items) / len(items)

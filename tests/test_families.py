@@ -305,9 +305,64 @@ NEAR_MISSES = {
 }
 
 
+def and_also(**operation):
+    """The operations, and one more that nobody asked for."""
+    return lambda a: {**a, "operations": [*a["operations"], operation]}
+
+
+# What a red team that had not read the checks got the whole reward with: (family, key, arguments).
+FOUND = [
+    ("film_loop", "loop", and_also(op="resize", width=16, height=16)),
+    ("film_watermark", "watermark", and_also(op="crop", width=64, height=36, x=0, y=0)),
+    ("film_watermark", "watermark", and_also(op="watermark", value="made by a rival")),
+    (
+        "film_watermark",
+        "watermark",
+        lambda a: {**a, "operations": [{**a["operations"][0], "value": "this is no X lol"}]},
+    ),
+    ("film_crop", "crop", and_also(op="rotate", angle=180)),
+    (
+        "film_crop",
+        "crop",
+        lambda a: {
+            **a,
+            "operations": [
+                {
+                    **a["operations"][0],
+                    "width": a["operations"][0]["width"] // 10 * 2,
+                    "height": a["operations"][0]["height"] // 10 * 2,
+                }
+            ],
+        },
+    ),
+    ("written_script", "script", lambda a: {**a, "language": "zh"}),
+    ("refined_prompt", "refine", lambda a: {**a, "language": "zh"}),
+    (
+        "revised_board",
+        "polish",
+        lambda a: {**a, "instructions": a["instructions"].replace(": ", ": never ")},
+    ),
+    ("timed_music", "cut_music", lambda a: {**a, "fade_out": 0.1}),
+    ("timed_music", "cut_music", lambda a: {**a, "volume": 0.11}),
+    ("timed_music", "cut_music", lambda a: {**less("end")(a), "end": 1, "loop_to": a["end"]}),
+]
+
+
+@pytest.mark.parametrize("name, key, arguments_of", FOUND)
+def test_what_a_red_team_found_loses_a_fifth(name, key, arguments_of, one_each, monkeypatch):
+    english = [task for task in one_each[name] if task["language"] == "en"]
+    assert english
+    loses_a_fifth(english, key, None, arguments_of, monkeypatch)
+
+
 @pytest.mark.parametrize("name", NEAR_MISSES)
 def test_a_near_miss_or_a_wrong_tool_loses_a_fifth(name, one_each, monkeypatch):
     key, tool, arguments_of = NEAR_MISSES[name]
+    loses_a_fifth(one_each[name], key, tool, arguments_of, monkeypatch)
+
+
+def loses_a_fifth(tasks, key, tool, arguments_of, monkeypatch):
+    """The expert with another tool or other arguments in the step `key` gets at least 0.2 less."""
     plan_of, real = make_data.make_plan, make_data.call_arguments
 
     def planned(*given):
@@ -329,7 +384,7 @@ def test_a_near_miss_or_a_wrong_tool_loses_a_fifth(name, one_each, monkeypatch):
             for k, v in arguments.items()
         }
 
-    for task in one_each[name]:
+    for task in tasks:
         expert = play(task)[1]["total"]
         with monkeypatch.context() as patched:
             patched.setattr(make_data, "make_plan", planned)
