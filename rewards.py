@@ -649,6 +649,9 @@ def web_page_check(items: list[dict], handed: list[dict]) -> float:
 # (as a volume of 0 to 1) a sound is to count, and to count fully. All ours.
 MUSIC_FILLS, SFX_FILL, SPEECH_FILLS, CAPTIONS_FILL = 0.9, 0.5, 0.5, 0.7
 FAINT, LOUD = 0.1, 0.4
+# A film of so many seconds is spoken over in both halves; a half needs a quarter of what the whole
+# film needs. Ours.
+HALVES_S, HALF_FILLS = 20.0, 4.0
 # Different words that a narration or captions have for each second of film, and at most. Ours.
 WORDS_A_SECOND, MOST_WORDS, LEAST_WORDS = 0.5, 30, 3
 # A caption stands at least so long, counts at most so long, and has at most so many characters a
@@ -703,14 +706,29 @@ def several_facts(texts: list[str], film: dict, subject: str) -> float:
 
 def narration_check(film: dict, subject: str) -> float:
     """How far a film is spoken over (ours): the share of its length with speech that is loud
-        enough, over SPEECH_FILLS, times what is said. A short film needs no more than the subject
-    named: what
-    cannot be said in its time is not expected."""
+    enough, over SPEECH_FILLS, times what is said.
+
+    A film of HALVES_S or more is spoken over in both of its halves: what is said counts by the half
+    that hears less. A short film needs no more than the subject named: what cannot be said in its
+    time is not expected.
+    """
     spans = film.get("speech") or []
-    spoken_s = filled_s(spans, lambda span: loudness(span[3]))
     texts = [span[2] for span in spans if loudness(span[3]) > 0]
     expected = SPEECH_FILLS * min(film["duration_s"], max(2.0, film["duration_s"] - 2.0))
-    return min(1.0, spoken_s / expected) * several_facts(texts, film, subject)
+    spoken = filled_s(spans, lambda span: loudness(span[3])) / expected
+    if film["duration_s"] >= HALVES_S:
+        spoken = min(spoken, HALF_FILLS * worse_half_s(spans, film) / expected)
+    return min(1.0, spoken) * several_facts(texts, film, subject)
+
+
+def worse_half_s(spans: list[list], film: dict) -> float:
+    """Seconds that loud speech fills in the half of a film that has less of it."""
+    middle = film["duration_s"] / 2
+    halves = []
+    for start, end in ((0.0, middle), (middle, film["duration_s"])):
+        inside = [[max(s[0], start), min(s[1], end), *s[2:]] for s in spans]
+        halves.append(filled_s([s for s in inside if s[1] > s[0]], lambda s: loudness(s[3])))
+    return min(halves)
 
 
 def is_readable(cue: list) -> bool:

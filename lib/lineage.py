@@ -26,12 +26,13 @@ RELATIVE = re.compile(r"(?=\b(?:that|which|who|whose|where|while|and|then)\b)")
 FROM_HERE = re.compile(
     r"\b(?:no|without|sans|minus|neither|nor|none of|zero"
     r"|(?:free|clear|void|devoid|empty|bare) (?:of|from)"
-    r"|lack(?:s|ing)?|instead of|rather than|other than|except(?:ing)?(?: for)?|anything but"
+    r"|lack(?:s|ing)?|instead of|in (?:place|lieu) of|rather than|other than"
+    r"|(?:the )?opposite of|unlike|except(?:ing)?(?: for)?|anything but"
     r"|remov(?:e|es|ed|ing)|eras(?:e|es|ed|ing)|delet(?:e|es|ed|ing)|omit(?:s|ted|ting)?"
     r"|exclud(?:e|es|ed|ing)|avoid(?:s|ed|ing)?|get(?:s|ting)? rid of|tak(?:e|es|ing) away"
     r"|(?:cut|crop|leav|paint|wip|blur)(?:e|es|ing|ping|ting)? (?:out|over|away|off)"
     r"|replac(?:e|es|ed|ing)"
-    r"|negative_prompt)\b"
+    r"|ignor(?:e|es|ed|ing)|forbid(?:s|den|ding)?|refus(?:e|es|ed|ing)|negative_prompt)\b"
     r"|没有|不要|不含|不带|无(?![人机线花果尽限缝敌边名])|避免|而不是|除了|替换|代替"
 )
 # A replaced thing is gone, what takes its place is there.
@@ -53,6 +54,8 @@ NOT_THERE = re.compile(
 BLANK = re.compile(
     r"\b(?:cut|fade)s? to (?:black|white)\b"
     r"|\b(?:black|blank|white|empty) (?:screen|frame|image|picture)"
+    r"|\bblank (?:\w+ )?(?:card|canvas|page|paper|poster)"
+    r"|\b(?:outside|beyond) (?:of )?the (?:frame|picture|shot)|\boff[- ]?screen|\blens cap"
     r"|黑屏|空白画面|全黑"
 )
 

@@ -1171,3 +1171,29 @@ def test_the_request_alone_decides_the_expert(expert):
     for t in expert[::10]:
         said = read_request(t["task"]["request"])
         assert fitting_workflows(said)[0] == t["task"]["workflow"]
+
+
+def test_a_long_film_is_spoken_over_in_both_halves():
+    """Found by a red team: the first half of the narration alone got it all."""
+    text = "A red fox runs over the white hill and looks for its young in the snow all day long."
+    parts = [[5.0 * i, 5.0 * i + 4, f"{text} {i}", 1.0] for i in range(6)]
+    film = {"duration_s": 30.0, "speech": parts}
+    assert rewards.narration_check(film, "a red fox") == 1
+    assert rewards.narration_check({**film, "speech": parts[:3]}, "a red fox") == 0
+    assert rewards.narration_check({**film, "speech": parts[::2]}, "a red fox") < 1
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a rusty car in place of a red fox",
+        "an empty wall; outside the frame, unseen: a red fox",
+        "blank white card bearing the written words: a red fox",
+        "a red fox, lens cap on, all black",
+        "a tent, the opposite of a red fox",
+    ],
+)
+def test_prompts_that_a_red_team_got_through(prompt):
+    from lib.lineage import content_words, told
+
+    assert told(prompt, content_words("a red fox"), 200) < 0.5
