@@ -67,7 +67,7 @@ def bench_folder(root, trajectories, grades, **more):
 def played(tmp_path_factory):
     """(trajectories, grades) of 14 tasks of VisGenBench, played by the scripted expert.
 
-    At least one is long.
+    At least one is long, and one hands over nothing.
     """
     folder, config = (
         tmp_path_factory.mktemp("act"),
@@ -75,6 +75,8 @@ def played(tmp_path_factory):
     )
     trajectories = bench.act("expert", bench.bench_tasks("14", folder), config, folder, folder)
     assert len(trajectories) == 14 and max(len(t["calls"]) for t in trajectories) >= 15
+    pictures = [t for t in trajectories[1:] if t["task"]["modality"] == "image"]
+    pictures[-1]["answer"] = {"deliverables": [], "summary": "Nothing was made."}
     return trajectories, bench.grade_all(trajectories, config, folder, with_files=False)
 
 
