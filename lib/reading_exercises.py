@@ -12,12 +12,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from lib import ranks
 from lib.experiment import Config, DataConfig
 from lib.reading import facts_of, named_facts, read_request
 from lib.runs import seeded_rng
 from lib.tasks import make_task, make_tasks, task_types
-from lib.tokens import encode_prompt
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerBase
@@ -80,6 +78,9 @@ def reading_accuracy(
     of which the subject is; `extra`: in which a fact is stated that was not asked for; `kinds`: of
     those that state this kind of wish, the share in which it is right. All ranks call it.
     """
+    from lib import ranks  # torch, which those that make data do without
+    from lib.tokens import encode_prompt
+
     mine = ranks.share(tasks)
     prompts = [
         encode_prompt(tokenizer, [{"role": "user", "content": question_about(task)}])

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from bench import print_table  # noqa: E402
 from lib import reading_exercises as R  # noqa: E402
+from lib import tokens  # noqa: E402
 from lib.experiment import Config, load_config  # noqa: E402
 from lib.figures import print_before_after  # noqa: E402
 from lib.general import make_general  # noqa: E402
@@ -157,7 +158,7 @@ class Tokenizer:
 def accuracy_of(tasks, say, monkeypatch):
     """reading_accuracy of a stub policy that answers a task with `say(its constraints)`."""
     monkeypatch.setattr(
-        R, "encode_prompt", lambda tokenizer, messages: list(map(ord, messages[-1]["content"]))
+        tokens, "encode_prompt", lambda tokenizer, messages: list(map(ord, messages[-1]["content"]))
     )
     by_question = {R.question_about(task): task for task in tasks}
 
