@@ -286,6 +286,7 @@ OTHERS = (
     "calibrate",
     "human",
     "media",
+    "expert",  # of --agent, as policy, which is above
 )
 
 
