@@ -516,7 +516,8 @@ def near(value: float, wanted: float, tolerance: float) -> float:
 
 # Words by which a request leaves a length open. Ours.
 ABOUT = re.compile(
-    r"\b(?:about|around|roughly|approximately|some|circa|or so)\b|~|大约|大概|左右|差不多|约"
+    r"\b(?:about|around|roughly|approximately|some|circa|or so)\b"
+    r"|~|大约|大概|左右|差不多|约"
 )
 
 

@@ -33,7 +33,8 @@ FROM_HERE = re.compile(
     r"|(?:cut|crop|leav|paint|wip|blur)(?:e|es|ing|ping|ting)? (?:out|over|away|off)"
     r"|replac(?:e|es|ed|ing)"
     r"|ignor(?:e|es|ed|ing)|forbid(?:s|den|ding)?|refus(?:e|es|ed|ing)|negative_prompt)\b"
-    r"|没有|不要|不含|不带|无(?![人机线花果尽限缝敌边名])|避免|而不是|除了|替换|代替"
+    r"|没有|不要|不含|不带|无(?![人机线花果尽限缝敌边名])"
+    r"|避免|而不是|除了|替换|代替"
 )
 # A replaced thing is gone, what takes its place is there.
 REPLACED_BY = re.compile(r"\b(?:with|by|to)\b|成|为")
@@ -43,7 +44,8 @@ NOWHERE = re.compile(
     r"|vanish(?:es|ed|ing)?|disappear(?:s|ed|ing)?|(?:is|are|was|were|been|being|gets?) "
     r"(?:removed|erased|deleted|omitted|excluded|hidden|replaced|left out|cut out)"
     r"|out of (?:frame|sight|shot))\b|n't\b|n’t\b|\w+-(?:free|less)\b"
-    r"|去掉|去除|删除|删掉|擦除|擦掉|移除|抹去|消失|不见|不出现|看不到|看不见"
+    r"|去掉|去除|删除|删掉|擦除|擦掉|移除"
+    r"|抹去|消失|不见|不出现|看不到|看不见"
 )
 # These take back the clause before them as well ("a fox that is not there").
 NOT_THERE = re.compile(
@@ -67,7 +69,8 @@ SAYS_NOTHING_NEW = frozenset(
     pictures photo photos original reference subject main object character scene style styled in of
     with and to from on at by for like look looks make made please do just simply without any change
     changes changed changing nothing no not very first second third fourth fifth two three four five
-    six seven eight nine ten 同 一 样 相 原 不 变 保 持 返 回 图 片 像 照 张 和 与 的 了
+    six seven eight nine ten
+    同 一 样 相 原 不 变 保 持 返 回 图 片 像 照 张 和 与 的 了
     在 是 它 这 那 主 体 再 次 请""".split()
 )
 # Words by which an edit is told to change nothing. Ours.
