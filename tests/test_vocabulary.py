@@ -131,6 +131,18 @@ def test_no_music_video_says_that_its_music_is_there():
     assert not [text for text in BOOK["frames"] + BOOK["asides"] if there.search(text)]
 
 
+def test_a_wording_names_no_screen_of_another_shape():
+    """Nor the face of a singer whom another sentence wants to stay the same."""
+    upright, lying = {"9:16", "3:4", "2:3"}, {"16:9", "21:9", "4:3", "3:2"}
+    named = {"for phones|mobile": lying, "billboard|cinema|big screen": upright}
+    for name, scenario in BOOK["scenarios"].items():
+        for wording in scenario["wordings"]:
+            for words, other in named.items():
+                clash = re.search(words, wording, re.I) and other & set(scenario["aspects"])
+                assert not clash, (name, wording)
+            assert f"{scenario['consistency_word']} never appears" not in wording, wording
+
+
 @pytest.mark.parametrize("split", ["visgen", "train", "heldout"])
 def test_drawn_tasks_keep_to_their_groups(split):
     for task in make_tasks(420, split, DataConfig(), seed=11):
