@@ -39,7 +39,7 @@ from lib.reading import (  # noqa: E402
     wording_patterns,
 )
 from lib.runs import open_run, read_jsonl, seeded_rng, write_jsonl  # noqa: E402
-from lib.scenarios import load_scenarios, split_list  # noqa: E402
+from lib.scenarios import load_scenarios, material, split_list  # noqa: E402
 from lib.tasks import (  # noqa: E402
     choose_subject,
     combination,
@@ -431,7 +431,7 @@ def test_chinese_material_is_there_once_and_fits():
     book = load_scenarios("zh")
     things = [thing for group in book["subjects"].values() for thing in group]
     styles = [style for group in book["styles"].values() for style in group]
-    assert len(things) == len(set(things)) >= 600 and len(styles) == len(set(styles)) >= 80
+    assert len(things) == len(set(things)) >= 600 and len(styles) == len(set(styles)) >= 100
     assert all(re.fullmatch("一[\u4e00-\u9fff]+的[\u4e00-\u9fff]+", thing) for thing in things)
     assert all(thing.count("的") == 1 for thing in things)  # a description and a thing
     for group in book["subjects"].values():
@@ -439,14 +439,17 @@ def test_chinese_material_is_there_once_and_fits():
             for part in held[2:].split("的"):
                 others = [thing for thing in things if thing != held and part in thing]
                 assert len(part) == 1 or not others, (held, others)
-    for scenario in book["scenarios"].values():
-        for thing in (thing for group in scenario["subjects"] for thing in book["subjects"][group]):
-            fitting = fitting_styles(book, scenario, thing)
-            assert fitting, thing
-            if "红" in thing:
-                assert not [style for style in fitting if "黑白" in style]
-            if scenario["title"] == "Product images":
-                assert "航拍" not in fitting
+    for split in ("visgen", "train", "heldout"):
+        words = material(split, "zh")
+        for scenario in book["scenarios"].values():
+            groups = [book["subjects"][group] for group in scenario["subjects"]]
+            for thing in (thing for group in groups for thing in group):
+                fitting = fitting_styles(words, scenario, thing)
+                assert fitting, thing
+                if "红" in thing:
+                    assert not [style for style in fitting if "黑白" in style]
+                if scenario["title"] == "Product images":
+                    assert "航拍" not in fitting
 
 
 @pytest.mark.parametrize("split", ("visgen", "train", "heldout"))
