@@ -414,7 +414,8 @@ def test_every_chinese_subject_reads_back_in_every_wording_and_so_does_every_sty
                 what = "三" + scenario["noun"][j % 2]
                 thing, style = things[j % len(things)], styles[(i + j) % len(styles)]
                 said = f"，{style}风格" if style else ""
-                request = wording.format(what=what, subject=thing, style=said, extras="时长8秒。")
+                slots = {"what": what, "subject": thing, "style": said}
+                request = wording.format(**slots, extras="时长8秒。")
                 noun, found = find_noun(request, "zh")
                 assert (found, noun[0]) == (name, what), request
                 rest = request.replace(what, "\0")
@@ -422,7 +423,8 @@ def test_every_chinese_subject_reads_back_in_every_wording_and_so_does_every_sty
                 assert (match["subject"], match["style"]) == (thing, style), request
     for frame in book["frames"]:
         for thing in [thing for group in book["subjects"].values() for thing in group]:
-            request = frame.format(what="两个头像", subject=thing, style="，水彩风格", extras="")
+            slots = {"what": "两个头像", "subject": thing, "style": "，水彩风格"}
+            request = frame.format(**slots, extras="")
             read = read_request(request)
             assert (read["subject"], read["style"], read["images"]) == (thing, "水彩", 2), request
 
