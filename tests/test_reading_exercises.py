@@ -133,9 +133,8 @@ def test_chinese_requests_are_answered_in_chinese():
     assert facts_of({**c, "subject": "a cat", "style": "pixel art"}) == (
         "1 video, pixel art, 12 s, same style"
     )
-    assert (
-        facts_of({**c, "subject": "一只猫", "style": "像素"}) == "1条视频，像素风格，12秒，画风一致"
-    )
+    chinese = facts_of({**c, "subject": "一只猫", "style": "像素"})
+    assert chinese == "1条视频，像素风格，12秒，画风一致"
 
 
 def test_every_family_and_slot_has_chinese_words():
