@@ -116,7 +116,7 @@ def make_trajectories(config: Config, folder: Path) -> None:
             made, pools = [], []
             for task in left[start : start + 200]:
                 seed = seeded_rng(config.seed, "visgen", task["id"]).getrandbits(31)
-                made.append(vision_agent(task, env, seed))
+                made.append(vision_agent(task, env, seed, thoughts=config.data.thoughts))
                 pools.append(env.pool)
             add_rewards(made, pools, config)
             append_jsonl(path, made)
@@ -298,7 +298,7 @@ def metacognition(config: Config, run: Path, n: int = 1000) -> None:
         made, pools = [], []
         for task in tqdm(tasks, desc=name):
             seed = seeded_rng(config.seed, "metacognition", task["id"]).getrandbits(31)
-            made.append(vision_agent(task, env, seed, mind))
+            made.append(vision_agent(task, env, seed, mind, config.data.thoughts))
             pools.append(env.pool)
         rewards = ltr_rewards(made, config.reward, pools, config.llm)
         rows.append(

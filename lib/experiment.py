@@ -243,6 +243,13 @@ class DataConfig:
         "task types of the requests, by their names in data/scenarios.yaml: a smaller world, which "
         "a smaller policy learns; all: every one of the languages'",
     )
+    thoughts: str = key(
+        "full",
+        "how much the scripted VisionAgent says: full: what it understood, weighed, saw and "
+        "checked, prompts as sentences, looks at what it made; short: a sentence a turn, prompts "
+        "of a few words, for a tiny policy",
+        one_of=("short", "full"),
+    )
     agent: str = key(
         "scripted",
         "VisionAgent: scripted (offline, deterministic, ours) | openai (an LLM, see section llm)",
