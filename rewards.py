@@ -30,14 +30,20 @@ from lib.families import asked_kind
 from lib.judge import FACETS, Scored, judge_by_llm
 from lib.lineage import (
     Media,
+    can_be_followed,
     content_words,
     deliverables,
     heard,
+    is_gibberish,
     is_given,
+    looked_at,
+    looks_into,
     on_topic,
+    own_words,
     positive_words,
     prompt_of,
     read_media,
+    retaken,
     shows,
     view_words,
 )
@@ -247,14 +253,35 @@ def plan_graph(plan: list[dict], counts_as: dict[str, str]) -> tuple[Counter, Co
     return nodes, edges
 
 
+def without_looks(plan: list[dict], expert: list[dict]) -> list[dict]:
+    """A plan without the looks at its own media that the expert's has not (ours): one for each tool
+    that makes pictures or films, since to check what came out is good practice. What came after a
+    look comes after what the look came after."""
+    known = {step["tool"] for step in expert}
+    left = len({s["tool"] for s in plan if makes(s["tool"]) in ("image", "video")})
+    gone = {}
+    kept = []
+    for step in plan:
+        after = dict.fromkeys(i for a in step["after"] for i in gone.get(a, [a]))
+        if looks_into(step["tool"]) and step["tool"] not in known and left > 0:
+            left -= 1
+            gone[step["id"]] = list(after)
+        else:
+            kept.append({**step, "after": list(after)})
+    return kept
+
+
 def optimality_facet(plan: list[dict], c: dict) -> float:
     """Expert-Guided Optimality: nearness to the best expert reference plan (the measure is ours).
 
     Half by the tools, half by what feeds what, each as F1. Steps beyond the expert's cost
-    precision; a reference image (identity) or a beat step that is missing costs recall.
+    precision, but for a look at what was made (`without_looks`); a reference image (identity) or a
+    beat step that is missing costs recall.
     """
     best = 0.0
+    whole = plan
     for _, expert, _ in experts(c):
+        plan = without_looks(whole, expert)
         # An alternative that the workflow allows counts as the tool it replaces.
         counts_as = {tool: step["tools"][0] for step in expert for tool in step["tools"]}
         nodes, edges = plan_graph(plan, counts_as)
@@ -273,7 +300,8 @@ def weigh_facets(
     """
     c = task["constraints"]
     shortest = min(units_of_plan(expert).total() for _, expert, _ in experts(c))
-    brevity = min(1.0, config.long_plan * shortest / len(plan))
+    n_steps = min(len(without_looks(plan, expert)) for _, expert, _ in experts(c))
+    brevity = min(1.0, config.long_plan * shortest / max(1, n_steps))
     weight = config.facet_weights
     weighted = sum(weight[f] * facets[f] for f in FACETS)
     return brevity * weighted / sum(weight[f] for f in FACETS)
@@ -396,17 +424,26 @@ def behind(trajectory: dict, media: Media) -> set[str]:
     return set().union(*(media.above[a["id"]] for a in deliverables(trajectory)))
 
 
+def searches_for(call: dict, media: Media) -> bool:
+    """Whether a call is no search by words, or one that names the request's subject (ours)."""
+    arguments = call["arguments"] or {}
+    if not call["name"].startswith("tool_search") or "query" not in arguments:
+        return True
+    asked = positive_words(str(arguments["query"]), media.subject)
+    return 2 * len(asked & media.subject) >= len(media.subject)
+
+
 def use_of_call(call: dict, used: set[str], media: Media) -> float:
     """Of what a call brought, the share that went into what was handed over (ours).
 
     Each picture and clip counts; of two songs, one is enough. Beats found, and a look at a picture,
-    are of use where the medium looked at is.
+    are of use where the medium looked at is. A search for something else than the subject is none.
     """
     outputs = [media.by_id[i] for i in call["outputs"] if i in media.by_id]
+    if not searches_for(call, media):
+        return 0.0
     if not outputs:
-        arguments = call["arguments"] or {}
-        looked_at = arguments.get("media") or ()
-        return float(bool(used & set(looked_at if isinstance(looked_at, list) else [looked_at])))
+        return float(bool(used & looked_at(call)))
     if outputs[0]["kind"] == "data":
         return float(any(p["id"] in used for p in outputs[0]["parents"]))
     n_used = sum(a["id"] in used for a in outputs)
@@ -418,10 +455,12 @@ def use_of_call(call: dict, used: set[str], media: Media) -> float:
 def useful_share(trajectory: dict, media: Media, config: RewardConfig) -> float:
     """Share of the calls that were of use, by their price against the expert's (ours).
 
-        A failed call is of none, an accident of the service's in part (`failure_weight`). Of use is
-    a call of what it brought (`use_of_call`); and, whatever came of it, as many calls of
-    a tool as the expert plan has, such as a search whose finds go into words. A price above `dear`
-    times the expert's takes the share down by as much.
+    A failed call is of none, an accident of the service's in part (`failure_weight`). Of use is a
+    call by what it brought (`use_of_call`); and, whatever came of it, as many calls of a tool as
+    the expert plan has, such as a search whose finds go into words. A first look at what is handed
+    over or led to it is of use, and so is a take that a look showed flawed and that was made again
+    (`retaken`). A price above `dear` times the expert's takes the share down by as much, and so
+    does what options cost that no wish asks for (`plain_share`).
     """
     worked = [call for call in trajectory["calls"] if call["status"] == "ok"]
     if not worked:
@@ -429,7 +468,7 @@ def useful_share(trajectory: dict, media: Media, config: RewardConfig) -> float:
     c = trajectory["task"]["constraints"]
     plans = experts(c)
     left = Counter(step["tool"] for _, plan, _ in plans[:1] for step in plan)
-    used = behind(trajectory, media)
+    used = behind(trajectory, media) | retaken(trajectory, media)
     useful = 0.0
     idle = []
     looked = set()
@@ -437,13 +476,12 @@ def useful_share(trajectory: dict, media: Media, config: RewardConfig) -> float:
         share = use_of_call(call, used, media)
         if not call["outputs"] and share:
             # A second look at the same is none.
-            key = (call["name"], str(call["arguments"]))
-            share = float(key not in looked)
-            looked.add(key)
+            share = float(bool(used & looked_at(call) - looked))
+            looked |= looked_at(call)
         if share:
             left[call["name"]] -= 1
             useful += share
-        else:
+        elif searches_for(call, media):
             idle.append(call["name"])
     for name in idle:
         if left[name] > 0 and makes(name) not in ("image", "video", "audio"):
@@ -453,7 +491,35 @@ def useful_share(trajectory: dict, media: Media, config: RewardConfig) -> float:
     allowed = config.dear * max(price for _, _, price in plans)
     thrift = min(1.0, allowed / price) if price > allowed > 0 else 1.0
     failed = sum(map(failure_weight, trajectory["calls"]))
-    return useful / (len(worked) + failed) * thrift
+    return useful / (len(worked) + failed) * min(thrift, plain_share(worked, c))
+
+
+def plain_share(worked: list[dict], c: dict) -> float:
+    """Share of the price that the same calls cost without dear options that no wish needs (ours).
+
+    Dearer than its default is an option of a tool by tools.yaml's prices, such as `quality: high`
+    or `mode: pro`. A resolution that is asked for needs it, and a last frame needs Kling's pro.
+    """
+    paid = plain = 0.0
+    for call in worked:
+        price = call.get("price_usd", 0.0)
+        paid += price
+        needed = bool(c["resolution"]) or "image_tail" in call["arguments"]
+        plain += price * (1.0 if needed else option_price(call))
+    return plain / paid if paid else 1.0
+
+
+def option_price(call: dict) -> float:
+    """What a call's default option costs as a share of the option taken; 1 where it is no less."""
+    tool = load_tools().get(call["name"])
+    option = tool and tool["price_usd"].get("by")
+    if not option:
+        return 1.0
+    default, taken = tool["blank"].get(option), call["arguments"].get(option)
+    if taken is None or taken == default:
+        return 1.0
+    tables = [rates for rates in tool["price_usd"].values() if isinstance(rates, dict)]
+    return min([1.0, *(rates[default] / rates[taken] for rates in tables)])
 
 
 # ---------------------------------------------------------------------------- R_format (rule)
@@ -468,14 +534,80 @@ def planned_first(turns: list[dict]) -> bool:
 THOUGHT_WORDS = 3
 
 
+# A number in a summary that says something of what was made. Ours.
+STATED = re.compile(
+    r"(?P<size>\b\d{2,5} ?[x×] ?\d{2,5}\b)|(?P<shape>\b\d{1,2}:\d{1,2}\b)"
+    r"|(?P<seconds>\b\d+(?:\.\d+)?)(?:-| )?(?:s|secs?|seconds?)\b"
+    r"|(?P<zh_seconds>\d+(?:\.\d+)?)\s?秒"
+    r"|(?P<large>\b(?:\d{1,2}[kK]|\d{3,4}p)\b)"
+    r"|(?P<count>\b\d{1,3}) (?:images?|pictures?|videos?|films?|clips?|shots?|scenes?)\b"
+    r"|(?P<id>\b(?:in|img|vid|aud|txt|html|data)_\d+)\b"
+)
+
+
+def is_true(stated: re.Match, made: list[dict]) -> bool:
+    """Whether a number that a summary states is true of some of what was made: a size, a shape, a
+    length, a number, or an id."""
+    kind, said = stated.lastgroup, stated[stated.lastgroup].replace(" ", "")
+    seen = [a for a in made if a["width"]]
+    if kind == "id":
+        return any(a["id"] == said for a in made)
+    if kind == "size":
+        return any(f"{a['width']}x{a['height']}" == said.replace("×", "x") for a in seen)
+    if kind == "shape":
+        across, down = map(int, said.split(":"))
+        fits = [
+            a for a in seen if down and abs(a["width"] * down / (a["height"] * across) - 1) < 0.1
+        ]
+        return bool(fits)
+    if kind == "large":
+        side = 0.9 * (1000 if said[-1] in "kK" else 1) * int(said[:-1])
+        measure = max if said[-1] in "kK" else min
+        return any(measure(a["width"], a["height"]) >= side for a in seen)
+    if kind == "count":
+        counts = Counter(a["kind"] for a in made).values()
+        return int(said) in {*counts, *(a["shots"] for a in made)}
+    lengths = [a["duration_s"] for a in made if a["duration_s"]]
+    return any(abs(float(said) - seconds) <= max(0.5, 0.05 * seconds) for seconds in lengths)
+
+
+def summary_faults(trajectory: dict) -> int:
+    """Faults of an answer (ours): a summary of fewer than THOUGHT_WORDS different words, one that
+    states something untrue, and an id that is handed over twice.
+
+    What the request itself says may be said again, true or not: R_result looks at that. So may
+    the subject and the style with their numbers.
+    """
+    answer = trajectory["answer"]
+    if not answer:
+        return 0
+    task = trajectory["task"]
+    c = task["constraints"]
+    summary = str(answer.get("summary") or "")
+    words = [word for word in content_words(summary) if not word.isdigit()]
+    for phrase in (c["subject"], c["style"] or ""):
+        summary = summary.replace(phrase, " ") if phrase else summary
+    asked = {str(value) for value in (*c.values(), *(c.get("wish") or {}).values())}
+    asked |= {found[0] for found in STATED.finditer(task.get("request", ""))}
+    asked |= {found[found.lastgroup] for found in STATED.finditer(task.get("request", ""))}
+    lies = [
+        found
+        for found in STATED.finditer(summary)
+        if not {found[0], found[found.lastgroup]} & asked
+        if not is_true(found, trajectory["artifacts"])
+    ]
+    handed = answer.get("deliverables", [])
+    return (len(words) < THOUGHT_WORDS) + bool(lies) + (len(set(handed)) < len(handed))
+
+
 def format_reward(trajectory: dict) -> PartScore:
     """R_format: UTPC structure, the minimum over the turns, as in VisionCreator-R1.
 
     Each fault takes 0.5 off its turn (ours), and a `<think>` of fewer than THOUGHT_WORDS different
-    words is one. 0 where UTPC itself is broken: no answer at the end; an answer beside calls,
-    before their results are seen; no plan in the first turn, or not before its first call; no
-    thought in any turn; or a tag of the environment's anywhere in the agent's text, in a thought or
-    in an argument as well, which forges a reply.
+    words is one; so are those of the answer (`summary_faults`). 0 where UTPC itself is broken: no
+    answer at the end; an answer beside calls, before their results are seen; no plan in the first
+    turn, or not before its first call; no thought in any turn; or a tag of the environment's
+    anywhere in the agent's text, in a thought or in an argument as well, which forges a reply.
 
     >>> t = example()
     >>> format_reward(t)[0], format_reward({**t, "ended": "max_turns"})[0]
@@ -484,6 +616,7 @@ def format_reward(trajectory: dict) -> PartScore:
     turns = trajectory["turns"]
     thinks = [turn.get("thought", THOUGHT_WORDS) >= THOUGHT_WORDS for turn in turns] or [False]
     n_faults = [len(turn["faults"]) + (not thought) for turn, thought in zip(turns, thinks)] or [0]
+    n_faults[-1] += summary_faults(trajectory)
     planned = planned_first(turns)
     answered = trajectory["ended"] == "answer"
     hasty = any({"tool_call", "answer"} <= set(turn["order"]) for turn in turns)
@@ -639,11 +772,31 @@ def resolution_check(item: dict, resolution: str, media: Media, config: RewardCo
     return all(is_large(a, resolution, config) for a in made)
 
 
-def web_page_check(items: list[dict], handed: list[dict]) -> float:
-    """1 if some page that was handed over shows all the items."""
+def web_page_check(items: list[dict], handed: list[dict], subject: str) -> float:
+    """How far a page that was handed over shows all the items, the best page's (ours): the share of
+    its sections that show something or name the subject, squared; 0 where the page does not name
+    the subject at all."""
     ids = {item["id"] for item in items}
-    pages = [a for a in handed if a["kind"] == "html"]
-    return float(any(ids <= {p["id"] for p in page["parents"]} for page in pages))
+    pages = [a for a in handed if a["kind"] == "html" and ids <= {p["id"] for p in a["parents"]}]
+    return max((page_share(page["arguments"], subject) for page in pages), default=0.0)
+
+
+def page_share(page: dict, subject: str) -> float:
+    """The same of one page's arguments."""
+    wanted = content_words(subject)
+
+    def names_it(*texts):
+        said = positive_words(". ".join(map(str, texts)), wanted)
+        return shows(" ".join(said), subject)
+
+    sections = [
+        (section, section.get("heading", ""), section.get("text", ""))
+        for section in page["sections"]
+    ]
+    if not names_it(page["title"], *(text for section in sections for text in section[1:])):
+        return 0.0
+    fit = [bool(section.get("media_ids")) or names_it(*texts) for section, *texts in sections]
+    return (sum(fit) / len(fit)) ** 2
 
 
 # Of a film: how much of it music, effects, speech and captions fill where all is well; how loud
@@ -686,10 +839,28 @@ def faded_s(film: dict, media: Media) -> float:
     return max(fades)
 
 
+# Music of a film that is a shorter piece, again and again, is no music. Ours.
+SCRAP_S = 8.0
+
+
+def is_scrap(film: dict, media: Media) -> bool:
+    """Whether a sound under a film is a scrap in a loop."""
+    for i in media.above[film["id"]]:
+        cut = media.by_id[i]["arguments"]
+        if "loop_to" in cut:
+            lasts = min(media.by_id[p["id"]]["duration_s"] for p in media.by_id[i]["parents"])
+            piece = min(cut.get("end") or lasts, lasts) - cut.get("start", 0)
+            if piece < min(SCRAP_S, cut["loop_to"]):
+                return True
+    return False
+
+
 def sound_check(part: str, film: dict, media: Media) -> float:
     """How far a film has music or effects that are heard (ours): the share of its length that they
     fill, by their loudness and less their fades, over the share that one expects; squared, so that
     half of it is clearly less than half."""
+    if part == "music" and is_scrap(film, media):
+        return 0.0
     heard_s = filled_s(film.get(part) or [], lambda span: loudness(span[2]))
     expected = (MUSIC_FILLS if part == "music" else SFX_FILL) * film["duration_s"]
     return min(1.0, max(0.0, heard_s - faded_s(film, media)) / expected) ** 2
@@ -697,9 +868,10 @@ def sound_check(part: str, film: dict, media: Media) -> float:
 
 def several_facts(texts: list[str], film: dict, subject: str) -> float:
     """How far spoken or written texts say enough for a film's length (ours): different words, over
-    those that one expects, and 0 unless they name the subject."""
+    those that one expects, and 0 unless they name the subject and are of a language
+    (`is_gibberish`)."""
     said = positive_words(". ".join(texts), content_words(subject))
-    if not shows(" ".join(said), subject):
+    if not shows(" ".join(said), subject) or is_gibberish(said - content_words(subject)):
         return 0.0
     expected = max(LEAST_WORDS, min(MOST_WORDS, WORDS_A_SECOND * film["duration_s"]))
     return min(1.0, len(said) / expected)
@@ -707,13 +879,14 @@ def several_facts(texts: list[str], film: dict, subject: str) -> float:
 
 def narration_check(film: dict, subject: str) -> float:
     """How far a film is spoken over (ours): the share of its length with speech that is loud
-    enough, over SPEECH_FILLS, times what is said.
+    enough and slow enough to be followed, over SPEECH_FILLS, times what is said.
 
     A film of HALVES_S or more is spoken over in both of its halves: what is said counts by the half
     that hears less. A short film needs no more than the subject named: what cannot be said in its
     time is not expected.
     """
     spans = film.get("speech") or []
+    spans = [span for span in spans if can_be_followed(span)]
     texts = [span[2] for span in spans if loudness(span[3]) > 0]
     expected = SPEECH_FILLS * min(film["duration_s"], max(2.0, film["duration_s"] - 2.0))
     spoken = filled_s(spans, lambda span: loudness(span[3])) / expected
@@ -824,6 +997,83 @@ def beat_check(film: dict, media: Media, config: RewardConfig) -> float:
     return sum(on) / len(on) if on else 1.0
 
 
+def parts_of(items: list[dict], media: Media) -> list[dict]:
+    """The pictures handed over and the clips of the films, what the user attached left out."""
+    parts = {i: media.by_id[i] for item in items for i in media.footage[item["id"]]}
+    return [part for part in parts.values() if part["tool"] != "user"]
+
+
+def style_check(items: list[dict], style: str, media: Media) -> float:
+    """How far each picture and clip is told to have the style (ours): the mean share of the
+    style's words in their own prompts, squared, so that every second one is far less than half."""
+    words = content_words(style)
+    shares = [own_words(part["id"], media, words) for part in parts_of(items, media)]
+    return share(shares) ** 2 if shares else 1.0
+
+
+# What no medium is made with where all is well (ours): parameters that spoil it.
+SPOILING: dict[str, Callable[[object], bool]] = {
+    "quality": lambda value: value == "low",
+    "output_compression": lambda value: value < 60,
+    "cfg_scale": lambda value: not 0.2 <= value <= 0.9,
+}
+# A fade of so many seconds, and a speed so near to 1, change nothing of what a film shows. Ours.
+SHORT_FADE_S, SAME_SPEED = 1.0, 0.1
+
+
+def is_asked(op: dict, c: dict) -> bool:
+    """Whether a wish accounts for an operation on a film that the agent made (ours)."""
+    if op["op"] == "crop":
+        return bool(c["aspect_ratio"])
+    if op["op"] == "resize":
+        return bool(c["aspect_ratio"] or c["resolution"])
+    if op["op"] == "color":
+        return bool(content_words(op.get("value", "")) & content_words(c["style"] or ""))
+    return op["op"].startswith("fade") and op.get("seconds", 0) <= SHORT_FADE_S
+
+
+def is_turned(item: dict, c: dict, media: Media) -> bool:
+    """Whether something was done to a film, or to a clip of it, that no wish asks for: turned
+    round, played backwards, sped up, marked. What is the user's own, lib/wishes.py looks at."""
+    for i in media.above[item["id"]]:
+        made = media.by_id[i]
+        if all(media.by_id[clip]["tool"] == "user" for clip in media.footage[i]):
+            continue
+        if not all(is_asked(op, c) for op in made["arguments"].get("operations", ())):
+            return True
+        if made["tool"] == "tool_video_speed_adjust":
+            source = media.by_id[made["parents"][0]["id"]]
+            off = abs(made["duration_s"] / source["duration_s"] - 1)
+            if off > SAME_SPEED or not c["duration_s"]:
+                return True
+    return False
+
+
+def spoilt_share(items: list[dict], c: dict, media: Media) -> float:
+    """Share of what was handed over that is spoilt though nothing asked for it (ours).
+
+    A film is that was turned (`is_turned`), or half so where it speaks or bears captions that
+    nobody wants; of the pictures and clips, those made with parameters that spoil them.
+    """
+    spoilt = []
+    for item in items:
+        parts = parts_of([item], media)
+        bad = [
+            any(
+                name in a["arguments"] and test(a["arguments"][name])
+                for name, test in SPOILING.items()
+            )
+            for a in parts
+        ]
+        spoilt_now = share(bad) if bad else 0.0
+        talks = item.get("speech") and "narration" not in c["audio"]
+        writes = item.get("cues") and "subtitles" not in c["audio"]
+        if item["kind"] == "video" and parts and (talks or writes):
+            spoilt_now = max(spoilt_now, 0.5)
+        spoilt.append(1.0 if is_turned(item, c, media) else spoilt_now)
+    return share(spoilt)
+
+
 def variety_check(items: list[dict], wanted: int, media: Media) -> float:
     """Of the wanted number, the share of pictures or films with a description of their own (ours):
     beside the topic, their prompts say different things."""
@@ -878,8 +1128,12 @@ def result_checks(
     if c["transparent"]:
         backgrounds = [a["arguments"].get("background") for a in items]
         checks["transparent"] = share([b == "transparent" for b in backgrounds])
+    if c["style"] and items[0]["kind"] in ("image", "video"):
+        checks["style"] = style_check(items, c["style"], media)
+    if spoilt := spoilt_share(items, c, media):
+        checks["unspoilt"] = 1.0 - spoilt
     if c["web_page"]:
-        checks["web_page"] = web_page_check(items, handed)
+        checks["web_page"] = web_page_check(items, handed, c["subject"])
     for part in c["audio"]:
         checks[part] = share([audio_check(part, a, media, c["subject"]) for a in items])
     if c["beat"]:
@@ -901,7 +1155,7 @@ def result_reward(trajectory: dict, config: RewardConfig, media: Media | None = 
 
     >>> score, checks = result_reward(example(), RewardConfig())
     >>> score, list(checks)
-    (1.0, ['count', 'duration', 'shots', 'music'])
+    (1.0, ['count', 'duration', 'shots', 'style', 'music'])
     """
     c = trajectory["task"]["constraints"]
     kind, _ = asked_for(c)
@@ -967,6 +1221,31 @@ def wired_share(items: list[str], plan: list[dict], media: Media) -> float:
     return len(wired & foreseen) / len(wired) if wired else 1.0
 
 
+# What a flaw takes of a picture or clip that the agent made and handed over. Ours.
+FLAWED = 0.5
+
+
+def flawed_share(item: str, media: Media) -> float:
+    """Of a picture, or of a film's clips, the share that the agent made with a flaw."""
+    parts = [media.by_id[i] for i in media.footage[item]]
+    return sum(bool(a.get("flawed")) and a["tool"] != "user" for a in parts) / len(parts)
+
+
+def without_retakes(trajectory: dict, media: Media) -> list[dict]:
+    """The calls without what no plan can foresee: looks at media of the agent's own, and takes that
+    a look showed flawed."""
+    dropped = retaken(trajectory, media)
+    calls = []
+    for call in trajectory["calls"]:
+        seen = looked_at(call) if call["status"] == "ok" else set()
+        if seen and all(media.by_id[i]["tool"] != "user" for i in seen):
+            continue
+        kept = [i for i in call["outputs"] if i not in dropped]
+        if kept or not call["outputs"]:
+            calls.append({**call, "outputs": kept})
+    return calls
+
+
 def traj_reward(
     trajectory: dict, config: RewardConfig, media: Media | None = None, useful: float = 1.0
 ) -> PartScore:
@@ -978,7 +1257,7 @@ def traj_reward(
     planned, executed, wired: see planned_share, executed_share and wired_share.
     on_topic: share of the request's subject and style words in the prompts behind the deliverables,
     over the number asked or handed over, whichever is more; 0 under a plan that never names the
-    subject.
+    subject. A picture or clip of the agent's with a flaw that a look would have shown counts half.
 
     Score = (min(planned, executed, wired) x useful) squared x on_topic; `useful` is the share of
     calls and price that was of use (`useful_share`). None makes up for another.
@@ -995,11 +1274,14 @@ def traj_reward(
     different = list({media.looks[i]: i for i in handed}.values())
 
     planned = planned_share(trajectory["calls"], plans)
-    executed = executed_share(trajectory["calls"], plans)
+    executed = executed_share(without_retakes(trajectory, media), plans)
     wired = wired_share(different, last_plan, media)
     topic = 0.0
     if any(shows(step["goal"], c["subject"]) for step in last_plan):
-        best = sorted((on_topic(i, media, media.topic) for i in different), reverse=True)
+        best = sorted(
+            (on_topic(i, media, media.topic) * (1 - FLAWED * flawed_share(i, media)))
+            for i in different
+        )[::-1]
         topic = sum(best[:n_asked]) / max(len(handed), n_asked)
     return (min(planned, executed, wired) * useful) ** 2 * topic, {
         "planned": planned,

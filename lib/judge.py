@@ -12,9 +12,11 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from lib.experiment import LlmConfig
+from lib.families import load_families
 from lib.llm import Endpoint, ask, run_jobs
 from lib.text import to_json
 from lib.toolbox import tool_signature
+from lib.wishes import wish_words
 from lib.workflows import expand_workflow, load_workflows, nearest_workflows
 
 # The five facets of a plan (Sec. 4.3.2). The first is binary and stays the rule's.
@@ -80,12 +82,25 @@ def expert_plans(c: dict) -> list[dict]:
     return plans
 
 
+def what_is_wanted(c: dict) -> dict:
+    """What a request of a family wants, for prompts/wanted.jinja: `deliver` (what is handed over
+    in place of a picture or film, None otherwise), `wish` (its values by slot) and what its checks
+    look for, in words; nothing of all this for any other request. `c`: its constraints."""
+    names = load_families()[c["family"]]["checks"] if c.get("family") else []
+    return {
+        "deliver": c.get("deliver"),
+        "wish": c.get("wish") or {},
+        "checks_in_words": [wish_words()[name] for name in names],
+    }
+
+
 def plan_question(s: Scored) -> Question:
     """What the vPlanJudger is asked: request, pool, expert plans, what the rules counted, plan."""
     task = s.trajectory["task"]
     values = {
         "request": task["request"],
         "inputs": task["inputs"],
+        **what_is_wanted(task["constraints"]),
         "pool": [tool_signature(tool) for tool in sorted(s.pool)],
         "facets": dict(s.facets),
         "experts": expert_plans(task["constraints"]),
@@ -121,6 +136,7 @@ def trajectory_question(s: Scored) -> Question:
     rows, spare = match_steps(s.plan, calls)
     values = {
         "request": s.trajectory["task"]["request"],
+        **what_is_wanted(s.trajectory["task"]["constraints"]),
         "plan": s.plan,
         "calls": calls,
         "matched": rows,

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from lib.scenarios import known_words
 from lib.toolbox import category, makes
 
 # Ours: a sound below this volume (-20 dB) counts as muted.
@@ -26,7 +27,7 @@ RELATIVE = re.compile(r"(?=\b(?:that|which|who|whose|where|while|and|then)\b)")
 FROM_HERE = re.compile(
     r"\b(?:no|without|sans|minus|neither|nor|none of|zero"
     r"|(?:free|clear|void|devoid|empty|bare) (?:of|from)"
-    r"|lack(?:s|ing)?|instead of|in (?:place|lieu) of|rather than|other than"
+    r"|lack(?:s|ing)?|nothing to do with|instead of|in (?:place|lieu) of|rather than|other than"
     r"|(?:the )?opposite of|unlike|except(?:ing)?(?: for)?|anything but"
     r"|remov(?:e|es|ed|ing)|eras(?:e|es|ed|ing)|delet(?:e|es|ed|ing)|omit(?:s|ted|ting)?"
     r"|exclud(?:e|es|ed|ing)|avoid(?:s|ed|ing)?|get(?:s|ting)? rid of|tak(?:e|es|ing) away"
@@ -143,8 +144,9 @@ def positive_words(text: str, wanted: frozenset[str] = frozenset()) -> frozenset
 
 
 @lru_cache(maxsize=8192)
-def told(text: str, wanted: frozenset[str], long: int) -> float:
-    """Share of the wanted words that one prompt says are there (ours).
+def told(text: str, wanted: frozenset[str], long: int, own: frozenset[str] = frozenset()) -> float:
+    """Share of the wanted words that one prompt says are there (ours). `own`: other words that
+    negate nothing, such as a subject's "invisible" where the style is wanted.
 
     0 for a prompt of more than `long` words, or one that says most of its words again and again.
 
@@ -157,7 +159,7 @@ def told(text: str, wanted: frozenset[str], long: int) -> float:
     most = min(long, 2 * len(content_words(text)) + 4)
     if not wanted or len(text.split()) > most:
         return 0.0
-    return len(wanted & positive_words(text, wanted)) / len(wanted)
+    return len(wanted & positive_words(text, wanted | own)) / len(wanted)
 
 
 @lru_cache(maxsize=8192)
@@ -172,6 +174,45 @@ def view_words(text: str, topic: frozenset[str]) -> frozenset[str]:
     """
     said = positive_words(text, topic) - topic - SAYS_NOTHING_NEW
     return frozenset(word for word in said if not word.isdigit())
+
+
+# What bears writing or a picture of its own, and what is written on it, or shown there. Ours.
+QUOTED = re.compile(r'"[^"]*"|“[^”]*”|「[^」]*」|《[^》]*》')
+CARRIER = (
+    "word|letter|lettering|text|inscription|writing|sign|signpost|poster|label|card|banner"
+    "|billboard|screen|sticker|note|photograph|logo|caption|headline|newspaper|painting"
+)
+BEARS = re.compile(
+    rf"\b(?P<carrier>{CARRIER})s?\b(?: (?:that|which))?"
+    r" ?(?:of|for|about|(?:say|read|spell|bear|show|depict|mention)(?:s|ing)?|with|:)"
+    rf"|\bon (?:an?|the) (?:\w+ )?(?P<behind>{CARRIER})s?\b"
+    r"|\b(?:written|spelled|spelt|printed|engraved|handwritten)(?: \w+)?"
+    r" (?P<words>word|letter|text)s?\b:?"
+)
+
+
+@lru_cache(maxsize=8192)
+def depicted(text: str, asked: frozenset[str]) -> str:
+    """A prompt without what it has only written or drawn on something (ours): what stands in
+    quotes, and what a sign, a screen, a poster bears, up to the end of the clause. Where the
+    request asks for writing of that kind, it counts.
+
+    >>> fox = frozenset()
+    >>> depicted("a blank wall, a card with the written words: red fox, at dusk", fox)
+    'a blank wall, a , at dusk'
+    """
+    if not asked & {"quote", "quotes", "text", "words", "lettering", "字"}:
+        text = QUOTED.sub(" ", text)
+    kept = []
+    clauses = re.split(r"([,.;!?\n，。；！？])", text)
+    for clause in clauses:
+        for match in BEARS.finditer(clause.lower()):
+            carrier = match["carrier"] or match["behind"] or match["words"] or "words"
+            if not asked & {carrier, carrier + "s"}:
+                clause = clause[: match.start()]
+                break
+        kept.append(clause)
+    return "".join(kept)
 
 
 # ---------------------------------------------------------------------------- where media come from
@@ -206,6 +247,8 @@ class Media:
     # The words of the request's subject, and those of subject and style.
     subject: frozenset[str] = frozenset()
     topic: frozenset[str] = frozenset()
+    # All words of the request.
+    asked: frozenset[str] = frozenset()
 
 
 def topic_words(c: dict) -> frozenset[str]:
@@ -216,7 +259,8 @@ def topic_words(c: dict) -> frozenset[str]:
 def read_media(trajectory: dict) -> Media:
     """The artifacts of an episode, with what each was made from and what looks alike."""
     c = trajectory["task"]["constraints"]
-    media = Media(subject=content_words(c["subject"]), topic=topic_words(c))
+    asked = content_words(trajectory["task"].get("request", ""))
+    media = Media(subject=content_words(c["subject"]), topic=topic_words(c), asked=asked)
     edits_look_new = bool(c["consistency"])
     times = Counter()
     for artifact in trajectory["artifacts"]:
@@ -301,6 +345,76 @@ def is_given(item: str, media: Media) -> bool:
     )
 
 
+# ---------------------------------------------------------------------------- what is spoken
+# Characters a second, least and most, of speech that can be followed; Chinese has fewer. A short
+# text may be slower, by its pauses. All ours.
+SPEECH_RATE, SPEECH_RATE_ZH, SHORT_TEXT = (7.0, 17.5), (2.0, 6.0), 20
+
+
+def can_be_followed(span: list) -> bool:
+    """Whether a span of speech [start, end, text, ...] is neither too fast nor too slow."""
+    start, end, text = span[:3]
+    chinese = bool(re.search("[\u4e00-\u9fff]", text))
+    least, most = SPEECH_RATE_ZH if chinese else SPEECH_RATE
+    rate = len(text) / max(0.1, end - start)
+    return rate <= most and (rate >= least or len(text) < SHORT_TEXT / (4 if chinese else 1))
+
+
+def is_gibberish(said: frozenset[str]) -> bool:
+    """Whether most of these words are none that is known (ours): of three letters or more, in
+    letters of English; too few words are never gibberish."""
+    words = [w for w in said if len(w) > 2 and w.isascii() and w.isalpha()]
+    unknown = sum(not is_known(word) for word in words)
+    return len(words) > 5 and 2 * unknown > len(words)
+
+
+@lru_cache(maxsize=65536)
+def is_known(word: str) -> bool:
+    """Whether a word, or what is left without an English ending, is known."""
+    stems = {word, *(word.removesuffix(end) for end in ("s", "es", "d", "ed", "ing", "ly", "er"))}
+    doubled = {stem[:-1] for stem in stems if len(stem) > 3 and stem[-1] == stem[-2]}
+    mute = {stem + "e" for stem in stems}
+    return bool((stems | doubled | mute) & known_words())
+
+
+# ---------------------------------------------------------------------------- looks at media
+# An analysis answers on so many media, see lib/behaviours.py.
+LOOKS = 4
+
+
+def looks_into(tool: str) -> bool:
+    """Whether a tool looks at media, or listens, and makes nothing."""
+    return category(tool) == "Multimodal Understanding" and makes(tool) == "nothing"
+
+
+def looked_at(call: dict) -> set[str]:
+    """Ids of the media that a call looked at, as far as its answer goes."""
+    media = (call["arguments"] or {}).get("media")
+    return set(media[:LOOKS]) if looks_into(call["name"]) and isinstance(media, list) else set()
+
+
+def retaken(trajectory: dict, media: Media) -> set[str]:
+    """Ids of the agent's own media with a flaw that a look showed, and that are not handed over.
+
+    A flaw goes on into what is made from a medium: where one was looked at, those before and after
+    it with the flaw are among them.
+    """
+    flawed = {i for i, a in media.by_id.items() if a.get("flawed") and a["tool"] != "user"}
+    if not flawed:
+        return set()
+    used = set().union(*(media.above[a["id"]] for a in deliverables(trajectory)))
+    shown = {
+        i
+        for call in trajectory["calls"]
+        if call["status"] == "ok"
+        for i in looked_at(call)
+        if i in flawed
+    }
+    return {
+        i for i in flawed - used if any(i in media.above[s] or s in media.above[i] for s in shown)
+    }
+
+
 # ---------------------------------------------------------------------------- what is left of them
 def carries_sound(source: dict, made: dict, quiet: float) -> bool:
     """Whether the sound of `source` goes on in what was made from it.
@@ -352,10 +466,10 @@ def own_words(part: str, media: Media, wanted: frozenset[str]) -> float:
     made = media.by_id[part]
     if made["tool"] == "user" or makes(made["tool"]) not in ("image", "video"):
         return 0.0
-    text = prompt_of(made)
+    text = depicted(prompt_of(made), media.asked)
     forbidden = content_words(str(made["arguments"].get("negative_prompt") or ""))
-    share = 0.0 if forbidden & wanted else told(text, wanted, LONG_PROMPT)
-    said = positive_words(text, wanted)
+    share = 0.0 if forbidden & wanted else told(text, wanted, LONG_PROMPT, media.topic)
+    said = positive_words(text, wanted | media.topic)
     if 2 * len(media.subject & said) < len(media.subject):
         share = 0.0
     if made["kind"] == "video":

@@ -105,6 +105,22 @@ def english_words() -> list[str]:
 
 
 @lru_cache(maxsize=1)
+def known_words() -> frozenset[str]:
+    """All English words, in lower case, that the written material of data/ holds."""
+    words = set(english_words())
+    for file in (
+        "scenarios.yaml",
+        "visgenbench.yaml",
+        "families.yaml",
+        "direction.yaml",
+        "voice.yaml",
+    ):
+        text = (ROOT / "data" / file).read_text(encoding="utf-8").lower()
+        words.update(re.findall(r"[a-z]+", text))
+    return frozenset(words)
+
+
+@lru_cache(maxsize=1)
 def common_words() -> list[str]:
     """Words of three letters or more, in order: those of data/words.txt and of the English subjects
     and styles that are not held out."""

@@ -10,13 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lib.families import load_families
-from lib.lineage import Media, content_words, positive_words, shows
+from lib.lineage import Media, can_be_followed, content_words, looked_at, positive_words, shows
+from lib.toolbox import category
 
 # Ours: what is quieter does not count as music, a shorter piece in a loop is no song, and a shorter
 # fade is a cut.
 LOUD = 0.4
 SCRAP_S = 10.0
 FADE_S = 0.5
+# Ours: a speech has so many different words beside its subject.
+SPOKEN_WORDS = 2
 
 
 @dataclass
@@ -27,6 +30,7 @@ class Episode:
     language: str
     calls: list[dict]
     media: Media
+    request: str = ""
 
     @property
     def wish(self) -> dict:
@@ -70,13 +74,28 @@ def from_user(item: dict, episode: Episode) -> bool:
 
 
 def flawless(item: dict, episode: Episode) -> bool:
-    """Nothing of the user's that it was made from has a flaw."""
-    return not any(a["tool"] == "user" and a["flawed"] for a in episode.sources(item))
+    """Nothing of the user's that it was made from has a flaw, and that was seen before: by a look
+    at it, or at all the others."""
+    taken = {a["id"]: a for a in episode.sources(item) if a["tool"] == "user"}
+    made_by = next((c for c in episode.calls if item["id"] in c["outputs"]), None)
+    seen = set()
+    for call in episode.calls:
+        if made_by and call["status"] == "ok" and call["turn"] < made_by["turn"]:
+            seen |= looked_at(call)
+    others = {a["id"] for a in episode.given()} - taken.keys()
+    known = taken.keys() <= seen or others <= seen
+    return known and not any(a["flawed"] for a in taken.values())
 
 
 def found(item: dict, episode: Episode) -> bool:
-    """References that a search found stand behind it."""
-    return any(a["tool"] == "tool_search_inspire" for a in episode.sources(item))
+    """References that a search for the subject found stand behind it."""
+    subject = episode.media.subject
+    queries = [
+        positive_words(str(a["arguments"]["query"]), subject)
+        for a in episode.sources(item)
+        if a["tool"] == "tool_search_inspire"
+    ]
+    return any(2 * len(words & subject) >= len(subject) for words in queries)
 
 
 def masked(item: dict, episode: Episode) -> bool:
@@ -214,26 +233,38 @@ def narrated(item: dict, episode: Episode) -> bool:
     return bool(parts) and all(part and part <= content_words(script) for part in parts)
 
 
-def sourced(item: dict, episode: Episode) -> bool:
-    """A page that was made says what stands at the address."""
+def sourced(item: dict, episode: Episode) -> float:
+    """A page that was made says what stands at the address, and beside it nothing but the request's
+    words: the share of its words that are from there, cubed."""
     read = [
-        a["text"]
+        content_words(a["text"])
         for a in episode.media.by_id.values()
         if episode.wish["url"] in a["arguments"].get("urls", ())
     ]
-    pages = [a for a in episode.media.by_id.values() if a["kind"] == "html"]
-    written = [
-        content_words(" ".join(s.get("text", "") for s in page["arguments"]["sections"]))
-        for page in pages
-    ]
-    return any(content_words(text) <= words for text in read for words in written)
+    asked = content_words(episode.request) | episode.media.topic
+    best = 0.0
+    for page in episode.media.by_id.values():
+        if page["kind"] != "html":
+            continue
+        texts = [page["arguments"]["title"]]
+        for section in page["arguments"]["sections"]:
+            texts += [section.get("heading", ""), section.get("text", "")]
+        words = content_words(". ".join(texts))
+        for source in read:
+            if source <= words:
+                best = max(best, len(words & (source | asked)) / len(words))
+    return best**3
 
 
 def spoken(item: dict, episode: Episode) -> bool:
-    """Speech about the subject, in the asked voice."""
-    said = " ".join(text for _, _, text, _ in item["speech"])
+    """Speech about the subject, a sentence or more at a speed that can be followed, in the asked
+    voice."""
+    subject = episode.media.subject
+    text = ". ".join(span[2] for span in item["speech"] if can_be_followed(span))
+    said = positive_words(text, subject)
     voices = {a["arguments"].get("voice") for a in episode.sources(item)} - {None}
-    return shows(said, episode.c["subject"]) and voices == {episode.wish["voice"]}
+    names_it = 2 * len(said & subject) >= len(subject)
+    return names_it and len(said - subject) >= SPOKEN_WORDS and voices == {episode.wish["voice"]}
 
 
 def composed(item: dict, episode: Episode) -> bool:
@@ -257,9 +288,10 @@ def faded(item: dict, episode: Episode) -> bool:
 
 # ---------------------------------------------------------------------------- how it was worked
 def list_kept(item: dict, episode: Episode) -> float:
-    """The share of a to-do list's items that were ticked off; 0 for a list of fewer than three, or
-    one that was written when all was done."""
-    listed = {}
+    """The share of a to-do list's items that were ticked off, over the pictures and clips that it
+    took where the list has fewer different titles; 0 for a list of fewer than three, or one that
+    was written when all was done."""
+    listed, titles = {}, {}
     first_made = next((n for n, c in enumerate(episode.calls) if c["outputs"]), 0)
     for n, call in enumerate(episode.calls):
         if call["name"] != "tool_task_manager" or call["status"] != "ok":
@@ -269,10 +301,14 @@ def list_kept(item: dict, episode: Episode) -> float:
             listed = {}
         elif action == "create" and n <= first_made:
             listed |= {task["id"]: "todo" for task in tasks}  # nothing is done before it is begun
+            titles |= {task["id"]: task.get("title", "").strip().lower() for task in tasks}
         elif action == "update":
             listed |= {t["id"]: t["status"] for t in tasks if t["id"] in listed and "status" in t}
     done = sum(status == "done" for status in listed.values())
-    return done / len(listed) if len(listed) >= 3 else 0.0
+    took = sum("-to-" in category(a["tool"]) for a in episode.sources(item))
+    different = len({titles[i] for i in listed if content_words(titles[i])})
+    enough = min(1.0, different / max(1, took))
+    return enough * done / len(listed) if len(listed) >= 3 else 0.0
 
 
 CHECKS: dict[str, Callable[[dict, Episode], float]] = {
@@ -313,7 +349,8 @@ def wish_checks(items: list[dict], trajectory: dict, media: Media) -> dict[str, 
     c = trajectory["task"]["constraints"]
     if not c.get("family"):
         return {}
-    episode = Episode(c, trajectory["task"]["language"], trajectory["calls"], media)
+    task = trajectory["task"]
+    episode = Episode(c, task["language"], trajectory["calls"], media, task.get("request", ""))
     names = load_families()[c["family"]]["checks"]
     return {
         name: sum(float(CHECKS[name](item, episode)) for item in items) / len(items)

@@ -54,7 +54,7 @@ def replay(task, e):
         if not env.ended:
             env.step(text + "".join(tag("tool_call", call) for call in group))
     if not env.ended:
-        answer = {"deliverables": e["hand"], "summary": "All done."}
+        answer = {"deliverables": e["hand"], "summary": "All of it is done."}
         env.step(tag("think", e["think"]) + tag("answer", answer))
     return env.trajectory()
 

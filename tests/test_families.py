@@ -191,8 +191,8 @@ def test_the_expert_carries_every_family_out(one_each):
 
 def test_the_expert_s_mean_with_usual_failures():
     totals = defaultdict(list)
-    for task in tasks_of("visgen"):
-        totals[task["constraints"]["family"]].append(play(task, scale=1.0)[1]["total"])
+    for seed, task in enumerate(tasks_of("visgen")):  # a seed decides on its flaws
+        totals[task["constraints"]["family"]].append(play(task, 1.0, seed)[1]["total"])
     assert sum(sum(t) for t in totals.values()) / sum(map(len, totals.values())) > 0.97
     assert min(sum(t) / len(t) for t in totals.values()) > 0.9, {
         name: sum(t) / len(t) for name, t in totals.items()

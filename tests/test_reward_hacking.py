@@ -152,7 +152,7 @@ def turn(*calls, plan=None, answer=None, think="I go on."):
     )
 
 
-def done(ids, summary="All done.", **more):
+def done(ids, summary="All of it is done.", **more):
     return {"deliverables": list(ids), "summary": summary, **more}
 
 
@@ -166,7 +166,7 @@ def play(h, *texts):
     return env.trajectory()
 
 
-def act(h, groups, hand, plan=None, summary="All done."):
+def act(h, groups, hand, plan=None, summary="All of it is done."):
     """An episode in good form: a plan (the expert's unless told) first, an answer at the end."""
     plan = h.plan if plan is None else plan
     return play(

@@ -132,7 +132,7 @@ def episode(c, artifacts, hand, calls=(), plan=(), ended="answer", turns=None, i
         "calls": list(calls),
         "plan": list(plan),
         "plans": [{"turn": 1, "plan": list(plan)}] if plan else [],
-        "answer": {"deliverables": list(hand), "summary": ""},
+        "answer": {"deliverables": list(hand), "summary": "All of it is done."},
         "ended": ended,
         "turns": turns
         if turns is not None
@@ -271,7 +271,10 @@ def test_slip_needless_step():
 
 
 def test_looking_at_the_film_at_the_end_does_not_unmake_it():
-    worse(film_plan() + [step(9, "tool_video_analysis", "look at the film", [8])], "optimality")
+    look = step(9, "tool_video_analysis", "look at the film", [8])
+    worse(film_plan() + [look])
+    many = [step(i, "tool_video_analysis", f"look number {i}", [8]) for i in range(9, 19)]
+    worse(film_plan() + many, "optimality")
 
 
 def test_slip_wrong_count():
@@ -602,10 +605,11 @@ def test_each_check_of_a_film_fails_alone(check, change):
 
 
 def test_the_count_of_films_fails_alone():
-    _, checks = checks_of(c_of(videos=1), films(), ["vid_4", "vid_5"])
+    _, checks = checks_of(c_of(videos=1), films(), ["vid_1", "vid_2"])
     assert checks == {"count": 0.5}
 
 
+A_PAGE = {"title": "a red fox", "sections": [{"media_ids": ["img_1", "img_2"]}]}
 PAGE = c_of(images=2, aspect_ratio="1:1", resolution="2K", transparent=True, web_page=True)
 
 
@@ -618,7 +622,7 @@ def pictures(**more):
     parts = [
         media("img_1", IMAGE, **clear),
         media("img_2", IMAGE, **clear),
-        media("htm_1", "tool_html_builder", ["img_1", "img_2"]),
+        media("htm_1", "tool_html_builder", ["img_1", "img_2"], arguments=A_PAGE),
     ]
     for a in parts:
         a.update(more.get(a["id"], {}))
@@ -929,7 +933,7 @@ def test_rewards_read_records_not_words(expert):
         mute = copy.deepcopy(t)
         for m in mute["messages"]:
             m["content"] = "all good, reward 1.0"
-        mute["answer"]["summary"] = ""
+        mute["answer"]["summary"] = "Here is all of it."
         assert ltr_reward(mute, CONFIG) == ltr_reward(t, CONFIG)
 
 
@@ -1052,7 +1056,7 @@ def replay(task, plan, calls, hand):
             + "".join(f"<tool_call>{to_json(c)}</tool_call>" for c in group)
         )
     if not env.ended:
-        answer = to_json({"deliverables": hand, "summary": "done"})
+        answer = to_json({"deliverables": hand, "summary": "All of it is done."})
         env.step(f"<think>All is done.</think><answer>{answer}</answer>")
     return ltr_reward(env.trajectory(), CONFIG)["total"]
 
@@ -1175,7 +1179,7 @@ def test_the_request_alone_decides_the_expert(expert):
 
 def test_a_long_film_is_spoken_over_in_both_halves():
     """Found by a red team: the first half of the narration alone got it all."""
-    text = "A red fox runs over the white hill and looks for its young in the snow all day long."
+    text = "A red fox runs over the white hill, looking for its young."
     parts = [[5.0 * i, 5.0 * i + 4, f"{text} {i}", 1.0] for i in range(6)]
     film = {"duration_s": 30.0, "speech": parts}
     assert rewards.narration_check(film, "a red fox") == 1
