@@ -248,6 +248,13 @@ class DataConfig:
         "whether training subjects, styles and asides are mostly put together from words, made-up "
         "ones among them, so that a policy from scratch has to copy; false: all are written ones",
     )
+    thoughts: str = key(
+        "full",
+        "how much the scripted VisionAgent says: full: what it understood, weighed, saw and "
+        "checked, prompts as sentences, looks at what it made; short: a sentence a turn, prompts "
+        "of a few words, for a tiny policy",
+        one_of=("short", "full"),
+    )
     agent: str = key(
         "scripted",
         "VisionAgent: scripted (offline, deterministic, ours) | openai (an LLM, see section llm)",

@@ -1,6 +1,6 @@
 """VisionAgent by an LLM (`data.agent: openai`): the two agents of Sec. 3.1 in a model's words.
 
-make_data.vision_agent is the scripted one; both play in VisGenEnv and give the same trajectories.
+lib.expert.vision_agent is the scripted one; both play in VisGenEnv and give the same trajectories.
 """
 
 from collections import Counter

@@ -12,7 +12,7 @@ from lib.families import family_patterns, load_families, read_wish
 from lib.runs import seeded_rng
 from lib.scenarios import HAN, bench_book, load_scenarios
 from lib.toolbox import load_tools
-from lib.workflows import fitting_workflows, load_workflows
+from lib.workflows import LOOK_FROM, fitting_workflows, load_workflows, n_shots
 
 # What a request can ask for; this one asks for nothing. Field by field the `constraints` of a task.
 NO_CONSTRAINTS = {
@@ -44,14 +44,22 @@ def task_agent(request: str) -> tuple[str, list[str]]:
     """TaskAgent (Fig. 4): (workflow, pool of tools) for a request.
 
     The task type is the one whose noun the request uses; the workflow follows from what it asks
-    for. The pool is the workflow's own tools and six others at random, so that a policy has
-    something to choose from (six is ours).
+    for. The pool is the workflow's own tools, those that look at several pictures or clips,
+    and six others at random, so that a policy has something to choose from (six is ours).
     """
-    workflow = fitting_workflows(read_request(request))[0]
+    c = read_request(request)
+    workflow = fitting_workflows(c)[0]
     own = {tool for step in load_workflows()[workflow]["steps"] for tool in step["tool"]}
     rest = [tool for tool in load_tools() if tool not in own]
-    pool = own.union(seeded_rng("pool", request).sample(rest, 6))
+    pool = own.union(seeded_rng("pool", request).sample(rest, 6), tools_to_look(c))
     return workflow, [tool for tool in load_tools() if tool in pool]
+
+
+def tools_to_look(c: dict) -> set[str]:
+    """The analysis tools for what a request makes, where that are several pictures or clips."""
+    if c["deliver"] or max(c["images"], c["videos"] and max(c["videos"], n_shots(c))) < LOOK_FROM:
+        return set()
+    return {"tool_image_analysis"} | ({"tool_video_analysis"} if c["videos"] else set())
 
 
 def read_request(request: str) -> dict:

@@ -110,7 +110,13 @@ def english_words() -> list[str]:
 def known_words() -> frozenset[str]:
     """All English words, in lower case, that the written material of data/ holds."""
     words = set(english_words())
-    for file in ("scenarios.yaml", "visgenbench.yaml", "families.yaml", "voice.yaml"):
+    for file in (
+        "scenarios.yaml",
+        "visgenbench.yaml",
+        "families.yaml",
+        "direction.yaml",
+        "voice.yaml",
+    ):
         text = (ROOT / "data" / file).read_text(encoding="utf-8").lower()
         words.update(re.findall(r"[a-z]+", text))
     return frozenset(words)

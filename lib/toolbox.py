@@ -122,6 +122,13 @@ def clip_lengths(tool: str) -> tuple[int, ...]:
     return tuple(properties.get("duration", {}).get("enum", ()))
 
 
+def jobs_at_once(tool: str) -> float:
+    """How many calls of a tool its service documents to run side by side; infinite where tools.yaml
+    has no such limit."""
+    limits = load_tools()[tool].get("limits", [])
+    return min((limit["jobs"] for limit in limits if "jobs" in limit), default=math.inf)
+
+
 @lru_cache(maxsize=8)
 def media_files(kind: str) -> list[str]:
     """The media database's files of one kind (Sec. 4.3.1). Without a database: the names that one

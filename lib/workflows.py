@@ -32,6 +32,10 @@ def load_workflows() -> dict[str, dict]:
     return workflows | family_workflows()
 
 
+# From so many pictures or clips on, an expert looks at what came out before going on. Ours.
+LOOK_FROM = 3
+
+
 # ---------------------------------------------------------------------------- which one fits
 def n_shots(c: dict) -> int:
     """Shots of a film: as asked, else as many clips of at most 8 s as its duration needs."""

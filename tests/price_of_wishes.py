@@ -17,8 +17,8 @@ from statistics import mean
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import make_data  # noqa: E402
 from env import VisGenEnv  # noqa: E402
+from lib import expert  # noqa: E402
 from lib.experiment import DataConfig, RewardConfig, RolloutConfig  # noqa: E402
 from lib.reading import read_request  # noqa: E402
 from lib.runs import read_jsonl  # noqa: E402
@@ -98,9 +98,9 @@ def tasks_with(states, n):
 
 def play(task, scale, seed, leave_out, monkeypatch):
     """R_vrt of the expert's episode; `leave_out` changes what it reads in the request."""
-    monkeypatch.setattr(make_data, "read_request", lambda text: leave_out(read_request(text)))
+    monkeypatch.setattr(expert, "read_request", lambda text: leave_out(read_request(text)))
     env = VisGenEnv(RolloutConfig(failure_scale=scale, tool_pool="all"))
-    trajectory = make_data.vision_agent(task, env, seed)
+    trajectory = expert.vision_agent(task, env, seed)
     return ltr_reward(trajectory, RewardConfig(), env.pool)["total"]
 
 

@@ -19,11 +19,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from env import VisGenEnv  # noqa: E402
 from lib.experiment import DataConfig, RewardConfig, RolloutConfig  # noqa: E402
+from lib.expert import vision_agent  # noqa: E402
 from lib.runs import seeded_rng  # noqa: E402
 from lib.tasks import make_tasks  # noqa: E402
 from lib.text import tag, to_json  # noqa: E402
 from lib.toolbox import makes  # noqa: E402
-from make_data import vision_agent  # noqa: E402
 from rewards import ltr_reward  # noqa: E402
 
 GOOD = 0.9

@@ -12,10 +12,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-import make_data  # noqa: E402
 from env import VisGenEnv  # noqa: E402
+from lib import expert  # noqa: E402
 from lib.behaviours import new_artifact  # noqa: E402
 from lib.experiment import DataConfig, RewardConfig, RolloutConfig, load_config  # noqa: E402
+from lib.expert import WISHES, vision_agent  # noqa: E402
 from lib.families import (  # noqa: E402
     ATTACH,
     DELIVERABLES,
@@ -32,7 +33,6 @@ from lib.tasks import BENCH, combination_split, make_tasks  # noqa: E402
 from lib.toolbox import brings, load_tools, makes  # noqa: E402
 from lib.wishes import CHECKS, wish_checks, wish_words  # noqa: E402
 from lib.workflows import expand_workflow, fitting_workflows, load_workflows  # noqa: E402
-from make_data import WISHES, vision_agent  # noqa: E402
 from rewards import explain, ltr_reward, result_reward  # noqa: E402
 
 FAMILIES = load_families()
@@ -363,7 +363,7 @@ def test_a_near_miss_or_a_wrong_tool_loses_a_fifth(name, one_each, monkeypatch):
 
 def loses_a_fifth(tasks, key, tool, arguments_of, monkeypatch):
     """The expert with another tool or other arguments in the step `key` gets at least 0.2 less."""
-    plan_of, real = make_data.make_plan, make_data.call_arguments
+    plan_of, real = expert.make_plan, expert.call_arguments
 
     def planned(*given):
         steps = plan_of(*given)
@@ -385,14 +385,14 @@ def loses_a_fifth(tasks, key, tool, arguments_of, monkeypatch):
         }
 
     for task in tasks:
-        expert = play(task)[1]["total"]
+        best = play(task)[1]["total"]
         with monkeypatch.context() as patched:
-            patched.setattr(make_data, "make_plan", planned)
-            patched.setattr(make_data, "call_arguments", called)
+            patched.setattr(expert, "make_plan", planned)
+            patched.setattr(expert, "call_arguments", called)
             trajectory, reward = play(task)
         assert trajectory["ended"] == "answer"
         assert trajectory["calls"][-1]["status"] == "ok", trajectory["calls"][-1]["error"]
-        assert reward["total"] <= expert - 0.2, (reward["total"], reward["checks"])
+        assert reward["total"] <= best - 0.2, (reward["total"], reward["checks"])
 
 
 def test_an_alternative_is_accepted(one_each, monkeypatch):
@@ -407,7 +407,7 @@ def test_an_alternative_is_accepted(one_each, monkeypatch):
             if c["family"] != name or "928" in str(c["wish"]):
                 continue
             flow = {"steps": copy.deepcopy(FAMILIES[name]["steps"])}
-            real = make_data.expand_workflow
+            real = expert.expand_workflow
 
             def expand(workflow, c, tool=tool, real=real):
                 return [
@@ -416,7 +416,7 @@ def test_an_alternative_is_accepted(one_each, monkeypatch):
                 ]
 
             with monkeypatch.context() as patched:
-                patched.setattr(make_data, "expand_workflow", expand)
+                patched.setattr(expert, "expand_workflow", expand)
                 trajectory, reward = play(task)
             assert tool in {call["name"] for call in trajectory["calls"]}
             assert reward["result"] == 1 and reward["plan"] > 0.99, (reward, flow)

@@ -27,6 +27,7 @@ from env import VisGenEnv  # noqa: E402
 from lib import tables  # noqa: E402
 from lib.calibration import calibrate, kendall, spearman  # noqa: E402
 from lib.experiment import BenchConfig, Config, LlmConfig  # noqa: E402
+from lib.expert import vision_agent  # noqa: E402
 from lib.grader import controls, grade_by_vlm, pictures_to_grade, subjective_grades  # noqa: E402
 from lib.human import (  # noqa: E402
     SHEET_COLUMNS,
@@ -40,7 +41,6 @@ from lib.media import moments, stills  # noqa: E402
 from lib.runs import append_jsonl, read_jsonl, seeded_rng, write_jsonl  # noqa: E402
 from lib.tables import columns_of  # noqa: E402
 from lib.text import to_json  # noqa: E402
-from make_data import vision_agent  # noqa: E402
 
 
 def answers(request, answer="yes"):

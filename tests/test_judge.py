@@ -29,6 +29,7 @@ from lib.experiment import (  # noqa: E402
     RolloutConfig,
     build,
 )
+from lib.expert import vision_agent  # noqa: E402
 from lib.judge import ASKED, FACETS, SCORE, match_steps  # noqa: E402
 from lib.llm import make_request  # noqa: E402
 from lib.rollout import Rollout  # noqa: E402
@@ -42,7 +43,6 @@ from lib.workflows import (  # noqa: E402
     load_workflows,
     nearest_workflows,
 )
-from make_data import vision_agent  # noqa: E402
 from rewards import explain, ltr_reward, ltr_rewards  # noqa: E402
 
 GOOD = 0.5  # the score that a good verdict gives throughout

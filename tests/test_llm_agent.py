@@ -20,13 +20,14 @@ from test_judge import Server, completion, fails, page_of_html, reply_json  # no
 
 from env import VisGenEnv  # noqa: E402
 from lib.experiment import Config, DataConfig, LlmConfig, build, load_config  # noqa: E402
+from lib.expert import vision_agent  # noqa: E402
 from lib.llm_agent import guide_of, llm_agents  # noqa: E402
 from lib.runs import read_jsonl, seeded_rng, write_jsonl  # noqa: E402
 from lib.scenarios import load_scenarios  # noqa: E402
 from lib.tasks import make_tasks  # noqa: E402
 from lib.toolbox import load_tools  # noqa: E402
 from lib.workflows import load_workflows  # noqa: E402
-from make_data import make_trajectories, make_visgen, vision_agent  # noqa: E402
+from make_data import make_trajectories, make_visgen  # noqa: E402
 
 SECRET = "zebra-7431"  # stands in every task where no agent may look
 

@@ -15,7 +15,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-import make_data  # noqa: E402
 from env import VisGenEnv  # noqa: E402
 from lib.experiment import (  # noqa: E402
     Config,
@@ -28,6 +27,7 @@ from lib.experiment import (  # noqa: E402
     load_config,
     print_keys,
 )
+from lib.expert import load_voice, vision_agent  # noqa: E402
 from lib.families import load_families  # noqa: E402
 from lib.general import make_general  # noqa: E402
 from lib.hub import hub_general, to_messages  # noqa: E402
@@ -50,7 +50,7 @@ from lib.tasks import (  # noqa: E402
 from lib.tokenizer import TAG_TOKENS, pieces, train_tokenizer  # noqa: E402
 from lib.toolbox import ToolError, load_tools  # noqa: E402
 from lib.workflows import expand_workflow, fitting_workflows, load_workflows  # noqa: E402
-from make_data import ensure_data, make_trajectories, make_visgen, vision_agent  # noqa: E402
+from make_data import ensure_data, make_trajectories, make_visgen  # noqa: E402
 from rewards import ltr_reward  # noqa: E402
 
 SPLITS = ("train", "heldout")
@@ -1589,7 +1589,7 @@ def test_jsonl_lines_may_hold_any_character(tmp_path):
 
 
 def test_ensure_data_makes_all_files_once(tmp_path, monkeypatch, capsys):
-    make_data.load_voice()  # read once, before the root is another
+    load_voice()  # read once, before the root is another
     for module in ("lib.runs", "make_data"):
         monkeypatch.setattr(f"{module}.ROOT", tmp_path)
     config = Config(

@@ -19,6 +19,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from env import VisGenEnv  # noqa: E402
 from lib.experiment import FORMS, DataConfig, RewardConfig, RolloutConfig  # noqa: E402
+from lib.expert import vision_agent  # noqa: E402
 from lib.runs import read_jsonl, seeded_rng  # noqa: E402
 from lib.scenarios import load_scenarios  # noqa: E402
 from lib.tasks import BENCH, make_task, make_tasks  # noqa: E402
@@ -28,7 +29,6 @@ from lib.toolbox import (  # noqa: E402
     load_tools,  # noqa: E402
     makes,
 )
-from make_data import vision_agent  # noqa: E402
 from rewards import PARTS, ltr_reward  # noqa: E402
 
 MARGIN = 0.2

@@ -27,6 +27,7 @@ from lib.experiment import (  # noqa: E402
     build,
     load_config,
 )
+from lib.expert import vision_agent  # noqa: E402
 from lib.judge import FACETS  # noqa: E402
 from lib.lineage import deliverables  # noqa: E402
 from lib.reading import NO_CONSTRAINTS, read_request  # noqa: E402
@@ -40,7 +41,6 @@ from lib.workflows import (  # noqa: E402
     n_shots,
     needs,
 )
-from make_data import vision_agent  # noqa: E402
 from rewards import (  # noqa: E402
     PARTS,
     atomicity_facet,

@@ -19,21 +19,14 @@ import make_data  # noqa: E402
 from env import VisGenEnv, parse_utpc  # noqa: E402
 from lib.data_statistics import word_runs  # noqa: E402
 from lib.experiment import load_config  # noqa: E402
+from lib.expert import METACOGNITION, jobs_at_once, vision_agent  # noqa: E402
 from lib.families import asked_kind  # noqa: E402
 from lib.review import export_review, key_of  # noqa: E402
 from lib.runs import each_line, read_jsonl, seeded_rng, write_jsonl  # noqa: E402
 from lib.tasks import make_tasks  # noqa: E402
 from lib.text import tag  # noqa: E402
 from lib.toolbox import load_tools  # noqa: E402
-from make_data import (  # noqa: E402
-    METACOGNITION,
-    chat_record,  # noqa: E402
-    jobs_at_once,
-    make_trajectories,
-    make_visgen,
-    sift,
-    vision_agent,
-)
+from make_data import chat_record, make_trajectories, make_visgen, sift  # noqa: E402
 from rewards import ltr_rewards  # noqa: E402
 
 

@@ -29,6 +29,7 @@ from lib.checkpoints import trained_parameters  # noqa: E402
 from lib.engine_check import sync_sampler  # noqa: E402
 from lib.evaluation import part_variances, score_rollouts  # noqa: E402
 from lib.experiment import Config, build  # noqa: E402
+from lib.expert import vision_agent  # noqa: E402
 from lib.figures import write_trajectories  # noqa: E402
 from lib.policy import add_lora, build_policy, token_logprobs  # noqa: E402
 from lib.rollout import Rollout  # noqa: E402
@@ -45,7 +46,6 @@ from lib.tokens import (  # noqa: E402
     load_tokenizer,
 )
 from lib.vllm_engine import VllmEngine, engine_dtype  # noqa: E402
-from make_data import vision_agent  # noqa: E402
 from rewards import PARTS  # noqa: E402
 from train_vrl import (  # noqa: E402
     collate,
