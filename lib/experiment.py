@@ -243,6 +243,11 @@ class DataConfig:
         "task types of the requests, by their names in data/scenarios.yaml: a smaller world, which "
         "a smaller policy learns; all: every one of the languages'",
     )
+    invented: bool = key(
+        False,
+        "whether training subjects, styles and asides are mostly put together from words, made-up "
+        "ones among them, so that a policy from scratch has to copy; false: all are written ones",
+    )
     agent: str = key(
         "scripted",
         "VisionAgent: scripted (offline, deterministic, ours) | openai (an LLM, see section llm)",

@@ -9,7 +9,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from lib.scenarios import odd_words, read_yaml
+from lib.scenarios import english_words, read_yaml
 from lib.toolbox import chance, load_tools
 
 # What a request may want handed over in place of a picture or film: the kind of artifact it is.
@@ -65,7 +65,7 @@ def draw_address(rng):
     the same ones (lib/behaviours.py, search)."""
     dead_share = load_tools()["tool_search_content"]["output"]["dead_urls"]
     while True:
-        words = [re.sub("[^a-z]", "", word.lower()) or "page" for word in odd_words(rng, 3)]
+        words = rng.sample(english_words(), 3)
         url = f"https://www.{words[0]}-{words[1]}.org/{words[2]}"
         if chance("", url, "dead") >= dead_share:
             return url

@@ -65,14 +65,16 @@ def split_list(items: list, held: int, split: str) -> list:
 @lru_cache
 def material(split: str, language: str) -> dict:
     """load_scenarios (or bench_book) and the families' `wishes` in words, every list of wordings,
-    clauses, styles and frames cut to what the split may use of it. `subjects` stay whole:
-    choose_subject cuts them.
+    clauses, frames and each group of styles cut to what the split may use of it. `subjects` stay
+    whole: choose_subject cuts them.
 
     Reading exercises have the wordings, clauses, wishes and frames of all splits: they teach the
     language, as pretraining does, and never what to do.
     """
     book = bench_book() if split == "bench" else load_scenarios(language)
-    styles = split_list(book["styles"], len(book["styles"]) // 6, split)
+    styles = {
+        group: split_list(names, len(names) // 6, split) for group, names in book["styles"].items()
+    }
     if split == "reading":
         families = read_yaml("families.yaml")["families"]
         wishes = {name: family["words"][language] for name, family in families.items()}
@@ -109,9 +111,11 @@ def common_words() -> list[str]:
     """Words of three letters or more, in order: those of data/words.txt and of the English subjects
     and styles that are not held out."""
     book = load_scenarios("en")
-    phrases = book["styles"][: len(book["styles"]) - len(book["styles"]) // 6]
+    phrases = []
+    for group in book["styles"].values():
+        phrases += split_list(group, len(group) // 6, "reading")
     for group in book["subjects"].values():
-        phrases = phrases + group[: len(group) - len(group) // 5]
+        phrases += split_list(group, len(group) // 5, "reading")
     words = {*english_words(), *(word for phrase in phrases for word in phrase.split())}
     return sorted(word for word in words if len(word) > 2 and word.isalpha())
 

@@ -99,13 +99,16 @@ def make_task(
             f"scenario {name}: no combination of constraints of the {split} split in 1000 draws"
         )
 
-    thing = choose_subject(rng, book["subjects"][rng.choice(scenario["subjects"])], split)
+    invented = config.invented and split in TRAINING
+    group = book["subjects"][rng.choice(scenario["subjects"])]
+    thing = choose_subject(rng, group, split, invented)
     details = rng.sample(book["details"], 2) if dimension == "match" else []
     c["subject"] = f"{thing} with {details[0]} and {details[1]}" if details else thing
     styled = not family or load_families()[family]["styled"]
-    c["style"] = choose_style(rng, book["styles"], split, language) if styled else None
+    styles = fitting_styles(book, scenario, c["subject"])
+    c["style"] = choose_style(rng, styles, language, invented) if styled else None
     c["variety"] = dimension == "variety"
-    request = word_request(rng, c, scenario, book, split, language, dimension)
+    request = word_request(rng, c, scenario, book, split, language, dimension, invented)
     if family:
         inputs = attach_media(rng, c, language)
     else:
@@ -295,11 +298,11 @@ def difficulty_of(c):
     return "medium" if asked <= 3 else "hard"
 
 
-def choose_subject(rng, group: list[str], split: str) -> str:
-    """One of the split's subjects of a group or, two times in three where a policy trains, one put
+def choose_subject(rng, group: list[str], split: str, invented: bool) -> str:
+    """One of the split's subjects of a group or, where `invented` two times in three, one put
     together from their words: nobody learns these by heart, so the policy has to read them."""
     written = split_list(group, len(group) // 5, split)
-    if split not in TRAINING or rng.random() < 0.33:
+    if not invented or rng.random() < 0.33:
         return rng.choice(written)
     return compose_chinese(rng, written) if HAN.search(written[0]) else compose(rng, written, group)
 
@@ -325,12 +328,20 @@ def compose_chinese(rng, written):
     return one[:2] + other[2 : other.index("的")] + one[one.index("的") :]
 
 
-def choose_style(rng, styles, split, language):
-    """One of the split's styles, in training often one put together from words; or None."""
+def fitting_styles(book: dict, scenario: dict, subject: str) -> list[str]:
+    """The styles that suit a task type, less those that `contradictions` rules out for this
+    subject: nobody asks for a red kite in black and white."""
+    barred = [style for said, style in book["contradictions"] if re.search(said, subject)]
+    styles = [style for group in scenario["styles"] for style in book["styles"][group]]
+    return [style for style in styles if not any(re.search(bar, style) for bar in barred)]
+
+
+def choose_style(rng, styles: list[str], language: str, invented: bool) -> str | None:
+    """One of the styles, where `invented` often one put together from words; or None."""
     if rng.random() >= 0.6:
         return None
     style = rng.choice(styles)
-    if split not in TRAINING or rng.random() >= 0.6:
+    if not invented or rng.random() >= 0.6:
         return style
     if language == "en":
         return " ".join(odd_words(rng, rng.randint(1, 3)))
@@ -344,7 +355,7 @@ def choose_picture(rng):
 
 
 # ---------------------------------------------------------------------------- how it is said
-def word_request(rng, c, scenario, book, split, language, dimension):
+def word_request(rng, c, scenario, book, split, language, dimension, invented):
     """A request in words: one wording, filled with what is to be made, and one sentence for each
     other constraint, in any order."""
     sentences = [rng.choice(book[dimension])] if dimension in ("creative", "variety") else []
@@ -353,8 +364,8 @@ def word_request(rng, c, scenario, book, split, language, dimension):
         sentences.append(wish_sentence(rng, c, book["wishes"][c["family"]]))
     if split in TRAINING:
         # Irrelevant detail; that of other requests stands in their wordings.
-        for _ in range(rng.choice([0, 0, 1, 2])):
-            aside = rng.choice(book["asides"])
+        asides = [text for text in book["asides"] if invented or "{word}" not in text]
+        for aside in rng.sample(asides, rng.choice([0, 0, 1, 2])):
             sentences.append(re.sub("{word}", lambda _: odd_words(rng, 1)[0], aside))
     rng.shuffle(sentences)
     what = count_phrase(rng, c["images"] or c["videos"], scenario["noun"], language)

@@ -258,21 +258,49 @@ def test_there_are_many_wordings_of_each_constraint():
         assert not [t for t in texts if t in others]
 
 
-def test_training_subjects_are_put_together_and_held_out_ones_are_written():
+def test_training_subjects_are_put_together_where_the_config_says_so():
     group = load_scenarios("en")["subjects"]["product"]
-    drawn = [choose_subject(seeded_rng("s", i), group, "train") for i in range(600)]
+    held = set(group[-(len(group) // 5) :])
+    drawn = [choose_subject(seeded_rng("s", i), group, "train", True) for i in range(600)]
     assert (
         len(set(drawn)) > 300
-        and not set(drawn) & set(group[-13:])
+        and not set(drawn) & held
         and 100 < len([x for x in drawn if x in group]) < 300
     )
     assert all(
         re.fullmatch(r"an? [a-z ]+", x) and (x[:3] == "an ") == (x.split()[1][0] in "aeiou")
         for x in drawn
     )
-    assert {choose_subject(seeded_rng("h", i), group, "heldout") for i in range(300)} == set(
-        group[-13:]
-    )
+    written = split_list(group, len(held), "train")
+    drawn = {choose_subject(seeded_rng("t", i), group, "train", False) for i in range(600)}
+    assert drawn == set(written)
+    drawn = {choose_subject(seeded_rng("h", i), group, "heldout", False) for i in range(600)}
+    assert drawn == held
+
+
+def test_made_up_words_are_the_tiny_policys_alone():
+    """Whoever extends tiny.yaml with a pretrained model says so."""
+    for path in (ROOT / "configs").rglob("*.yaml"):
+        if path.name == "fsdp.yaml":  # accelerate's
+            continue
+        config = load_config(path)
+        if config.model.path or path.name == "visgen.yaml":
+            assert not config.data.invented, path
+        else:
+            assert config.data.invented, path
+    book = load_scenarios("en")
+    written = {subject for group in book["subjects"].values() for subject in group}
+    styles = {style for group in book["styles"].values() for style in group} | {None}
+    slots = [re.escape(text).replace(r"\{word\}", r"\S+") for text in book["asides"] if "{" in text]
+    for split in ("visgen", "train", "heldout", "reading"):
+        for invented in (False, True) if split != "heldout" else (False,):
+            data = DataConfig(families=0, invented=invented)
+            drawn = make_tasks(210, split, data, seed=2)
+            odd = [t for t in drawn if t["constraints"]["subject"] not in written]
+            odd_styles = [t for t in drawn if t["constraints"]["style"] not in styles]
+            filled = [t for t in drawn if any(re.search(text, t["request"]) for text in slots)]
+            for found in (odd, odd_styles, filled):
+                assert bool(found) == invented, (split, found[:1])
 
 
 def test_written_material_is_split_without_overlap():

@@ -56,7 +56,7 @@ def test_no_held_out_subject_or_style(tasks):
         for subject in split_list(group, len(group) // 5, "reading")
     }
     heldout = {subject for subject in written if subject not in of_training}
-    styles = set(split_list(book["styles"], len(book["styles"]) // 6, "heldout"))
+    styles = {style for group in material("heldout", "en")["styles"].values() for style in group}
     shown = {task["constraints"]["subject"] for task in tasks}
     assert len(heldout) > 50 and not shown & heldout
     assert len(shown & of_training) > 100  # of expert trajectories and of VRL's tasks
