@@ -156,11 +156,10 @@ def clause_patterns(language: str) -> dict[str, list[tuple[str, str]]]:
         pattern = re.sub(r"\\{(\w+)\\}", lambda slot: f"({slots[slot[1]]})", re.escape(text))
         return piece, pattern
 
-    bench = bench_book(language)["clauses"]
-    return {
-        kind: [recognise(text) for text in texts + bench[kind] + bench.get(f"{kind}_each", [])]
-        for kind, texts in book["clauses"].items()
-    }
+    texts = {kind: list(written) for kind, written in book["clauses"].items()}
+    for kind, written in bench_book(language)["clauses"].items():
+        texts[kind.split("_")[0] if kind.startswith("duration") else kind] += written
+    return {kind: [recognise(text) for text in written] for kind, written in texts.items()}
 
 
 @lru_cache

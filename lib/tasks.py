@@ -406,11 +406,14 @@ def word_request(rng, c, scenario, book, split, language, dimension, invented, c
 
 def word_constraints(rng, c, scenario, book, choose):
     """A sentence for each constraint that the wording itself does not say."""
-    each = c["videos"] > 1 and "duration_each" in book["clauses"]
+    duration = "duration"
+    if "duration_each" in book["clauses"] and c["videos"] > 1:
+        duration = "duration_each"
+    elif "duration_sound" in book["clauses"] and asked_kind(c) == "audio":
+        duration = "duration_sound"
     # {kind of clause: what fills its slot}; what is false is not asked for.
     stated = {
-        "duration": not each and c["duration_s"],
-        "duration_each": each and c["duration_s"],
+        duration: c["duration_s"],
         "shots": c["shots"],
         "aspect": c["aspect_ratio"],
         "resolution_video": c["videos"] and c["resolution"],
