@@ -188,7 +188,8 @@ def wording_patterns(language: str) -> dict[str, list[re.Pattern]]:
 
     @cache
     def pattern_of(text):
-        text = re.escape(text.replace(" {extras}", "{extras}"))
+        # What stands before a wording is of no interest, and may be nothing.
+        text = re.escape(text.removeprefix("{extras} ").replace(" {extras}", "{extras}"))
         return re.compile(re.sub(r"\\{(\w+)\\}", lambda slot: slots[slot[1]], text), re.I)
 
     patterns = {}

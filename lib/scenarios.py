@@ -131,7 +131,7 @@ def common_words() -> list[str]:
     for group in book["subjects"].values():
         phrases += split_list(group, len(group) // 5, "reading")
     words = {*english_words(), *(word for phrase in phrases for word in phrase.split())}
-    return sorted(word for word in words if len(word) > 2 and word.isalpha())
+    return sorted(word for word in words if len(word) > 2 and word.isalpha() and word.islower())
 
 
 def odd_words(rng, n: int) -> list[str]:

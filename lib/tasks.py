@@ -335,7 +335,8 @@ def choose_subject(rng, group: list[str], split: str, invented: bool, choose=Non
 def compose(rng, written, group):
     """A subject of one to four words, those of written ones, common and made-up ones, that is not
     written anywhere in the group: "a braided velour lantern"."""
-    words = [word for subject in written for word in subject.split()[1:] if len(word) > 2]
+    words = {word for subject in written for word in subject.split()[1:] if len(word) > 2}
+    words = sorted(word for word in words if word.isalpha() and word.islower())
     while True:
         chosen = [
             rng.choice(words) if rng.random() < 0.5 else odd_word
