@@ -6,6 +6,7 @@ All of it is ours: the paper names 36 tools and does not say what its requests n
 """
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -71,9 +72,9 @@ def draw_address(rng):
             return url
 
 
-def wish_sentence(rng, c: dict, words: list[str]) -> str:
-    """The family's wish in one of these sentences, its slots filled."""
-    return rng.choice(words).format(**c["wish"])
+def wish_sentence(choose: Callable[[list], str], c: dict, words: list[str]) -> str:
+    """The family's wish in the one of these sentences that `choose` takes, its slots filled."""
+    return choose(words).format(**c["wish"])
 
 
 # ---------------------------------------------------------------------------- reading it again

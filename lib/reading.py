@@ -97,7 +97,7 @@ def read_request(request: str) -> dict:
     # In the order in which the request names them.
     c["audio"] = sorted(sounds, key=lambda kind: said[kind].start())
     c["storyboard"] = scenario["title"] == "Storyboards"
-    c["variety"] = any(sentence in request for sentence in bench_book()["variety"])
+    c["variety"] = any(sentence in request for sentence in bench_book(language)["variety"])
     for name_of_family, patterns in family_patterns(language).items():
         if match := find_clause(patterns, request):
             c["family"], c["wish"] = name_of_family, read_wish(match)
@@ -164,11 +164,10 @@ def clause_patterns(language: str) -> dict[str, list[tuple[str, str]]]:
         pattern = re.sub(r"\\{(\w+)\\}", lambda slot: f"({slots[slot[1]]})", re.escape(text))
         return piece, pattern
 
-    more = bench_book()["clauses"] if language == "en" else {}
-    return {
-        kind: [recognise(text) for text in texts + more.get(kind, [])]
-        for kind, texts in book["clauses"].items()
-    }
+    texts = {kind: list(written) for kind, written in book["clauses"].items()}
+    for kind, written in bench_book(language)["clauses"].items():
+        texts[kind.split("_")[0] if kind.startswith("duration") else kind] += written
+    return {kind: [recognise(text) for text in written] for kind, written in texts.items()}
 
 
 @lru_cache
@@ -206,8 +205,8 @@ def wording_patterns(language: str) -> dict[str, list[re.Pattern]]:
         # The longest first: "Design {what} for {subject}" would also fit
         # "Design {what} for a game about {subject}".
         texts = sorted(scenario["wordings"] + book["frames"], key=len, reverse=True)
-        if language == "en":
-            texts += bench_book()["scenarios"][name]["wordings"]
+        if name in bench_book(language)["scenarios"]:
+            texts += bench_book(language)["scenarios"][name]["wordings"]
         patterns[name] = [pattern_of(text) for text in texts]
     return patterns
 

@@ -31,15 +31,28 @@ def load_scenarios(language: str) -> dict:
 
 
 @lru_cache
-def bench_book() -> dict:
-    """The written material of VisGenBench's tasks: load_scenarios("en") with the words of
-    data/visgenbench.yaml in place of its own."""
-    book, words = load_scenarios("en"), read_yaml("visgenbench.yaml")
+def bench_book(language: str) -> dict:
+    """The written material of VisGenBench's tasks: load_scenarios(language) with the words of
+    data/visgenbench.yaml (zh: visgenbench_zh.yaml) in place of its own, and the task types that
+    these have wordings for.
+
+    The rubrics are English in both: the grader's prompt is, and scores of the same items compare.
+    """
+    book, english = load_scenarios(language), read_yaml("visgenbench.yaml")
+    words = english if language == "en" else read_yaml("visgenbench_zh.yaml")
     scenarios = {
         name: {**scenario, "wordings": words["wordings"][name]}
         for name, scenario in book["scenarios"].items()
+        if name in words["wordings"]
     }
-    return {**book, **words, "frames": [], "scenarios": scenarios}
+    return {
+        **book,
+        **words,
+        "rubrics": english["rubrics"],
+        "contradictions": book["contradictions"] + words["contradictions"],
+        "frames": [],
+        "scenarios": scenarios,
+    }
 
 
 def split_list(items: list, held: int, split: str) -> list:
@@ -71,7 +84,7 @@ def material(split: str, language: str) -> dict:
     Reading exercises have the wordings, clauses, wishes and frames of all splits: they teach the
     language, as pretraining does, and never what to do.
     """
-    book = bench_book() if split == "bench" else load_scenarios(language)
+    book = bench_book(language) if split == "bench" else load_scenarios(language)
     styles = {
         group: split_list(names, len(names) // 6, split) for group, names in book["styles"].items()
     }
@@ -84,6 +97,7 @@ def material(split: str, language: str) -> dict:
         for name, scenario in book["scenarios"].items()
     }
     clauses = {kind: split_list(texts, 2, split) for kind, texts in book["clauses"].items()}
+    # VisGenBench asks for families in English alone.
     spoken = "bench" if split == "bench" else language
     wishes = {
         name: split_list(family["words"][spoken], 2, split)

@@ -7,6 +7,8 @@ wordings, and lib/reading.py finds them in the words again. The shares and chanc
 import copy
 import hashlib
 import re
+from collections import Counter
+from functools import partial
 
 from lib.experiment import DataConfig
 from lib.families import asked_kind, attach_media, draw_wish, load_families, wish_sentence
@@ -28,6 +30,18 @@ BENCH = ROOT / "data" / "visgenbench.jsonl"
 TRAINING = ("visgen", "train", "reading")
 # The dimensions of VisGenBench in which requests of a family take part.
 FAMILIAR = ("match", "amount", "duration")
+# Of VisGenBench's tasks, these many are in Chinese.
+CHINESE = 200
+# The families that come round more than once in VisGenBench: few others attach sound or film.
+OFTEN = {
+    "best_recording": 8,
+    "best_film": 4,
+    "film_crop": 2,
+    "film_watermark": 2,
+    "film_loop": 2,
+    "film_pace": 2,
+    "long_job": 2,
+}
 
 
 def make_tasks(n: int, split: str, config: DataConfig, seed: int) -> list[dict]:
@@ -74,6 +88,7 @@ def make_task(
     dimension: str | None = None,
     with_picture: bool = False,
     family: str | None = None,
+    used: Counter | None = None,
 ) -> dict | None:
     """One task record, with an empty id.
 
@@ -82,8 +97,9 @@ def make_task(
     combinations of training, in the wordings of all splits but the bench. `dimension`:
     VisGenBench's, which decides what else the request says; `with_picture`: only a request that
     comes with the user's picture will do; `family`: one of data/families.yaml, otherwise
-    `data.families` decides by chance. None if no constraints suit the dimension; RuntimeError if
-    none of a scenario belong to the split.
+    `data.families` decides by chance; `used`: how often each text stands in a set of tasks so far:
+    the least used are taken, and counted; without it chance decides. None if no constraints suit
+    the dimension; RuntimeError if none of a scenario belong to the split.
     """
     book = material(split, language)
     name = scenario_name or rng.choice(list(book["scenarios"]))
@@ -99,16 +115,17 @@ def make_task(
             f"scenario {name}: no combination of constraints of the {split} split in 1000 draws"
         )
 
+    choose = rng.choice if used is None else partial(least_used, rng, used)
     invented = config.invented and split in TRAINING
     group = book["subjects"][rng.choice(scenario["subjects"])]
-    thing = choose_subject(rng, group, split, invented)
+    thing = choose_subject(rng, group, split, invented, choose)
     details = rng.sample(book["details"], 2) if dimension == "match" else []
-    c["subject"] = f"{thing} with {details[0]} and {details[1]}" if details else thing
+    c["subject"] = book["detailed"].format(thing, *details) if details else thing
     styled = not family or load_families()[family]["styled"]
     styles = fitting_styles(book, scenario, c["subject"])
-    c["style"] = choose_style(rng, styles, language, invented) if styled else None
+    c["style"] = choose_style(rng, styles, language, invented, choose) if styled else None
     c["variety"] = dimension == "variety"
-    request = word_request(rng, c, scenario, book, split, language, dimension, invented)
+    request = word_request(rng, c, scenario, book, split, language, dimension, invented, choose)
     if family:
         inputs = attach_media(rng, c, language)
     else:
@@ -298,12 +315,20 @@ def difficulty_of(c):
     return "medium" if asked <= 3 else "hard"
 
 
-def choose_subject(rng, group: list[str], split: str, invented: bool) -> str:
+def least_used(rng, used: Counter, texts: list[str]) -> str:
+    """One of the texts that were used least so far, which is counted as used."""
+    fewest = min(used[text] for text in texts)
+    text = rng.choice([text for text in texts if used[text] == fewest])
+    used[text] += 1
+    return text
+
+
+def choose_subject(rng, group: list[str], split: str, invented: bool, choose=None) -> str:
     """One of the split's subjects of a group or, where `invented` two times in three, one put
     together from their words: nobody learns these by heart, so the policy has to read them."""
     written = split_list(group, len(group) // 5, split)
     if not invented or rng.random() < 0.33:
-        return rng.choice(written)
+        return (choose or rng.choice)(written)
     return compose_chinese(rng, written) if HAN.search(written[0]) else compose(rng, written, group)
 
 
@@ -337,11 +362,11 @@ def fitting_styles(book: dict, scenario: dict, subject: str) -> list[str]:
     return [style for style in styles if not any(re.search(bar, style) for bar in barred)]
 
 
-def choose_style(rng, styles: list[str], language: str, invented: bool) -> str | None:
+def choose_style(rng, styles: list[str], language: str, invented: bool, choose) -> str | None:
     """One of the styles, where `invented` often one put together from words; or None."""
     if rng.random() >= 0.6:
         return None
-    style = rng.choice(styles)
+    style = choose(styles)
     if not invented or rng.random() >= 0.6:
         return style
     if language == "en":
@@ -356,13 +381,13 @@ def choose_picture(rng):
 
 
 # ---------------------------------------------------------------------------- how it is said
-def word_request(rng, c, scenario, book, split, language, dimension, invented):
+def word_request(rng, c, scenario, book, split, language, dimension, invented, choose):
     """A request in words: one wording, filled with what is to be made, and one sentence for each
     other constraint, in any order."""
-    sentences = [rng.choice(book[dimension])] if dimension in ("creative", "variety") else []
-    sentences += word_constraints(rng, c, scenario, book)
+    sentences = [choose(book[dimension])] if dimension in ("creative", "variety") else []
+    sentences += word_constraints(rng, c, scenario, book, choose)
     if c["family"]:
-        sentences.append(wish_sentence(rng, c, book["wishes"][c["family"]]))
+        sentences.append(wish_sentence(choose, c, book["wishes"][c["family"]]))
     if split in TRAINING:
         # Irrelevant detail; that of other requests stands in their wordings.
         asides = [text for text in book["asides"] if invented or "{word}" not in text]
@@ -371,7 +396,7 @@ def word_request(rng, c, scenario, book, split, language, dimension, invented):
     rng.shuffle(sentences)
     what = count_phrase(rng, c["images"] or c["videos"], scenario["noun"], language)
     framed = split in TRAINING and rng.random() < 0.5
-    wording = rng.choice(book["frames"] if framed else scenario["wordings"])
+    wording = choose(book["frames"] if framed else scenario["wordings"])
     return wording.format(
         what=what,
         subject=c["subject"],
@@ -380,11 +405,16 @@ def word_request(rng, c, scenario, book, split, language, dimension, invented):
     )
 
 
-def word_constraints(rng, c, scenario, book):
+def word_constraints(rng, c, scenario, book, choose):
     """A sentence for each constraint that the wording itself does not say."""
+    duration = "duration"
+    if "duration_each" in book["clauses"] and c["videos"] > 1:
+        duration = "duration_each"
+    elif "duration_sound" in book["clauses"] and asked_kind(c) == "audio":
+        duration = "duration_sound"
     # {kind of clause: what fills its slot}; what is false is not asked for.
     stated = {
-        "duration": c["duration_s"],
+        duration: c["duration_s"],
         "shots": c["shots"],
         "aspect": c["aspect_ratio"],
         "resolution_video": c["videos"] and c["resolution"],
@@ -404,7 +434,7 @@ def word_constraints(rng, c, scenario, book):
             continue
         if kind == "shots":
             value = rng.choice([value, book["number_words"].get(value, value)])
-        sentences.append(re.sub(r"{\w+}", str(value), rng.choice(book["clauses"][kind])))
+        sentences.append(re.sub(r"{\w+}", str(value), choose(book["clauses"][kind])))
     return sentences
 
 
@@ -424,57 +454,87 @@ def make_bench() -> list[dict]:
     """VisGenBench's 1,200 tasks with Table 1's composition, the scenarios in turn; `in_104` marks
     the stratified subset VisGenBench-104.
 
-    Ours where the paper is silent: every third image task comes with the user's picture, every
-    other task of a stratum is long, and every fifth of the strata FAMILIAR is of a family of
-    data/families.yaml.
+    Ours where the paper is silent: CHINESE of the tasks are in Chinese, every third image task
+    comes with the user's picture, two tasks in three are long, and of the English tasks of the
+    strata FAMILIAR every fifth (video: two in five) is of a family of data/families.yaml. Of
+    texts, the least used is always taken.
     """
-    book = bench_book()
+    book = bench_book("en")
     sizes = {
         (modality, dimension): n
         for modality, row in book["composition"].items()
         for dimension, n in row.items()
     }
-    in_subset = shares_of(104, sizes)
+    in_subset, in_chinese = shares_of(104, sizes), shares_of(CHINESE, sizes)
+    used = Counter()
     tasks = {}
     for (modality, dimension), n in sizes.items():
         rng = seeded_rng("VisGenBench", modality, dimension)
-        names = [name for name, s in book["scenarios"].items() if s["modality"] == modality]
-        rng.shuffle(names)
-        few = in_subset[modality, dimension]
         families = families_for(modality, dimension)
-        made = tries = 0
-        while made < n:
-            tries += 1
-            family = families[made // 5 % len(families)] if families and made % 5 == 4 else None
-            task = make_task(
-                rng,
-                "bench",
-                DataConfig(**book["limits"], long=made % 2 == 0, families=0.0),
-                names[tries % len(names)],
-                dimension=dimension,
-                with_picture=modality == "image" and made % 3 == 0 and not family,
-                family=family,
-            )
-            if task is None or task["request"] in tasks:
-                continue
+        chinese = set(rng.sample(range(n), in_chinese[modality, dimension]))
+        few = in_subset[modality, dimension]
+        english = of_family = 0
+        for made in range(n):
+            language, family = "zh", None
+            if made not in chinese:
+                language = "en"
+                english += 1
+                if families and english % 5 in ((2, 4) if modality == "video" else (4,)):
+                    family = families[of_family % len(families)]
+                    of_family += 1
+            task = next_task(rng, modality, dimension, made, language, family, tasks, used)
             # The subset is laid over the stratum evenly: task i is in it where i * few / n passes
             # a whole number.
             in_104 = (made + 1) * few // n > made * few // n
             tasks[task["request"]] = {**task, "id": f"vgb2-{len(tasks) + 1:04d}", "in_104": in_104}
-            made += 1
     return list(tasks.values())
 
 
+def next_task(rng, modality, dimension, made, language, family, tasks, used):
+    """The task number `made` of a stratum, of the task type that has the fewest so far and gives
+    one; `tasks`: those made, by their requests."""
+    book = bench_book(language)
+    with_picture = modality == "image" and made % 3 == 0 and not family
+    names = [
+        name
+        for name, scenario in book["scenarios"].items()
+        if scenario["modality"] == modality and (scenario.get("input") or not with_picture)
+    ]
+    rng.shuffle(names)
+    names.sort(key=lambda name: used[name])
+    limits = bench_book("en")["limits"]
+    for name in names * 10:
+        task = make_task(
+            rng,
+            "bench",
+            DataConfig(**limits, long=made % 3 != 1, families=0.0),
+            name,
+            language,
+            dimension=dimension,
+            with_picture=with_picture,
+            family=family,
+            used=used,
+        )
+        if task and task["request"] not in tasks:
+            used[name] += 1
+            return task
+    raise RuntimeError(f"VisGenBench: no task of {modality}, {dimension}, {language}, {family}")
+
+
 def families_for(modality, dimension):
-    """The families whose requests suit one of FAMILIAR, the dimensions that have any."""
+    """The families whose requests suit one of FAMILIAR, the dimensions that have any, each as often
+    as its turn comes round (OFTEN)."""
     rng = seeded_rng("families")
-    return [
+    families = [
         name
         for name, family in load_families().items()
         if family["modality"] == modality
         and dimension in FAMILIAR
         and suits({**NO_CONSTRAINTS, **draw_wish(rng, name, "en")}, dimension)
+        for _ in range(OFTEN.get(name, 1))
     ]
+    rng.shuffle(families)
+    return families
 
 
 def shares_of(total, sizes):

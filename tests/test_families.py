@@ -126,7 +126,7 @@ def test_a_sentence_says_its_own_family_alone():
             language = "zh" if which == "zh" else "en"
             for text in texts:
                 c = {**copy.deepcopy(NO_CONSTRAINTS), **draw_wish(rng, name, language)}
-                said = wish_sentence(rng, c, [text])
+                said = wish_sentence(rng.choice, c, [text])
                 heard = {
                     kind
                     for kind, several in [
