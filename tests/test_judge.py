@@ -426,6 +426,7 @@ def test_the_judges_are_told_what_a_family_wants(server, config, episodes):
     }
     server.seen.clear()
     score([t], config())
+    assert len(prompts(server)) == 2
     for asked in prompts(server):
         assert "handed over is a speech, and no picture or film" in asked
         assert "in the asked voice" in asked and '"voice": "ash"' in asked
