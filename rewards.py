@@ -77,15 +77,21 @@ KIND_WORDS = {
     "text": r"\w*\s?(?:prompts?|scripts?|boards?|texts?)",
     "audio": r"recordings?|songs?|pieces? of music|tracks?",
 }
+COUNTS = {
+    kind: re.compile(rf"\b(\d{{1,3}}) (?:{words})\b") for kind, words in KIND_WORDS.items()
+}
+EACH = re.compile(r"\b(?:each|every)\b")
+SEVERAL = re.compile(r"\bthen\b|;")
 
 
+@lru_cache(maxsize=8192)
 def stated_count(goal: str, kind: str) -> int:
     """The number that a plan step's goal states for what it makes; 1 where it states none.
 
     >>> stated_count("4 images of a lantern", "image"), stated_count("clip 2 of a kite", "video")
     (4, 1)
     """
-    found = re.search(rf"\b(\d{{1,3}}) (?:{KIND_WORDS[kind]})\b", goal)
+    found = COUNTS[kind].search(goal)
     return int(found.group(1)) if found else 1
 
 
@@ -95,11 +101,13 @@ def is_circular(plan: list[dict]) -> bool:
     for step in plan:
         feeds.setdefault(step["id"], set()).update(step["after"])
     open_ids = set(feeds)
-    while True:
-        free = {i for i in open_ids if not feeds[i] & open_ids}
-        if not free:
-            return bool(open_ids)
-        open_ids -= free
+    n_open = None
+    while n_open != len(open_ids):
+        n_open = len(open_ids)
+        for i in feeds:
+            if feeds[i].isdisjoint(open_ids):
+                open_ids.discard(i)
+    return bool(open_ids)
 
 
 @lru_cache(maxsize=256)
@@ -110,13 +118,14 @@ def kin(tool: str) -> str:
     return category(tool) if makes_media else tool
 
 
-def units_of_step(step: dict) -> int:
+@lru_cache(maxsize=8192)
+def units_of_step(tool: str, goal: str) -> int:
     """How many results, or calls, a plan step stands for: the number that its goal states; any
     number where it says "each", "every" or "all" of what is there already."""
-    kind = makes(step["tool"])
-    if "-to-" in category(step["tool"]) and kind in KIND_WORDS:
-        return stated_count(step["goal"], kind)
-    return 99 if re.search(r"\b(?:each|every)\b", step["goal"]) else 1
+    kind = makes(tool)
+    if "-to-" in category(tool) and kind in KIND_WORDS:
+        return stated_count(goal, kind)
+    return 99 if EACH.search(goal) else 1
 
 
 def units_of_plan(plan: list[dict]) -> Counter:
@@ -124,7 +133,7 @@ def units_of_plan(plan: list[dict]) -> Counter:
     units = Counter()
     for step in plan:
         if step["tool"] != "llm":
-            units[kin(step["tool"])] += units_of_step(step)
+            units[kin(step["tool"])] += units_of_step(step["tool"], step["goal"])
     return units
 
 
@@ -218,7 +227,7 @@ def atomicity_facet(plan: list[dict]) -> float:
     good = 0
     for step in plan:
         brief = 2 <= len(step["goal"].split()) <= 16
-        several = re.search(r"\bthen\b|;", step["goal"])
+        several = SEVERAL.search(step["goal"])
         good += brief and not several and times[step["tool"], step["goal"]] == 1
     return good / len(plan)
 
@@ -237,7 +246,7 @@ def plan_graph(plan: list[dict], counts_as: dict[str, str]) -> tuple[Counter, Co
     None.
     """
     tool_of = {step["id"]: counts_as.get(step["tool"], step["tool"]) for step in plan}
-    units = {step["id"]: min(units_of_step(step), 99) for step in plan}
+    units = {step["id"]: min(units_of_step(step["tool"], step["goal"]), 99) for step in plan}
     nodes, edges = Counter(), Counter()
     for step in plan:
         tool = counts_as.get(step["tool"], step["tool"])
