@@ -77,9 +77,7 @@ KIND_WORDS = {
     "text": r"\w*\s?(?:prompts?|scripts?|boards?|texts?)",
     "audio": r"recordings?|songs?|pieces? of music|tracks?",
 }
-COUNTS = {
-    kind: re.compile(rf"\b(\d{{1,3}}) (?:{words})\b") for kind, words in KIND_WORDS.items()
-}
+COUNTS = {kind: re.compile(rf"\b(\d{{1,3}}) (?:{words})\b") for kind, words in KIND_WORDS.items()}
 EACH = re.compile(r"\b(?:each|every)\b")
 SEVERAL = re.compile(r"\bthen\b|;")
 
@@ -1019,12 +1017,15 @@ def traj_reward(
 
 
 # ---------------------------------------------------------------------------- R_cons (rule)
-def may_be_reference(artifact: dict, subject: str) -> bool:
-    """Whether it is a picture that the user attached, or one whose prompt names the subject."""
+def may_be_reference(artifact: dict, subject: frozenset[str]) -> bool:
+    """Whether it is a picture that the user attached, or one whose prompt names the subject (its
+    content words)."""
     if artifact["kind"] != "image":
         return False
-    said = positive_words(prompt_of(artifact), content_words(subject))
-    return artifact["tool"] == "user" or shows(" ".join(said), subject)
+    if artifact["tool"] == "user":
+        return True
+    said = positive_words(prompt_of(artifact), subject)
+    return 2 * len(said & subject) >= len(subject)
 
 
 def consistency_reward(
@@ -1050,11 +1051,10 @@ def consistency_reward(
     for item in deliverables(trajectory):
         if item["kind"] == kind:
             units |= {media.looks[i]: i for i in media.footage[item["id"]]}
+    references = {i for i, a in media.by_id.items() if may_be_reference(a, media.subject)}
     made_from = Counter()
     for unit in units.values():
-        made_from.update(
-            i for i in media.above[unit] if may_be_reference(media.by_id[i], c["subject"])
-        )
+        made_from.update(media.above[unit] & references)
     together = min(max(made_from.values(), default=0), expected)
     n_units = max(expected, len(units))
     return max(0, together - 1) / (n_units - 1), {"one_reference": together / n_units}

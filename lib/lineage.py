@@ -198,12 +198,12 @@ def deliverables(trajectory: dict) -> list[dict]:
     Only what was made in this episode counts: neither what the user attached nor what was found.
     """
     answer = trajectory["answer"] or {}
+    handed = dict.fromkeys(answer.get("deliverables", []))
     made = {
         a["id"]: a
         for a in trajectory["artifacts"]
-        if a["tool"] != "user" and makes(a["tool"]) == a["kind"]
+        if a["id"] in handed and a["tool"] != "user" and makes(a["tool"]) == a["kind"]
     }
-    handed = dict.fromkeys(answer.get("deliverables", []))
     return [made[i] for i in handed if i in made]
 
 
@@ -223,6 +223,8 @@ class Media:
     # The words of the request's subject, and those of subject and style.
     subject: frozenset[str] = frozenset()
     topic: frozenset[str] = frozenset()
+    # What own_words found already: several checks ask it of the same clips.
+    told: dict[tuple, float] = field(default_factory=dict)
 
 
 def topic_words(c: dict) -> frozenset[str]:
@@ -360,6 +362,14 @@ def heard(film: dict, media: Media) -> dict[str, float]:
 
 
 def own_words(part: str, media: Media, wanted: frozenset[str]) -> float:
+    """`words_told` of a picture or clip, read once an episode."""
+    key = (part, wanted)
+    if key not in media.told:
+        media.told[key] = words_told(part, media, wanted)
+    return media.told[key]
+
+
+def words_told(part: str, media: Media, wanted: frozenset[str]) -> float:
     """Share of the wanted words in the prompt of a picture or clip itself (ours).
 
     0 where it does not say half of the subject's: a style alone shows nothing. A clip shows its
