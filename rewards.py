@@ -79,7 +79,6 @@ KIND_WORDS = {
 }
 COUNTS = {kind: re.compile(rf"\b(\d{{1,3}}) (?:{words})\b") for kind, words in KIND_WORDS.items()}
 EACH = re.compile(r"\b(?:each|every)\b")
-SEVERAL = re.compile(r"\bthen\b|;")
 
 
 @lru_cache(maxsize=8192)
@@ -95,6 +94,13 @@ def stated_count(goal: str, kind: str) -> int:
 
 def is_circular(plan: list[dict]) -> bool:
     """Whether some step comes after itself, directly or by way of others."""
+    before = set()
+    for step in plan:
+        if step["id"] in before or not before.issuperset(step["after"]):
+            break
+        before.add(step["id"])
+    else:  # every step comes after earlier ones alone, as in most plans
+        return False
     feeds = {}
     for step in plan:
         feeds.setdefault(step["id"], set()).update(step["after"])
@@ -116,13 +122,18 @@ def kin(tool: str) -> str:
     return category(tool) if makes_media else tool
 
 
+@lru_cache(maxsize=256)
+def by_results(tool: str) -> bool:
+    """Whether a tool is counted by its results, and not by its calls: where it makes media."""
+    return "-to-" in category(tool) and makes(tool) in KIND_WORDS
+
+
 @lru_cache(maxsize=8192)
 def units_of_step(tool: str, goal: str) -> int:
     """How many results, or calls, a plan step stands for: the number that its goal states; any
     number where it says "each", "every" or "all" of what is there already."""
-    kind = makes(tool)
-    if "-to-" in category(tool) and kind in KIND_WORDS:
-        return stated_count(goal, kind)
+    if by_results(tool):
+        return stated_count(goal, makes(tool))
     return 99 if EACH.search(goal) else 1
 
 
@@ -140,8 +151,8 @@ def units_done(calls: list[dict]) -> Counter:
     units = Counter()
     for call in calls:
         if call["status"] == "ok":
-            many = "-to-" in category(call["name"]) and makes(call["name"]) in KIND_WORDS
-            units[kin(call["name"])] += len(call["outputs"]) if many else 1
+            name = call["name"]
+            units[kin(name)] += len(call["outputs"]) if by_results(name) else 1
     return units
 
 
@@ -202,8 +213,9 @@ def coherence_facet(plan: list[dict], inputs: list[dict]) -> float:
     kind_made = {}
     good = 0
     for step in plan:
-        fed = given | {kind_made[a] for a in step["after"] if a in kind_made}
-        in_order = all(a in kind_made for a in step["after"])
+        known = [kind_made[a] for a in step["after"] if a in kind_made]
+        in_order = len(known) == len(step["after"])
+        fed = given.union(known)
         supplied = all(kinds & fed for kinds in takes(step["tool"]))
         own_id = step["id"] not in kind_made
         good += in_order and supplied and own_id
@@ -216,18 +228,19 @@ def executability_facet(plan: list[dict], pool: set[str]) -> float:
     return sum(step["tool"] in pool or step["tool"] == "llm" for step in plan) / len(plan)
 
 
+@lru_cache(maxsize=8192)
+def says_one_thing(goal: str) -> bool:
+    """Whether a goal is said in 2 to 16 words, without "then" or a semicolon."""
+    return 2 <= len(goal.split()) <= 16 and not re.search(r"\bthen\b|;", goal)
+
+
 def atomicity_facet(plan: list[dict]) -> float:
     """Decomposition Atomicity: share of steps that make one thing (grade ours).
 
-    Such a step is said in 2 to 16 words, without "then" or a semicolon, and only once.
+    Such a step `says_one_thing`, and says it only once.
     """
     times = Counter((step["tool"], step["goal"]) for step in plan)
-    good = 0
-    for step in plan:
-        brief = 2 <= len(step["goal"].split()) <= 16
-        several = SEVERAL.search(step["goal"])
-        good += brief and not several and times[step["tool"], step["goal"]] == 1
-    return good / len(plan)
+    return sum(n == 1 and says_one_thing(goal) for (_, goal), n in times.items()) / len(plan)
 
 
 def f1(found: Counter, wanted: Counter) -> float:
@@ -1090,9 +1103,8 @@ def needed_units(trajectory: dict, media: Media) -> Counter:
     for call in trajectory["calls"]:
         if call["status"] != "ok" or not call["outputs"] or not use_of_call(call, used, media):
             continue
-        many = "-to-" in category(call["name"]) and makes(call["name"]) in KIND_WORDS
         into = sum(i in used for i in call["outputs"])
-        units[kin(call["name"])] += into if many else 1
+        units[kin(call["name"])] += into if by_results(call["name"]) else 1
     return units
 
 

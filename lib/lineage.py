@@ -144,7 +144,10 @@ def positive_words(text: str, wanted: frozenset[str] = frozenset()) -> frozenset
         lowered = re.sub(r"\bnothing but\b", "only", lowered)
         lowered = re.sub(r"\b(?:anything|everything|all) but\b", "without", lowered)
     kept = []
-    for clause in CLAUSE_END.split(lowered):
+    clauses = CLAUSE_END.split(lowered)
+    if all(map(is_plain, clauses)):
+        return frozenset().union(*map(content_words, clauses))
+    for clause in clauses:
         if is_plain(clause):
             kept.append(clause)
             continue
@@ -171,10 +174,14 @@ def told(text: str, wanted: frozenset[str], long: int) -> float:
     >>> told("a gray wall, no red fox", fox, 200)
     0.0
     """
-    most = min(long, 2 * len(content_words(text)) + 4)
-    if not wanted or len(text.split()) > most:
+    said = positive_words(text, wanted)
+    n_words = len(text.split())
+    if not wanted or n_words > long:
         return 0.0
-    return len(wanted & positive_words(text, wanted)) / len(wanted)
+    # What is said is among the words: most texts are short enough by it alone.
+    if n_words > 2 * len(said) + 4 and n_words > 2 * len(content_words(text)) + 4:
+        return 0.0
+    return len(wanted & said) / len(wanted)
 
 
 @lru_cache(maxsize=8192)
