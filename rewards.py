@@ -34,6 +34,7 @@ from lib.lineage import (
     deliverables,
     heard,
     is_given,
+    name_subject,
     on_topic,
     positive_words,
     prompt_of,
@@ -344,6 +345,8 @@ def unrepaired(calls: list[dict]) -> list[dict]:
     A success repairs the two failures before it, as after two retries, of its tool or, where it
     makes pictures or clips, of one that makes them from the same (ours).
     """
+    if all(call["status"] == "ok" for call in calls):
+        return []
     lost = []
     waiting = {}
     for call in calls:
@@ -718,8 +721,9 @@ def sound_check(part: str, film: dict, media: Media) -> float:
 def several_facts(texts: list[str], film: dict, subject: str) -> float:
     """How far spoken or written texts say enough for a film's length (ours): different words, over
     those that one expects, and 0 unless they name the subject."""
-    said = positive_words(". ".join(texts), content_words(subject))
-    if not shows(" ".join(said), subject):
+    subject_words = content_words(subject)
+    said = positive_words(". ".join(texts), subject_words)
+    if not name_subject(said, subject_words):
         return 0.0
     expected = max(LEAST_WORDS, min(MOST_WORDS, WORDS_A_SECOND * film["duration_s"]))
     return min(1.0, len(said) / expected)
@@ -961,12 +965,13 @@ def executed_share(calls: list[dict], plans: list[dict]) -> float:
     lost = len(unrepaired(calls))
     worked = sum(call["status"] == "ok" for call in calls)
     done = units_done(calls)
-    whole = (units_of_plan(plans[-1]["plan"]) & done).total()
+    units = [units_of_plan(plan["plan"]) for plan in plans]
+    whole = (units[-1] & done).total()
     held = 0
     ends = [plan["turn"] for plan in plans[1:]] + [math.inf]
-    for plan, end in zip(plans, ends):
+    for plan, planned, end in zip(plans, units, ends):
         under_it = [call for call in calls if plan["turn"] <= call["turn"] < end]
-        held += (units_of_plan(plan["plan"]) & units_done(under_it)).total()
+        held += (planned & units_done(under_it)).total()
     share_planned = min(whole, held) / max(1, done.total())
     return min(1.0, share_planned, worked / max(1, worked + lost))
 
@@ -1037,8 +1042,7 @@ def may_be_reference(artifact: dict, subject: frozenset[str]) -> bool:
         return False
     if artifact["tool"] == "user":
         return True
-    said = positive_words(prompt_of(artifact), subject)
-    return 2 * len(said & subject) >= len(subject)
+    return name_subject(positive_words(prompt_of(artifact), subject), subject)
 
 
 def consistency_reward(

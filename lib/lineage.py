@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import filterfalse
 
 from lib.toolbox import category, makes
 
@@ -18,8 +19,9 @@ QUIET = 0.1
 LONG_PROMPT = 200
 ARTICLES = {"a", "an", "the"}
 
-# Where a clause ends. What is negated in one clause says nothing about the next.
-CLAUSE_END = re.compile(r"[,.;:!?()\n，。；：！？、]+|(?=\bbut\b)")
+# Where a clause ends; before "but" as well. What is negated in one clause says nothing about the
+# next.
+CLAUSE_END = re.compile(r"[,.;:!?()\n，。；：！？、]+")
 # A part of a clause that is negated for itself.
 RELATIVE = re.compile(r"(?=\b(?:that|which|who|whose|where|while|and|then)\b)")
 # After these, to the end of the clause, nothing is said to be there.
@@ -96,10 +98,14 @@ def content_words(text: str) -> frozenset[str]:
     return frozenset(WORD.findall(text.lower())) - ARTICLES
 
 
+def name_subject(words: frozenset[str], subject: frozenset[str]) -> bool:
+    """Whether words name the subject: at least half of its content words (ours)."""
+    return 2 * len(words & subject) >= len(subject)
+
+
 def shows(text: str, subject: str) -> bool:
-    """Whether a text names the subject: at least half of its content words (ours)."""
-    wanted = content_words(subject)
-    return 2 * len(content_words(text) & wanted) >= len(wanted)
+    """Whether a text names the subject, see name_subject."""
+    return name_subject(content_words(text), content_words(subject))
 
 
 def cut_at(pattern: re.Pattern, text: str, wanted: frozenset[str]) -> str:
@@ -143,6 +149,7 @@ def positive_words(text: str, wanted: frozenset[str] = frozenset()) -> frozenset
     if "but" in lowered:
         lowered = re.sub(r"\bnothing but\b", "only", lowered)
         lowered = re.sub(r"\b(?:anything|everything|all) but\b", "without", lowered)
+        lowered = re.sub(r"\bbut\b", ", but", lowered)
     kept = []
     clauses = CLAUSE_END.split(lowered)
     if all(map(is_plain, clauses)):
@@ -195,7 +202,7 @@ def view_words(text: str, topic: frozenset[str]) -> frozenset[str]:
     (frozenset(), frozenset({'behind'}))
     """
     said = positive_words(text, topic) - topic - SAYS_NOTHING_NEW
-    return frozenset(word for word in said if not word.isdigit())
+    return frozenset(filterfalse(str.isdigit, said))
 
 
 # ---------------------------------------------------------------------------- where media come from
@@ -291,7 +298,7 @@ def look_of(
     written = artifact["arguments"]
     if same_kind(artifact, parents, "video", media):
         seen = {media.looks[clip] for clip in media.footage[artifact["id"]]}
-        return seen.pop() if len(seen) == 1 else tuple(sorted(map(str, seen)))
+        return seen.pop() if len(seen) == 1 else frozenset(seen)
     prompt = prompt_of(artifact)
     view = view_words(prompt, media.topic)
     pictures = same_kind(artifact, parents, "image", media)
@@ -390,7 +397,7 @@ def words_told(part: str, media: Media, wanted: frozenset[str]) -> float:
     forbidden = content_words(str(made["arguments"].get("negative_prompt") or ""))
     share = 0.0 if forbidden & wanted else told(text, wanted, LONG_PROMPT)
     said = positive_words(text, wanted)
-    if 2 * len(media.subject & said) < len(media.subject):
+    if not name_subject(said, media.subject):
         share = 0.0
     if made["kind"] == "video":
         frames = [p["id"] for p in made["parents"] if p["id"] in media.by_id]
