@@ -124,7 +124,8 @@ def cut_at(pattern: re.Pattern, text: str, wanted: frozenset[str]) -> str:
 
 @lru_cache(maxsize=8192)
 def is_plain(clause: str) -> bool:
-    """Whether nothing in a clause can negate anything, as in most: it needs no closer reading.
+    """Whether nothing in a clause can negate anything, as in most: it needs no closer reading. All
+    patterns that positive_words reads by stand here.
 
     >>> is_plain("a red fox"), is_plain("a wall with no fox")
     (True, False)
