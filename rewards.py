@@ -12,13 +12,16 @@ here: a reader can play with this file anywhere.
 
     python rewards.py trajectories.jsonl           # scores with their reasons, part by part
     python rewards.py trajectories.jsonl --html    # also as a page beside the file
+    python rewards.py trajectories.jsonl --speed   # how many a second, in place of their scores
     python rewards.py trajectories.jsonl reward.form=result+format reward.judge=openai \\
         llm.url=http://127.0.0.1:8123/v1
 """
 
+import gc
 import math
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
@@ -38,6 +41,7 @@ from lib.lineage import (
     is_given,
     looked_at,
     looks_into,
+    name_subject,
     on_topic,
     own_words,
     positive_words,
@@ -83,29 +87,41 @@ KIND_WORDS = {
     "text": r"\w*\s?(?:prompts?|scripts?|boards?|texts?)",
     "audio": r"recordings?|songs?|pieces? of music|tracks?",
 }
+COUNTS = {kind: re.compile(rf"\b(\d{{1,3}}) (?:{words})\b") for kind, words in KIND_WORDS.items()}
+EACH = re.compile(r"\b(?:each|every)\b")
 
 
+@lru_cache(maxsize=8192)
 def stated_count(goal: str, kind: str) -> int:
     """The number that a plan step's goal states for what it makes; 1 where it states none.
 
     >>> stated_count("4 images of a lantern", "image"), stated_count("clip 2 of a kite", "video")
     (4, 1)
     """
-    found = re.search(rf"\b(\d{{1,3}}) (?:{KIND_WORDS[kind]})\b", goal)
+    found = COUNTS[kind].search(goal)
     return int(found.group(1)) if found else 1
 
 
 def is_circular(plan: list[dict]) -> bool:
     """Whether some step comes after itself, directly or by way of others."""
+    before = set()
+    for step in plan:
+        if step["id"] in before or not before.issuperset(step["after"]):
+            break
+        before.add(step["id"])
+    else:  # every step comes after earlier ones alone, as in most plans
+        return False
     feeds = {}
     for step in plan:
         feeds.setdefault(step["id"], set()).update(step["after"])
     open_ids = set(feeds)
-    while True:
-        free = {i for i in open_ids if not feeds[i] & open_ids}
-        if not free:
-            return bool(open_ids)
-        open_ids -= free
+    n_open = None
+    while n_open != len(open_ids):
+        n_open = len(open_ids)
+        for i in feeds:
+            if feeds[i].isdisjoint(open_ids):
+                open_ids.discard(i)
+    return bool(open_ids)
 
 
 @lru_cache(maxsize=256)
@@ -116,13 +132,19 @@ def kin(tool: str) -> str:
     return category(tool) if makes_media else tool
 
 
-def units_of_step(step: dict) -> int:
+@lru_cache(maxsize=256)
+def by_results(tool: str) -> bool:
+    """Whether a tool is counted by its results, and not by its calls: where it makes media."""
+    return "-to-" in category(tool) and makes(tool) in KIND_WORDS
+
+
+@lru_cache(maxsize=8192)
+def units_of_step(tool: str, goal: str) -> int:
     """How many results, or calls, a plan step stands for: the number that its goal states; any
     number where it says "each", "every" or "all" of what is there already."""
-    kind = makes(step["tool"])
-    if "-to-" in category(step["tool"]) and kind in KIND_WORDS:
-        return stated_count(step["goal"], kind)
-    return 99 if re.search(r"\b(?:each|every)\b", step["goal"]) else 1
+    if by_results(tool):
+        return stated_count(goal, makes(tool))
+    return 99 if EACH.search(goal) else 1
 
 
 def units_of_plan(plan: list[dict]) -> Counter:
@@ -130,7 +152,7 @@ def units_of_plan(plan: list[dict]) -> Counter:
     units = Counter()
     for step in plan:
         if step["tool"] != "llm":
-            units[kin(step["tool"])] += units_of_step(step)
+            units[kin(step["tool"])] += units_of_step(step["tool"], step["goal"])
     return units
 
 
@@ -139,8 +161,8 @@ def units_done(calls: list[dict]) -> Counter:
     units = Counter()
     for call in calls:
         if call["status"] == "ok":
-            many = "-to-" in category(call["name"]) and makes(call["name"]) in KIND_WORDS
-            units[kin(call["name"])] += len(call["outputs"]) if many else 1
+            name = call["name"]
+            units[kin(name)] += len(call["outputs"]) if by_results(name) else 1
     return units
 
 
@@ -201,8 +223,9 @@ def coherence_facet(plan: list[dict], inputs: list[dict]) -> float:
     kind_made = {}
     good = 0
     for step in plan:
-        fed = given | {kind_made[a] for a in step["after"] if a in kind_made}
-        in_order = all(a in kind_made for a in step["after"])
+        known = [kind_made[a] for a in step["after"] if a in kind_made]
+        in_order = len(known) == len(step["after"])
+        fed = given.union(known)
         supplied = all(kinds & fed for kinds in takes(step["tool"]))
         own_id = step["id"] not in kind_made
         good += in_order and supplied and own_id
@@ -215,18 +238,19 @@ def executability_facet(plan: list[dict], pool: set[str]) -> float:
     return sum(step["tool"] in pool or step["tool"] == "llm" for step in plan) / len(plan)
 
 
+@lru_cache(maxsize=8192)
+def says_one_thing(goal: str) -> bool:
+    """Whether a goal is said in 2 to 16 words, without "then" or a semicolon."""
+    return 2 <= len(goal.split()) <= 16 and not re.search(r"\bthen\b|;", goal)
+
+
 def atomicity_facet(plan: list[dict]) -> float:
     """Decomposition Atomicity: share of steps that make one thing (grade ours).
 
-    Such a step is said in 2 to 16 words, without "then" or a semicolon, and only once.
+    Such a step `says_one_thing`, and says it only once.
     """
     times = Counter((step["tool"], step["goal"]) for step in plan)
-    good = 0
-    for step in plan:
-        brief = 2 <= len(step["goal"].split()) <= 16
-        several = re.search(r"\bthen\b|;", step["goal"])
-        good += brief and not several and times[step["tool"], step["goal"]] == 1
-    return good / len(plan)
+    return sum(n == 1 and says_one_thing(goal) for (_, goal), n in times.items()) / len(plan)
 
 
 def f1(found: Counter, wanted: Counter) -> float:
@@ -243,7 +267,7 @@ def plan_graph(plan: list[dict], counts_as: dict[str, str]) -> tuple[Counter, Co
     None.
     """
     tool_of = {step["id"]: counts_as.get(step["tool"], step["tool"]) for step in plan}
-    units = {step["id"]: min(units_of_step(step), 99) for step in plan}
+    units = {step["id"]: min(units_of_step(step["tool"], step["goal"]), 99) for step in plan}
     nodes, edges = Counter(), Counter()
     for step in plan:
         tool = counts_as.get(step["tool"], step["tool"])
@@ -352,6 +376,8 @@ def unrepaired(calls: list[dict]) -> list[dict]:
     A success repairs the two failures before it, as after two retries, of its tool or, where it
     makes pictures or clips, of one that makes them from the same (ours).
     """
+    if all(call["status"] == "ok" for call in calls):
+        return []
     lost = []
     waiting = {}
     for call in calls:
@@ -870,8 +896,9 @@ def several_facts(texts: list[str], film: dict, subject: str) -> float:
     """How far spoken or written texts say enough for a film's length (ours): different words, over
     those that one expects, and 0 unless they name the subject and are of a language
     (`is_gibberish`)."""
-    said = positive_words(". ".join(texts), content_words(subject))
-    if not shows(" ".join(said), subject) or is_gibberish(said - content_words(subject)):
+    subject_words = content_words(subject)
+    said = positive_words(". ".join(texts), subject_words)
+    if not name_subject(said, subject_words) or is_gibberish(said - subject_words):
         return 0.0
     expected = max(LEAST_WORDS, min(MOST_WORDS, WORDS_A_SECOND * film["duration_s"]))
     return min(1.0, len(said) / expected)
@@ -1195,12 +1222,13 @@ def executed_share(calls: list[dict], plans: list[dict]) -> float:
     lost = len(unrepaired(calls))
     worked = sum(call["status"] == "ok" for call in calls)
     done = units_done(calls)
-    whole = (units_of_plan(plans[-1]["plan"]) & done).total()
+    units = [units_of_plan(plan["plan"]) for plan in plans]
+    whole = (units[-1] & done).total()
     held = 0
     ends = [plan["turn"] for plan in plans[1:]] + [math.inf]
-    for plan, end in zip(plans, ends):
+    for plan, planned, end in zip(plans, units, ends):
         under_it = [call for call in calls if plan["turn"] <= call["turn"] < end]
-        held += (units_of_plan(plan["plan"]) & units_done(under_it)).total()
+        held += (planned & units_done(under_it)).total()
     share_planned = min(whole, held) / max(1, done.total())
     return min(1.0, share_planned, worked / max(1, worked + lost))
 
@@ -1216,8 +1244,10 @@ def wired_share(items: list[str], plan: list[dict], media: Media) -> float:
     behind = set().union(*(media.above[item] for item in items))
     wired = set()
     for made in (media.by_id[i] for i in behind):
-        sources = [media.by_id[parent["id"]]["tool"] for parent in made["parents"]]
-        wired |= {(source, made["tool"]) for source in sources if source != "user"}
+        for parent in made["parents"]:
+            source = media.by_id[parent["id"]]["tool"]
+            if source != "user":
+                wired.add((source, made["tool"]))
     return len(wired & foreseen) / len(wired) if wired else 1.0
 
 
@@ -1292,12 +1322,14 @@ def traj_reward(
 
 
 # ---------------------------------------------------------------------------- R_cons (rule)
-def may_be_reference(artifact: dict, subject: str) -> bool:
-    """Whether it is a picture that the user attached, or one whose prompt names the subject."""
+def may_be_reference(artifact: dict, subject: frozenset[str]) -> bool:
+    """Whether it is a picture that the user attached, or one whose prompt names the subject (its
+    content words)."""
     if artifact["kind"] != "image":
         return False
-    said = positive_words(prompt_of(artifact), content_words(subject))
-    return artifact["tool"] == "user" or shows(" ".join(said), subject)
+    if artifact["tool"] == "user":
+        return True
+    return name_subject(positive_words(prompt_of(artifact), subject), subject)
 
 
 def consistency_reward(
@@ -1323,11 +1355,10 @@ def consistency_reward(
     for item in deliverables(trajectory):
         if item["kind"] == kind:
             units |= {media.looks[i]: i for i in media.footage[item["id"]]}
+    references = {i for i, a in media.by_id.items() if may_be_reference(a, media.subject)}
     made_from = Counter()
     for unit in units.values():
-        made_from.update(
-            i for i in media.above[unit] if may_be_reference(media.by_id[i], c["subject"])
-        )
+        made_from.update(media.above[unit] & references)
     together = min(max(made_from.values(), default=0), expected)
     n_units = max(expected, len(units))
     return max(0, together - 1) / (n_units - 1), {"one_reference": together / n_units}
@@ -1363,9 +1394,8 @@ def needed_units(trajectory: dict, media: Media) -> Counter:
     for call in trajectory["calls"]:
         if call["status"] != "ok" or not call["outputs"] or not use_of_call(call, used, media):
             continue
-        many = "-to-" in category(call["name"]) and makes(call["name"]) in KIND_WORDS
         into = sum(i in used for i in call["outputs"])
-        units[kin(call["name"])] += into if many else 1
+        units[kin(call["name"])] += into if by_results(call["name"]) else 1
     return units
 
 
@@ -1496,16 +1526,45 @@ def print_explained(t: dict) -> None:
     print()
 
 
+# Trajectories of a batch that is timed.
+BATCH = 250
+
+
+def print_speed(
+    trajectories: list[dict], pools: list, config: RewardConfig, llm: LlmConfig
+) -> None:
+    """`--speed`: trajectories scored per second of CPU time, in the best of a file's batches.
+
+    Each is scored once: nothing of it is known from an earlier pass. So a file of other tasks each
+    time, such as visgen.jsonl, gives the least speed; rollouts share what one task needs.
+    """
+    ltr_rewards(trajectories[:1], config, pools[:1], llm)  # reads the tables of tools and workflows
+    # What was read from the file is left out of the collector's walks: it is not the reward's.
+    gc.collect()
+    gc.freeze()
+    n = max(1, len(trajectories) // BATCH)
+    size = len(trajectories) // n
+    rates = []
+    for start in range(0, n * size, size):
+        batch = slice(start, start + size)
+        began = time.process_time()
+        ltr_rewards(trajectories[batch], config, pools[batch], llm)
+        rates.append(size / (time.process_time() - began))
+    n_calls = sum(len(t["calls"]) for t in trajectories) / len(trajectories)
+    rate = f"{max(rates):.0f} trajectories/s of {n_calls:.1f} calls each"
+    print(f"{rate}, in the best of {n} batches of {size}")
+
+
 def main():
     """Print the rewards of a JSONL file of trajectories part by part, with their reasons.
 
-    `--html` writes them to a page beside the file as well.
+    `--html` writes them to a page beside the file as well; `--speed` times them instead.
     """
     arguments = sys.argv[1:]
     plain = [a for a in arguments if not a.startswith("-")]
     files = [a for a in plain if "=" not in a]
     overrides = [a for a in plain if "=" in a]
-    if len(files) != 1 or set(arguments) - {*files, *overrides, "--html"}:
+    if len(files) != 1 or set(arguments) - {*files, *overrides, "--html", "--speed"}:
         print(__doc__)
         raise SystemExit(0 if {"-h", "--help"} & set(arguments) else 2)
 
@@ -1522,6 +1581,11 @@ def main():
                 "runs/NAME/data/visgen.jsonl or runs/NAME/vrl/rollouts/step-1.jsonl"
             )
     pools = [t.get("pool") for t in trajectories]
+    if "--speed" in arguments:
+        if not trajectories:
+            raise SystemExit(f"error: {file} is empty; the speed is of trajectories that it holds")
+        print_speed(trajectories, pools, config, given["llm"])
+        return
     rewards = ltr_rewards(trajectories, config, pools, given["llm"])
 
     explained = []

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import filterfalse
 
 from lib.scenarios import known_words
 from lib.toolbox import category, makes
@@ -19,8 +20,9 @@ QUIET = 0.1
 LONG_PROMPT = 200
 ARTICLES = {"a", "an", "the"}
 
-# Where a clause ends. What is negated in one clause says nothing about the next.
-CLAUSE_END = re.compile(r"[,.;:!?()\n，。；：！？、]+|(?=\bbut\b)")
+# Where a clause ends; before "but" as well. What is negated in one clause says nothing about the
+# next.
+CLAUSE_END = re.compile(r"[,.;:!?()\n，。；：！？、]+")
 # A part of a clause that is negated for itself.
 RELATIVE = re.compile(r"(?=\b(?:that|which|who|whose|where|while|and|then)\b)")
 # After these, to the end of the clause, nothing is said to be there.
@@ -84,20 +86,27 @@ UNCHANGED = re.compile(
 
 
 # ---------------------------------------------------------------------------- words of a text
-@lru_cache(maxsize=4096)
+WORD = re.compile(r"[\u3400-\u9fff]|[^\W_\u3400-\u9fff]+")
+
+
+@lru_cache(maxsize=16384)
 def content_words(text: str) -> frozenset[str]:
     """Content words of a phrase, lower case, articles left out; each Chinese character is a word.
 
     >>> content_words("The Café, 一只狐狸") == {"café", *"一只狐狸"}
     True
     """
-    return frozenset(re.findall(r"[\u3400-\u9fff]|[^\W_\u3400-\u9fff]+", text.lower())) - ARTICLES
+    return frozenset(WORD.findall(text.lower())) - ARTICLES
+
+
+def name_subject(words: frozenset[str], subject: frozenset[str]) -> bool:
+    """Whether words name the subject: at least half of its content words (ours)."""
+    return 2 * len(words & subject) >= len(subject)
 
 
 def shows(text: str, subject: str) -> bool:
-    """Whether a text names the subject: at least half of its content words (ours)."""
-    wanted = content_words(subject)
-    return 2 * len(content_words(text) & wanted) >= len(wanted)
+    """Whether a text names the subject, see name_subject."""
+    return name_subject(content_words(text), content_words(subject))
 
 
 def cut_at(pattern: re.Pattern, text: str, wanted: frozenset[str]) -> str:
@@ -115,6 +124,17 @@ def cut_at(pattern: re.Pattern, text: str, wanted: frozenset[str]) -> str:
 
 
 @lru_cache(maxsize=8192)
+def is_plain(clause: str) -> bool:
+    """Whether nothing in a clause can negate anything, as in most: it needs no closer reading. All
+    patterns that positive_words reads by stand here.
+
+    >>> is_plain("a red fox"), is_plain("a wall with no fox")
+    (True, False)
+    """
+    return not any(p.search(clause) for p in (BLANK, NOT_THERE, FROM_HERE, NOWHERE))
+
+
+@lru_cache(maxsize=8192)
 def positive_words(text: str, wanted: frozenset[str] = frozenset()) -> frozenset[str]:
     """The content words of a text that it says are there, read by its structure (ours).
 
@@ -128,19 +148,27 @@ def positive_words(text: str, wanted: frozenset[str] = frozenset()) -> frozenset
     ['fox']
     """
     lowered = text.lower()
-    if any(not content_words(match[0]) <= wanted for match in BLANK.finditer(lowered)):
-        return frozenset()
-    lowered = re.sub(r"\bnothing but\b", "only", lowered)
-    lowered = re.sub(r"\b(?:anything|everything|all) but\b", "without", lowered)
+    if "but" in lowered:
+        lowered = re.sub(r"\bnothing but\b", "only", lowered)
+        lowered = re.sub(r"\b(?:anything|everything|all) but\b", "without", lowered)
+        lowered = re.sub(r"\bbut\b", ", but", lowered)
     kept = []
-    for clause in CLAUSE_END.split(lowered):
+    clauses = CLAUSE_END.split(lowered)
+    if all(map(is_plain, clauses)):
+        return frozenset().union(*map(content_words, clauses))
+    for clause in clauses:
+        if is_plain(clause):
+            kept.append(clause)
+            continue
+        if any(not content_words(match[0]) <= wanted for match in BLANK.finditer(clause)):
+            return frozenset()
         if NOT_THERE.search(clause):
             continue
         clause = cut_at(FROM_HERE, clause, wanted)
         for part in RELATIVE.split(clause):
             if all(content_words(match[0]) <= wanted for match in NOWHERE.finditer(part)):
                 kept.append(part)
-    return content_words(" ".join(kept))
+    return frozenset().union(*map(content_words, kept))
 
 
 @lru_cache(maxsize=8192)
@@ -156,10 +184,14 @@ def told(text: str, wanted: frozenset[str], long: int, own: frozenset[str] = fro
     >>> told("a gray wall, no red fox", fox, 200)
     0.0
     """
-    most = min(long, 2 * len(content_words(text)) + 4)
-    if not wanted or len(text.split()) > most:
+    said = positive_words(text, wanted | own)
+    n_words = len(text.split())
+    if not wanted or n_words > long:
         return 0.0
-    return len(wanted & positive_words(text, wanted | own)) / len(wanted)
+    # What is said is among the words: most texts are short enough by it alone.
+    if n_words > 2 * len(said) + 4 and n_words > 2 * len(content_words(text)) + 4:
+        return 0.0
+    return len(wanted & said) / len(wanted)
 
 
 @lru_cache(maxsize=8192)
@@ -173,7 +205,7 @@ def view_words(text: str, topic: frozenset[str]) -> frozenset[str]:
     (frozenset(), frozenset({'behind'}))
     """
     said = positive_words(text, topic) - topic - SAYS_NOTHING_NEW
-    return frozenset(word for word in said if not word.isdigit())
+    return frozenset(filterfalse(str.isdigit, said))
 
 
 # What bears writing or a picture of its own, and what is written on it, or shown there. Ours.
@@ -222,12 +254,12 @@ def deliverables(trajectory: dict) -> list[dict]:
     Only what was made in this episode counts: neither what the user attached nor what was found.
     """
     answer = trajectory["answer"] or {}
+    handed = dict.fromkeys(answer.get("deliverables", []))
     made = {
         a["id"]: a
         for a in trajectory["artifacts"]
-        if a["tool"] != "user" and makes(a["tool"]) == a["kind"]
+        if a["id"] in handed and a["tool"] != "user" and makes(a["tool"]) == a["kind"]
     }
-    handed = dict.fromkeys(answer.get("deliverables", []))
     return [made[i] for i in handed if i in made]
 
 
@@ -249,6 +281,8 @@ class Media:
     topic: frozenset[str] = frozenset()
     # All words of the request.
     asked: frozenset[str] = frozenset()
+    # What own_words found already: several checks ask it of the same clips.
+    told: dict[tuple, float] = field(default_factory=dict)
 
 
 def topic_words(c: dict) -> frozenset[str]:
@@ -309,7 +343,7 @@ def look_of(
     written = artifact["arguments"]
     if same_kind(artifact, parents, "video", media):
         seen = {media.looks[clip] for clip in media.footage[artifact["id"]]}
-        return seen.pop() if len(seen) == 1 else tuple(sorted(map(str, seen)))
+        return seen.pop() if len(seen) == 1 else frozenset(seen)
     prompt = prompt_of(artifact)
     view = view_words(prompt, media.topic)
     pictures = same_kind(artifact, parents, "image", media)
@@ -457,6 +491,14 @@ def heard(film: dict, media: Media) -> dict[str, float]:
 
 
 def own_words(part: str, media: Media, wanted: frozenset[str]) -> float:
+    """`words_told` of a picture or clip, read once an episode."""
+    key = (part, wanted)
+    if key not in media.told:
+        media.told[key] = words_told(part, media, wanted)
+    return media.told[key]
+
+
+def words_told(part: str, media: Media, wanted: frozenset[str]) -> float:
     """Share of the wanted words in the prompt of a picture or clip itself (ours).
 
     0 where it does not say half of the subject's: a style alone shows nothing. A clip shows its
@@ -470,7 +512,7 @@ def own_words(part: str, media: Media, wanted: frozenset[str]) -> float:
     forbidden = content_words(str(made["arguments"].get("negative_prompt") or ""))
     share = 0.0 if forbidden & wanted else told(text, wanted, LONG_PROMPT, media.topic)
     said = positive_words(text, wanted | media.topic)
-    if 2 * len(media.subject & said) < len(media.subject):
+    if not name_subject(said, media.subject):
         share = 0.0
     if made["kind"] == "video":
         frames = [p["id"] for p in made["parents"] if p["id"] in media.by_id]

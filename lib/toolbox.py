@@ -109,11 +109,13 @@ def takes(tool: str) -> list[set[str]]:
     ]
 
 
+@lru_cache(maxsize=256)
 def generates_clip(tool: str) -> bool:
     """Whether a tool makes new footage (text or image to video)."""
     return category(tool) in ("Text-to-Video", "Image-to-Video")
 
 
+@lru_cache(maxsize=256)
 def clip_lengths(tool: str) -> tuple[int, ...]:
     """The durations (s) of clips that a video generator offers; () for other tools."""
     if tool not in load_tools():

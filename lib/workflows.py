@@ -72,13 +72,19 @@ def needs(c: dict) -> set[str]:
 
 
 def nearest_workflows(c: dict) -> dict[str, int]:
-    """{name: misfit} of the modality's workflows, best first, then in file order.
+    """{name: misfit} of the modality's workflows, best first, then in file order; shared, so do
+    not modify. See `misfits`."""
+    return misfits("image" if c["images"] else "video", frozenset(needs(c)))
+
+
+@lru_cache(maxsize=4096)
+def misfits(modality: str, wanted: frozenset[str]) -> dict[str, int]:
+    """{name: misfit} of a modality's workflows for these needs, in the order of nearest_workflows.
 
     The misfit (ours) counts needs that it does not serve, and needs that it presupposes and that
     the request does not have; these twice where it is a family's, which is of no use to others.
     """
-    wanted, families = needs(c), family_workflows()
-    modality = "image" if c["images"] else "video"
+    families = family_workflows()
     misfit = {}
     for name, flow in load_workflows().items():
         if flow["modality"] == modality:
@@ -120,10 +126,11 @@ def clip_seconds(c: dict, lengths: tuple) -> list[float]:
         slack = BEAT_SLACK_S if c["beat"] else 0
         enough = [s for s in lengths if s >= wanted / n + slack]
         return [enough[0] if enough else lengths[-1]] * n
-    return filled(n, wanted, lengths)
+    return list(filled(n, wanted, lengths))
 
 
-def filled(n: int, wanted: float, lengths: tuple) -> list[float]:
+@lru_cache(maxsize=4096)
+def filled(n: int, wanted: float, lengths: tuple) -> tuple[float, ...]:
     """The lengths of n clips that together last at least `wanted`: one after the other is made a
     step longer until they do."""
     base = max([i for i, s in enumerate(lengths) if s * n <= wanted], default=0)
@@ -132,7 +139,7 @@ def filled(n: int, wanted: float, lengths: tuple) -> list[float]:
     while sum(lengths[i] for i in chosen) < wanted and min(chosen) < len(lengths) - 1:
         chosen[at % n] = min(chosen[at % n] + 1, len(lengths) - 1)
         at += 1
-    return [lengths[i] for i in chosen]
+    return tuple(lengths[i] for i in chosen)
 
 
 def needs_cuts(c: dict, lengths: tuple) -> bool:
@@ -266,7 +273,7 @@ def _experts(key: str) -> list[tuple[str, list[dict], float]]:
     found = []
     for name in fitting_workflows(c):
         steps = expand_workflow(name, c)
-        found.append((name, steps, sum(step_price(step, steps, c) for step in steps)))
+        found.append((name, steps, sum(step_price(step, c) for step in steps)))
     return found
 
 
@@ -276,7 +283,7 @@ def experts(c: dict) -> list[tuple[str, list[dict], float]]:
     return _experts(json.dumps(c, sort_keys=True))
 
 
-def step_price(step: dict, steps: list[dict], c: dict) -> float:
+def step_price(step: dict, c: dict) -> float:
     """What the one call of an expert's plan step costs, with the tool's default arguments."""
     tool = load_tools().get(step["tool"])
     if not tool:
@@ -284,13 +291,25 @@ def step_price(step: dict, steps: list[dict], c: dict) -> float:
     seconds = c["duration_s"] or 5.0
     if lengths := clip_lengths(step["tool"]):
         seconds = max(clip_seconds(c, lengths))
-    number = re.search(r"\b(\d+) (?:images|clips)\b", step["goal"])
-    stub = {"width": 1024, "height": 1536, "duration_s": seconds, "n_chars": 500}
-    stub |= {"spoken_chars": 15 * seconds, "billed_s": seconds, "credits": 1}
-    made = [stub] * (int(number[1]) if number else 1)
+    number = NUMBER_MADE.search(step["goal"])
+    n_made = int(number[1]) if number else 1
     # An analysis looks at all that is attached.
     looks = tool["makes"] == "nothing"
-    given = [stub] * ((c.get("wish") or {}).get("attached", 1) if looks else len(made))
-    if c["resolution"] == "1080p" and "mode" in tool["blank"]:
-        return bill(tool["price_usd"], {**tool["blank"], "mode": "pro"}, made, given)
-    return bill(tool["price_usd"], tool["blank"], made, given)
+    n_given = (c.get("wish") or {}).get("attached", 1) if looks else n_made
+    return call_price(step["tool"], seconds, n_made, n_given, c["resolution"] == "1080p")
+
+
+# The number that an expert's goal states for what one call makes.
+NUMBER_MADE = re.compile(r"\b(\d+) (?:images|clips)\b")
+
+
+@lru_cache(maxsize=4096)
+def call_price(name: str, seconds: float, n_made: int, n_given: int, full_hd: bool) -> float:
+    """What one call of a tool costs that takes and makes so many media of so many seconds."""
+    tool = load_tools()[name]
+    stub = {"width": 1024, "height": 1536, "duration_s": seconds, "n_chars": 500}
+    stub |= {"spoken_chars": 15 * seconds, "billed_s": seconds, "credits": 1}
+    arguments = tool["blank"]
+    if full_hd and "mode" in arguments:
+        arguments = {**arguments, "mode": "pro"}
+    return bill(tool["price_usd"], arguments, [stub] * n_made, [stub] * n_given)

@@ -1171,6 +1171,53 @@ def test_script_prints_scores_and_names_a_missing_file(tmp_path, expert):
     )
 
 
+def test_speed_times_a_file_and_refuses_an_empty_one(tmp_path, expert):
+    full, empty = tmp_path / "full.jsonl", tmp_path / "empty.jsonl"
+    full.write_text("".join(to_json(t) + "\n" for t in expert[:3]))
+    empty.write_text("")
+    done = [
+        subprocess.run(
+            [sys.executable, "rewards.py", str(p), "--speed"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        for p in (full, empty)
+    ]
+    n_calls = sum(len(t["calls"]) for t in expert[:3]) / 3
+    assert done[0].returncode == 0 and "best of 1 batches of 3" in done[0].stdout
+    assert int(done[0].stdout.split()[0]) > 10 and f" {n_calls:.1f} calls each" in done[0].stdout
+    assert done[1].returncode == 1 and "empty.jsonl is empty" in done[1].stderr
+
+
+SAID = (
+    "a red fox,no hat,nothing but a fox,a fox but no hat,all but the hat,a tree that is not there,"
+    "blank card,a smoke-free room,the fox is gone and a tree,replace the hat with snow,at dusk,"
+    "一只狐狸,没有帽子,without a hat,a hidden door,never a hat"
+).split(",")
+
+
+@given(st.lists(st.sampled_from(SAID), max_size=6), st.sampled_from([", ", ". ", "，", " "]))
+def test_plain_clauses_are_read_as_closely_as_the_others(parts, between):
+    text, wanted = between.join(parts), lineage.content_words("a hidden door")
+    read = lineage.positive_words.__wrapped__
+    with pytest.MonkeyPatch.context() as patch:
+        found = read(text, wanted)
+        patch.setattr(lineage, "is_plain", lambda clause: False)
+        assert read(text, wanted) == found
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.lists(st.integers(0, 5), max_size=3)), max_size=7))
+def test_a_plan_is_circular_if_a_step_is_behind_itself(steps):
+    plan = [{"id": i, "after": after} for i, after in steps]
+    ids = {i for i, _ in steps}
+    behind = {i: set() for i in ids}
+    for _ in range(len(ids) + 1):
+        for i, after in steps:
+            behind[i].update(*({a} | behind[a] for a in after if a in ids))
+    assert rewards.is_circular(plan) == any(i in behind[i] for i in ids)
+
+
 def test_the_request_alone_decides_the_expert(expert):
     for t in expert[::10]:
         said = read_request(t["task"]["request"])
