@@ -23,7 +23,8 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -47,7 +48,6 @@ from lib.lineage import (
     positive_words,
     prompt_of,
     read_media,
-    retaken,
     shows,
     view_words,
 )
@@ -55,7 +55,7 @@ from lib.runs import ROOT, read_jsonl, run_command, write_atomic
 from lib.text import fill_template
 from lib.toolbox import brings, category, generates_clip, load_tools, makes, takes
 from lib.wishes import wish_checks, wish_words
-from lib.workflows import experts, load_workflows, n_shots
+from lib.workflows import experts, load_workflows, n_shots, shape_of
 
 PARTS = ("tool", "format", "result", "traj", "cons")
 
@@ -272,16 +272,46 @@ def plan_graph(plan: list[dict], counts_as: dict[str, str]) -> tuple[Counter, Co
     for step in plan:
         tool = counts_as.get(step["tool"], step["tool"])
         nodes[tool] += units[step["id"]]
-        for a in step["after"]:
+        for a in set(step["after"]):
             edges[tool_of.get(a), tool] += max(units.get(a, 1), units[step["id"]])
     return nodes, edges
 
 
-def without_looks(plan: list[dict], expert: list[dict]) -> list[dict]:
-    """A plan without the looks at its own media that the expert's has not (ours): one for each tool
-    that makes pictures or films, since to check what came out is good practice. What came after a
-    look comes after what the look came after."""
-    known = {step["tool"] for step in expert}
+@dataclass(frozen=True)
+class Expert:
+    """What is asked of an expert's plan: how often it has each tool, what alternatives count as,
+    its graph (`plan_graph`), how many results and calls it stands for, its price (US dollars)."""
+
+    tools: Counter
+    counts_as: dict[str, str]
+    nodes: Counter
+    edges: Counter
+    n_units: int
+    price: float
+
+
+@lru_cache(maxsize=4096)
+def measured_experts(shape: tuple) -> list[Expert]:
+    """The experts of requests of a shape, see lib/workflows.py; shared, so do not modify."""
+    return [
+        Expert(
+            tools=Counter(step["tool"] for step in plan),
+            # An alternative that the workflow allows counts as the tool it replaces.
+            counts_as={tool: step["tools"][0] for step in plan for tool in step["tools"]},
+            **dict(zip(("nodes", "edges"), plan_graph(plan, {}))),
+            n_units=units_of_plan(plan).total(),
+            price=price,
+        )
+        for _, plan, price in experts(shape)
+    ]
+
+
+def without_looks(plan: list[dict], known: Collection[str]) -> list[dict]:
+    """A plan without the looks at its own media by tools that the expert has not (`known` are the
+    expert's; ours): one for each tool that makes pictures or films, since to check what came out is
+    good practice. What came after a look comes after what the look came after."""
+    if not any(looks_into(step["tool"]) and step["tool"] not in known for step in plan):
+        return plan
     left = len({s["tool"] for s in plan if makes(s["tool"]) in ("image", "video")})
     gone = {}
     kept = []
@@ -303,14 +333,9 @@ def optimality_facet(plan: list[dict], c: dict) -> float:
     beat step that is missing costs recall.
     """
     best = 0.0
-    whole = plan
-    for _, expert, _ in experts(c):
-        plan = without_looks(whole, expert)
-        # An alternative that the workflow allows counts as the tool it replaces.
-        counts_as = {tool: step["tools"][0] for step in expert for tool in step["tools"]}
-        nodes, edges = plan_graph(plan, counts_as)
-        expert_nodes, expert_edges = plan_graph(expert, {})
-        best = max(best, (f1(nodes, expert_nodes) + f1(edges, expert_edges)) / 2)
+    for expert in measured_experts(shape_of(c)):
+        nodes, edges = plan_graph(without_looks(plan, expert.tools), expert.counts_as)
+        best = max(best, (f1(nodes, expert.nodes) + f1(edges, expert.edges)) / 2)
     return best
 
 
@@ -322,9 +347,9 @@ def weigh_facets(
     Too long is more than `long_plan` times the results that the shortest expert plan makes on its
     way: one facet of five would hardly see that nobody can follow it.
     """
-    c = task["constraints"]
-    shortest = min(units_of_plan(expert).total() for _, expert, _ in experts(c))
-    n_steps = min(len(without_looks(plan, expert)) for _, expert, _ in experts(c))
+    models = measured_experts(shape_of(task["constraints"]))
+    shortest = min(expert.n_units for expert in models)
+    n_steps = min(len(without_looks(plan, expert.tools)) for expert in models)
     brevity = min(1.0, config.long_plan * shortest / max(1, n_steps))
     weight = config.facet_weights
     weighted = sum(weight[f] * facets[f] for f in FACETS)
@@ -445,18 +470,14 @@ def tool_reward(calls: list[dict], useful: float = 1.0) -> PartScore:
 
 
 # ---------------------------------------------------------------------------- waste
-def behind(trajectory: dict, media: Media) -> set[str]:
-    """Ids of what is handed over, and of all that it was made from."""
-    return set().union(*(media.above[a["id"]] for a in deliverables(trajectory)))
-
-
 def searches_for(call: dict, media: Media) -> bool:
     """Whether a call is no search by words, or one that names the request's subject (ours)."""
-    arguments = call["arguments"] or {}
-    if not call["name"].startswith("tool_search") or "query" not in arguments:
+    if not call["name"].startswith("tool_search"):
         return True
-    asked = positive_words(str(arguments["query"]), media.subject)
-    return 2 * len(asked & media.subject) >= len(media.subject)
+    arguments = call["arguments"] or {}
+    if "query" not in arguments:
+        return True
+    return name_subject(positive_words(str(arguments["query"]), media.subject), media.subject)
 
 
 def use_of_call(call: dict, used: set[str], media: Media) -> float:
@@ -492,9 +513,9 @@ def useful_share(trajectory: dict, media: Media, config: RewardConfig) -> float:
     if not worked:
         return 1.0
     c = trajectory["task"]["constraints"]
-    plans = experts(c)
-    left = Counter(step["tool"] for _, plan, _ in plans[:1] for step in plan)
-    used = behind(trajectory, media) | retaken(trajectory, media)
+    models = measured_experts(shape_of(c))
+    left = Counter(models[0].tools)
+    used = media.behind | media.retaken
     useful = 0.0
     idle = []
     looked = set()
@@ -514,7 +535,7 @@ def useful_share(trajectory: dict, media: Media, config: RewardConfig) -> float:
             left[name] -= 1
             useful += 1
     price = sum(call.get("price_usd", 0.0) for call in worked)
-    allowed = config.dear * max(price for _, _, price in plans)
+    allowed = config.dear * max(expert.price for expert in models)
     thrift = min(1.0, allowed / price) if price > allowed > 0 else 1.0
     failed = sum(map(failure_weight, trajectory["calls"]))
     return useful / (len(worked) + failed) * min(thrift, plain_share(worked, c))
@@ -583,7 +604,9 @@ def is_true(stated: re.Match, made: list[dict]) -> bool:
     if kind == "shape":
         across, down = map(int, said.split(":"))
         fits = [
-            a for a in seen if down and abs(a["width"] * down / (a["height"] * across) - 1) < 0.1
+            a
+            for a in seen
+            if across and down and abs(a["width"] * down / (a["height"] * across) - 1) < 0.1
         ]
         return bool(fits)
     if kind == "large":
@@ -613,17 +636,23 @@ def summary_faults(trajectory: dict) -> int:
     words = [word for word in content_words(summary) if not word.isdigit()]
     for phrase in (c["subject"], c["style"] or ""):
         summary = summary.replace(phrase, " ") if phrase else summary
-    asked = {str(value) for value in (*c.values(), *(c.get("wish") or {}).values())}
-    asked |= {found[0] for found in STATED.finditer(task.get("request", ""))}
-    asked |= {found[found.lastgroup] for found in STATED.finditer(task.get("request", ""))}
-    lies = [
-        found
-        for found in STATED.finditer(summary)
-        if not {found[0], found[found.lastgroup]} & asked
-        if not is_true(found, trajectory["artifacts"])
+    untrue = [
+        found for found in STATED.finditer(summary) if not is_true(found, trajectory["artifacts"])
     ]
+    lies = bool(untrue) and any(
+        not {found[0], found[found.lastgroup]} & numbers_asked(task) for found in untrue
+    )
     handed = answer.get("deliverables", [])
-    return (len(words) < THOUGHT_WORDS) + bool(lies) + (len(set(handed)) < len(handed))
+    return (len(words) < THOUGHT_WORDS) + lies + (len(set(handed)) < len(handed))
+
+
+def numbers_asked(task: dict) -> set[str]:
+    """What a request states, in its words or its constraints, as a summary may repeat it."""
+    c = task["constraints"]
+    asked = {str(value) for value in (*c.values(), *(c.get("wish") or {}).values())}
+    for found in STATED.finditer(task.get("request", "")):
+        asked |= {found[0], found[found.lastgroup]}
+    return asked
 
 
 def format_reward(trajectory: dict) -> PartScore:
@@ -1186,11 +1215,11 @@ def result_reward(trajectory: dict, config: RewardConfig, media: Media | None = 
     """
     c = trajectory["task"]["constraints"]
     kind, _ = asked_for(c)
-    handed = deliverables(trajectory)
+    media = media or read_media(trajectory)
+    handed = media.handed
     items = [a for a in handed if a["kind"] == kind]
     if not items:
         return 0.0, {"modality": 0.0}
-    media = media or read_media(trajectory)
     claimed = trajectory["answer"]["deliverables"]
     checks = result_checks(items, handed, claimed, trajectory["task"], media, config)
     checks |= wish_checks(items, trajectory, media)
@@ -1228,7 +1257,8 @@ def executed_share(calls: list[dict], plans: list[dict]) -> float:
     ends = [plan["turn"] for plan in plans[1:]] + [math.inf]
     for plan, planned, end in zip(plans, units, ends):
         under_it = [call for call in calls if plan["turn"] <= call["turn"] < end]
-        held += (planned & units_done(under_it)).total()
+        done_then = units_done(under_it) if len(under_it) < len(calls) else done
+        held += (planned & done_then).total()
     share_planned = min(whole, held) / max(1, done.total())
     return min(1.0, share_planned, worked / max(1, worked + lost))
 
@@ -1264,14 +1294,14 @@ def flawed_share(item: str, media: Media) -> float:
 def without_retakes(trajectory: dict, media: Media) -> list[dict]:
     """The calls without what no plan can foresee: looks at media of the agent's own, and takes that
     a look showed flawed."""
-    dropped = retaken(trajectory, media)
     calls = []
     for call in trajectory["calls"]:
         seen = looked_at(call) if call["status"] == "ok" else set()
         if seen and all(media.by_id[i]["tool"] != "user" for i in seen):
             continue
-        kept = [i for i in call["outputs"] if i not in dropped]
-        if kept or not call["outputs"]:
+        if media.retaken.isdisjoint(call["outputs"]):
+            calls.append(call)
+        elif kept := [i for i in call["outputs"] if i not in media.retaken]:
             calls.append({**call, "outputs": kept})
     return calls
 
@@ -1300,7 +1330,7 @@ def traj_reward(
     plans = trajectory["plans"]
     last_plan = plans[-1]["plan"] if plans else []
     kind, n_asked = asked_for(c)
-    handed = [a["id"] for a in deliverables(trajectory) if a["kind"] == kind]
+    handed = [a["id"] for a in media.handed if a["kind"] == kind]
     different = list({media.looks[i]: i for i in handed}.values())
 
     planned = planned_share(trajectory["calls"], plans)
@@ -1352,7 +1382,7 @@ def consistency_reward(
     media = media or read_media(trajectory)
     kind, _ = asked_for(c)
     units = {}
-    for item in deliverables(trajectory):
+    for item in media.handed:
         if item["kind"] == kind:
             units |= {media.looks[i]: i for i in media.footage[item["id"]]}
     references = {i for i, a in media.by_id.items() if may_be_reference(a, media.subject)}
@@ -1389,7 +1419,7 @@ def combine(plan: float, parts: dict[str, float | None], config: RewardConfig) -
 
 def needed_units(trajectory: dict, media: Media) -> Counter:
     """What it took to make what was handed over, in units of `units_of_plan`."""
-    used = behind(trajectory, media)
+    used = media.behind
     units = Counter()
     for call in trajectory["calls"]:
         if call["status"] != "ok" or not call["outputs"] or not use_of_call(call, used, media):
@@ -1490,7 +1520,7 @@ def explain(trajectory: dict, reward: dict, config: RewardConfig) -> list[list[s
     handed = deliverables(trajectory)
     sizes = [f"{a['width']}x{a['height']}" for a in handed if a["kind"] == kind]
     plan, _, _ = judged_plan(trajectory, config, set(trajectory.get("pool") or load_tools()))
-    name, steps, _ = experts(c)[0]
+    name, steps, _ = experts(shape_of(c))[0]
     expert = {"title": load_workflows()[name]["title"], "n": len(steps)}
     text = fill_template(
         "templates/reasons.jinja",

@@ -235,6 +235,8 @@ def depicted(text: str, asked: frozenset[str]) -> str:
     """
     if not asked & {"quote", "quotes", "text", "words", "lettering", "字"}:
         text = QUOTED.sub(" ", text)
+    if not BEARS.search(text.lower()):
+        return text
     kept = []
     clauses = re.split(r"([,.;!?\n，。；！？])", text)
     for clause in clauses:
@@ -281,6 +283,11 @@ class Media:
     topic: frozenset[str] = frozenset()
     # All words of the request.
     asked: frozenset[str] = frozenset()
+    # What is handed over, in the answer's order; the ids of it and of all that it was made from.
+    handed: list[dict] = field(default_factory=list)
+    behind: set[str] = field(default_factory=set)
+    # Ids of what was made again after a look, see `retaken`.
+    retaken: set[str] = field(default_factory=set)
     # What own_words found already: several checks ask it of the same clips.
     told: dict[tuple, float] = field(default_factory=dict)
 
@@ -304,6 +311,9 @@ def read_media(trajectory: dict) -> Media:
         media.above[own] = {own}.union(*(media.above[p] for p in parents))
         media.footage[own] = footage_of(artifact, parents, media)
         media.looks[own] = look_of(artifact, parents, media, edits_look_new, times)
+    media.handed = deliverables(trajectory)
+    media.behind = set().union(*(media.above[a["id"]] for a in media.handed))
+    media.retaken = retaken(trajectory["calls"], media)
     return media
 
 
@@ -416,6 +426,7 @@ def is_known(word: str) -> bool:
 LOOKS = 4
 
 
+@lru_cache(maxsize=256)
 def looks_into(tool: str) -> bool:
     """Whether a tool looks at media, or listens, and makes nothing."""
     return category(tool) == "Multimodal Understanding" and makes(tool) == "nothing"
@@ -423,11 +434,13 @@ def looks_into(tool: str) -> bool:
 
 def looked_at(call: dict) -> set[str]:
     """Ids of the media that a call looked at, as far as its answer goes."""
+    if not looks_into(call["name"]):
+        return set()
     media = (call["arguments"] or {}).get("media")
-    return set(media[:LOOKS]) if looks_into(call["name"]) and isinstance(media, list) else set()
+    return set(media[:LOOKS]) if isinstance(media, list) else set()
 
 
-def retaken(trajectory: dict, media: Media) -> set[str]:
+def retaken(calls: list[dict], media: Media) -> set[str]:
     """Ids of the agent's own media with a flaw that a look showed, and that are not handed over.
 
     A flaw goes on into what is made from a medium: where one was looked at, those before and after
@@ -436,16 +449,11 @@ def retaken(trajectory: dict, media: Media) -> set[str]:
     flawed = {i for i, a in media.by_id.items() if a.get("flawed") and a["tool"] != "user"}
     if not flawed:
         return set()
-    used = set().union(*(media.above[a["id"]] for a in deliverables(trajectory)))
-    shown = {
-        i
-        for call in trajectory["calls"]
-        if call["status"] == "ok"
-        for i in looked_at(call)
-        if i in flawed
-    }
+    shown = {i for call in calls if call["status"] == "ok" for i in looked_at(call) if i in flawed}
     return {
-        i for i in flawed - used if any(i in media.above[s] or s in media.above[i] for s in shown)
+        i
+        for i in flawed - media.behind
+        if any(i in media.above[s] or s in media.above[i] for s in shown)
     }
 
 

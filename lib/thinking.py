@@ -292,7 +292,7 @@ def order_of(job: Job) -> str:
 
 def cost_of(job: Job) -> str:
     """How many steps, and what they cost by tools.yaml."""
-    cost = number(sum(step_price(step, job.steps, job.c) for step in job.steps))
+    cost = number(sum(step_price(step, job.c) for step in job.steps))
     if len(job.steps) == 1:
         return say(job, "one_step", cost=cost)
     return say(job, "cost", steps=len(job.steps), cost=cost)

@@ -6,7 +6,6 @@ one for each family of requests that need the other tools. They are VisionAgent'
 are 15; what is in them is ours. `c` is a task's constraints throughout.
 """
 
-import json
 import math
 import re
 from functools import lru_cache
@@ -267,20 +266,42 @@ def expand_workflow(name: str, c: dict) -> list[dict]:
     return steps
 
 
+# What an expert's plan depends on, beside the subject and how much is attached.
+SHAPED_BY = (
+    "images",
+    "videos",
+    "shots",
+    "duration_s",
+    "aspect_ratio",
+    "resolution",
+    "beat",
+    "family",
+) + ("transparent", "web_page", "input", "storyboard", "variety", "consistency", "audio")
+SAYS_HOW_MANY = re.compile(r"\d|\b(?:each|every)\b")
+
+
+def shape_of(c: dict) -> tuple:
+    """What requests with the same experts but for the subject have in common, to be looked up by.
+
+    The subject is part of it only where it has a number, which may be read as that of the step.
+    """
+    subject = c["subject"] if SAYS_HOW_MANY.search(c["subject"]) else "it"
+    attached = (c.get("wish") or {}).get("attached", 1)
+    values = (c.get(name) for name in SHAPED_BY)
+    return (subject, attached, *(tuple(v) if isinstance(v, list) else v for v in values))
+
+
 @lru_cache(maxsize=4096)
-def _experts(key: str) -> list[tuple[str, list[dict], float]]:
-    c = json.loads(key)
+def experts(shape: tuple) -> list[tuple[str, list[dict], float]]:
+    """(name, plan, price in US dollars) of each workflow that fits requests of a shape (`shape_of`)
+    best; shared, so do not modify. The price is an estimate from tools.yaml, without retries."""
+    subject, attached, *values = shape
+    c = {**dict(zip(SHAPED_BY, values)), "subject": subject, "wish": {"attached": attached}}
     found = []
     for name in fitting_workflows(c):
         steps = expand_workflow(name, c)
         found.append((name, steps, sum(step_price(step, c) for step in steps)))
     return found
-
-
-def experts(c: dict) -> list[tuple[str, list[dict], float]]:
-    """(name, plan, price in US dollars) of each workflow that fits a request best; shared, so do
-    not modify. The price is an estimate from tools.yaml, without retries."""
-    return _experts(json.dumps(c, sort_keys=True))
 
 
 def step_price(step: dict, c: dict) -> float:
