@@ -89,6 +89,7 @@ KIND_WORDS = {
 }
 COUNTS = {kind: re.compile(rf"\b(\d{{1,3}}) (?:{words})\b") for kind, words in KIND_WORDS.items()}
 EACH = re.compile(r"\b(?:each|every)\b")
+SEVERAL = re.compile(r"\bthen\b|;")
 
 
 @lru_cache(maxsize=8192)
@@ -241,7 +242,7 @@ def executability_facet(plan: list[dict], pool: set[str]) -> float:
 @lru_cache(maxsize=8192)
 def says_one_thing(goal: str) -> bool:
     """Whether a goal is said in 2 to 16 words, without "then" or a semicolon."""
-    return 2 <= len(goal.split()) <= 16 and not re.search(r"\bthen\b|;", goal)
+    return 2 <= len(goal.split()) <= 16 and not SEVERAL.search(goal)
 
 
 def atomicity_facet(plan: list[dict]) -> float:
@@ -266,14 +267,18 @@ def plan_graph(plan: list[dict], counts_as: dict[str, str]) -> tuple[Counter, Co
     are the same plan. `counts_as`: {tool: the tool that it is counted as}. An unknown id feeds as
     None.
     """
-    tool_of = {step["id"]: counts_as.get(step["tool"], step["tool"]) for step in plan}
-    units = {step["id"]: min(units_of_step(step["tool"], step["goal"]), 99) for step in plan}
+    made = {}
+    for step in plan:
+        units = min(units_of_step(step["tool"], step["goal"]), 99)
+        made[step["id"]] = (counts_as.get(step["tool"], step["tool"]), units)
     nodes, edges = Counter(), Counter()
     for step in plan:
         tool = counts_as.get(step["tool"], step["tool"])
-        nodes[tool] += units[step["id"]]
+        _, units = made[step["id"]]
+        nodes[tool] += units
         for a in set(step["after"]):
-            edges[tool_of.get(a), tool] += max(units.get(a, 1), units[step["id"]])
+            source, n_fed = made.get(a, (None, 1))
+            edges[source, tool] += max(n_fed, units)
     return nodes, edges
 
 
@@ -486,15 +491,16 @@ def use_of_call(call: dict, used: set[str], media: Media) -> float:
     Each picture and clip counts; of two songs, one is enough. Beats found, and a look at a picture,
     are of use where the medium looked at is. A search for something else than the subject is none.
     """
-    outputs = [media.by_id[i] for i in call["outputs"] if i in media.by_id]
     if not searches_for(call, media):
         return 0.0
+    outputs = [i for i in call["outputs"] if i in media.by_id]
     if not outputs:
         return float(bool(used & looked_at(call)))
-    if outputs[0]["kind"] == "data":
-        return float(any(p["id"] in used for p in outputs[0]["parents"]))
-    n_used = sum(a["id"] in used for a in outputs)
-    if outputs[0]["kind"] in ("image", "video"):
+    first = media.by_id[outputs[0]]
+    if first["kind"] == "data":
+        return float(any(p["id"] in used for p in first["parents"]))
+    n_used = len(used.intersection(outputs))
+    if first["kind"] in ("image", "video"):
         return n_used / len(outputs)
     return float(n_used > 0)
 
@@ -547,21 +553,28 @@ def plain_share(worked: list[dict], c: dict) -> float:
     Dearer than its default is an option of a tool by tools.yaml's prices, such as `quality: high`
     or `mode: pro`. A resolution that is asked for needs it, and a last frame needs Kling's pro.
     """
+    if c["resolution"]:
+        return 1.0
     paid = plain = 0.0
     for call in worked:
         price = call.get("price_usd", 0.0)
         paid += price
-        needed = bool(c["resolution"]) or "image_tail" in call["arguments"]
-        plain += price * (1.0 if needed else option_price(call))
+        plain += price * (1.0 if "image_tail" in call["arguments"] else option_price(call))
     return plain / paid if paid else 1.0
+
+
+@lru_cache(maxsize=256)
+def priced_by(tool: str) -> str | None:
+    """The option that decides on a tool's price, if one does."""
+    return load_tools()[tool]["price_usd"].get("by") if tool in load_tools() else None
 
 
 def option_price(call: dict) -> float:
     """What a call's default option costs as a share of the option taken; 1 where it is no less."""
-    tool = load_tools().get(call["name"])
-    option = tool and tool["price_usd"].get("by")
+    option = priced_by(call["name"])
     if not option:
         return 1.0
+    tool = load_tools()[call["name"]]
     default, taken = tool["blank"].get(option), call["arguments"].get(option)
     if taken is None or taken == default:
         return 1.0
@@ -596,9 +609,15 @@ def is_true(stated: re.Match, made: list[dict]) -> bool:
     """Whether a number that a summary states is true of some of what was made: a size, a shape, a
     length, a number, or an id."""
     kind, said = stated.lastgroup, stated[stated.lastgroup].replace(" ", "")
-    seen = [a for a in made if a["width"]]
     if kind == "id":
         return any(a["id"] == said for a in made)
+    if kind == "count":
+        counts = Counter(a["kind"] for a in made).values()
+        return int(said) in {*counts, *(a["shots"] for a in made)}
+    if "seconds" in kind:
+        lengths = [a["duration_s"] for a in made if a["duration_s"]]
+        return any(abs(float(said) - seconds) <= max(0.5, 0.05 * seconds) for seconds in lengths)
+    seen = [a for a in made if a["width"]]
     if kind == "size":
         return any(f"{a['width']}x{a['height']}" == said.replace("×", "x") for a in seen)
     if kind == "shape":
@@ -609,15 +628,9 @@ def is_true(stated: re.Match, made: list[dict]) -> bool:
             if across and down and abs(a["width"] * down / (a["height"] * across) - 1) < 0.1
         ]
         return bool(fits)
-    if kind == "large":
-        side = 0.9 * (1000 if said[-1] in "kK" else 1) * int(said[:-1])
-        measure = max if said[-1] in "kK" else min
-        return any(measure(a["width"], a["height"]) >= side for a in seen)
-    if kind == "count":
-        counts = Counter(a["kind"] for a in made).values()
-        return int(said) in {*counts, *(a["shots"] for a in made)}
-    lengths = [a["duration_s"] for a in made if a["duration_s"]]
-    return any(abs(float(said) - seconds) <= max(0.5, 0.05 * seconds) for seconds in lengths)
+    side = 0.9 * (1000 if said[-1] in "kK" else 1) * int(said[:-1])
+    measure = max if said[-1] in "kK" else min
+    return any(measure(a["width"], a["height"]) >= side for a in seen)
 
 
 def summary_faults(trajectory: dict) -> int:
@@ -1093,11 +1106,15 @@ def is_turned(item: dict, c: dict, media: Media) -> bool:
     round, played backwards, sped up, marked. What is the user's own, lib/wishes.py looks at."""
     for i in media.above[item["id"]]:
         made = media.by_id[i]
+        operations = made["arguments"].get("operations", ())
+        retimed = made["tool"] == "tool_video_speed_adjust"
+        if not operations and not retimed:
+            continue
         if all(media.by_id[clip]["tool"] == "user" for clip in media.footage[i]):
             continue
-        if not all(is_asked(op, c) for op in made["arguments"].get("operations", ())):
+        if not all(is_asked(op, c) for op in operations):
             return True
-        if made["tool"] == "tool_video_speed_adjust":
+        if retimed:
             source = media.by_id[made["parents"][0]["id"]]
             off = abs(made["duration_s"] / source["duration_s"] - 1)
             if off > SAME_SPEED or not c["duration_s"]:

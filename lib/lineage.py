@@ -173,7 +173,7 @@ def positive_words(text: str, wanted: frozenset[str] = frozenset()) -> frozenset
 
 @lru_cache(maxsize=8192)
 def told(text: str, wanted: frozenset[str], long: int, own: frozenset[str] = frozenset()) -> float:
-    """Share of the wanted words that one prompt says are there (ours). `own`: other words that
+    """Share of the wanted words that one prompt says are there (ours). `own`: these and others that
     negate nothing, such as a subject's "invisible" where the style is wanted.
 
     0 for a prompt of more than `long` words, or one that says most of its words again and again.
@@ -184,7 +184,7 @@ def told(text: str, wanted: frozenset[str], long: int, own: frozenset[str] = fro
     >>> told("a gray wall, no red fox", fox, 200)
     0.0
     """
-    said = positive_words(text, wanted | own)
+    said = positive_words(text, own or wanted)
     n_words = len(text.split())
     if not wanted or n_words > long:
         return 0.0
@@ -278,6 +278,8 @@ class Media:
     # Ids of the films it consists of, themselves made of no other film; a picture's is its own.
     footage: dict[str, list] = field(default_factory=dict)
     looks: dict = field(default_factory=dict)
+    # What its prompt says of it beside the topic, see `view_words`.
+    views: dict[str, frozenset] = field(default_factory=dict)
     # The words of the request's subject, and those of subject and style.
     subject: frozenset[str] = frozenset()
     topic: frozenset[str] = frozenset()
@@ -310,6 +312,7 @@ def read_media(trajectory: dict) -> Media:
         media.by_id[own] = artifact
         media.above[own] = {own}.union(*(media.above[p] for p in parents))
         media.footage[own] = footage_of(artifact, parents, media)
+        media.views[own] = view_words(prompt_of(artifact), media.topic)
         media.looks[own] = look_of(artifact, parents, media, edits_look_new, times)
     media.handed = deliverables(trajectory)
     media.behind = set().union(*(media.above[a["id"]] for a in media.handed))
@@ -354,26 +357,24 @@ def look_of(
     if same_kind(artifact, parents, "video", media):
         seen = {media.looks[clip] for clip in media.footage[artifact["id"]]}
         return seen.pop() if len(seen) == 1 else frozenset(seen)
-    prompt = prompt_of(artifact)
-    view = view_words(prompt, media.topic)
+    view = media.views[artifact["id"]]
     pictures = same_kind(artifact, parents, "image", media)
     # Neither the user's nor found by a search.
     own = [p for p in pictures if makes(media.by_id[p]["tool"]) == "image"]
-    if pictures and not own and not view and UNCHANGED.search(prompt.lower()):
+    if pictures and not own and not view and UNCHANGED.search(prompt_of(artifact).lower()):
         return media.looks[pictures[0]]
     if pictures and not own and edits_look_new and "seed" not in written:
         return (media.looks[pictures[0]], view)
     if own and not edits_look_new:
         return media.looks[own[0]]
     if own and "seed" not in written:
-        if not view or view == view_words(prompt_of(media.by_id[own[0]]), media.topic):
+        if not view or view == media.views[own[0]]:
             return media.looks[own[0]]
         return (media.looks[own[0]], view)
     if "seed" in written or category(artifact["tool"]) == "Image-to-Video":
         # Where no seed decides, clips of frames that look alike differ by what they are told.
         told_to = written.get("prompt") if "seed" in written else view
-        frames = [(p, prompt_of(media.by_id[p])) for p in parents]
-        shown = [(media.looks[p], view_words(text, media.topic)) for p, text in frames]
+        shown = [(media.looks[p], media.views[p]) for p in parents]
         call = (artifact["tool"], told_to, written.get("seed"), *shown)
         number = times[call] % written.get("n", 1)
         times[call] += 1
@@ -415,6 +416,8 @@ def is_gibberish(said: frozenset[str]) -> bool:
 @lru_cache(maxsize=65536)
 def is_known(word: str) -> bool:
     """Whether a word, or what is left without an English ending, is known."""
+    if word in known_words():
+        return True
     stems = {word, *(word.removesuffix(end) for end in ("s", "es", "d", "ed", "ing", "ly", "er"))}
     doubled = {stem[:-1] for stem in stems if len(stem) > 3 and stem[-1] == stem[-2]}
     mute = {stem + "e" for stem in stems}
@@ -517,19 +520,18 @@ def words_told(part: str, media: Media, wanted: frozenset[str]) -> float:
     if made["tool"] == "user" or makes(made["tool"]) not in ("image", "video"):
         return 0.0
     text = depicted(prompt_of(made), media.asked)
-    forbidden = content_words(str(made["arguments"].get("negative_prompt") or ""))
-    share = 0.0 if forbidden & wanted else told(text, wanted, LONG_PROMPT, media.topic)
-    said = positive_words(text, wanted | media.topic)
-    if not name_subject(said, media.subject):
-        share = 0.0
+    own = media.topic if wanted <= media.topic else wanted | media.topic
+    forbidden = made["arguments"].get("negative_prompt")
+    if forbidden and content_words(str(forbidden)) & wanted:
+        return 0.0
+    if not name_subject(positive_words(text, own), media.subject):
+        return 0.0
+    share = told(text, wanted, LONG_PROMPT, own)
     if made["kind"] == "video":
-        frames = [p["id"] for p in made["parents"] if p["id"] in media.by_id]
-        shown = [
-            own_words(i, media, wanted)
-            for i in frames
-            if media.by_id[i]["kind"] == "image" and media.by_id[i]["tool"] != "user"
-        ]
-        share = min([share, *shown])
+        for parent in made["parents"]:
+            frame = media.by_id.get(parent["id"])
+            if frame and frame["kind"] == "image" and frame["tool"] != "user":
+                share = min(share, own_words(frame["id"], media, wanted))
     return share
 
 

@@ -267,16 +267,9 @@ def expand_workflow(name: str, c: dict) -> list[dict]:
 
 
 # What an expert's plan depends on, beside the subject and how much is attached.
-SHAPED_BY = (
-    "images",
-    "videos",
-    "shots",
-    "duration_s",
-    "aspect_ratio",
-    "resolution",
-    "beat",
-    "family",
-) + ("transparent", "web_page", "input", "storyboard", "variety", "consistency", "audio")
+SHAPED_BY = ("images", "videos", "shots", "duration_s", "resolution", "beat", "family") + (
+    ("transparent", "web_page", "input", "storyboard", "variety")
+)
 SAYS_HOW_MANY = re.compile(r"\d|\b(?:each|every)\b")
 
 
@@ -287,16 +280,17 @@ def shape_of(c: dict) -> tuple:
     """
     subject = c["subject"] if SAYS_HOW_MANY.search(c["subject"]) else "it"
     attached = (c.get("wish") or {}).get("attached", 1)
-    values = (c.get(name) for name in SHAPED_BY)
-    return (subject, attached, *(tuple(v) if isinstance(v, list) else v for v in values))
+    shown = (c["aspect_ratio"] == "1:1", bool(c["consistency"]), tuple(c["audio"]))
+    return (subject, attached, *shown, *map(c.get, SHAPED_BY))
 
 
 @lru_cache(maxsize=4096)
 def experts(shape: tuple) -> list[tuple[str, list[dict], float]]:
     """(name, plan, price in US dollars) of each workflow that fits requests of a shape (`shape_of`)
     best; shared, so do not modify. The price is an estimate from tools.yaml, without retries."""
-    subject, attached, *values = shape
-    c = {**dict(zip(SHAPED_BY, values)), "subject": subject, "wish": {"attached": attached}}
+    subject, attached, square, consistency, audio, *values = shape
+    c = dict(zip(SHAPED_BY, values)) | {"subject": subject, "wish": {"attached": attached}}
+    c |= {"aspect_ratio": "1:1" if square else None, "consistency": consistency, "audio": audio}
     found = []
     for name in fitting_workflows(c):
         steps = expand_workflow(name, c)
