@@ -33,6 +33,7 @@ from lib.experiment import LlmConfig, RewardConfig, read_config
 from lib.families import asked_kind
 from lib.judge import FACETS, Scored, judge_by_llm
 from lib.lineage import (
+    LOOKS,
     Media,
     can_be_followed,
     content_words,
@@ -313,15 +314,23 @@ def measured_experts(shape: tuple) -> list[Expert]:
 
 def without_looks(plan: list[dict], known: Collection[str]) -> list[dict]:
     """A plan without the looks at its own media by tools that the expert has not (`known` are the
-    expert's; ours): one for each tool that makes pictures or films, since to check what came out is
-    good practice. What came after a look comes after what the look came after."""
+    expert's; ours): as many as see each picture and film once, up to LOOKS of one tool's at a time,
+    since to check what came out is good practice. What came after a look comes after what the look
+    came after, where it came after none of that itself."""
     if not any(looks_into(step["tool"]) and step["tool"] not in known for step in plan):
         return plan
-    left = len({s["tool"] for s in plan if makes(s["tool"]) in ("image", "video")})
+    made = Counter()
+    for step in plan:
+        if makes(step["tool"]) in ("image", "video"):
+            made[step["tool"]] += stated_count(step["goal"], makes(step["tool"]))
+    left = sum(math.ceil(n / LOOKS) for n in made.values())
     gone = {}
     kept = []
     for step in plan:
-        after = dict.fromkeys(i for a in step["after"] for i in gone.get(a, [a]))
+        after = dict.fromkeys(a for a in step["after"] if a not in gone)
+        for look in step["after"]:
+            if look in gone and after.keys().isdisjoint(gone[look]):
+                after |= dict.fromkeys(gone[look])
         if looks_into(step["tool"]) and step["tool"] not in known and left > 0:
             left -= 1
             gone[step["id"]] = list(after)
