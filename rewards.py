@@ -1255,19 +1255,19 @@ def result_reward(trajectory: dict, config: RewardConfig, media: Media | None = 
 
 
 # ---------------------------------------------------------------------------- R_traj (effect)
-def planned_share(calls: list[dict], plans: list[dict]) -> float:
-    """Share of what the last plan holds that was carried out (ours), in `units_of_plan`."""
-    planned = units_of_plan(plans[-1]["plan"]) if plans else Counter()
+def planned_share(planned: Counter, calls: list[dict]) -> float:
+    """Share of what the last plan holds, in units (`planned`), that was carried out (ours)."""
     done = units_done(calls)
     # "Each" in a goal stands for as many as there were.
     planned = Counter({name: n if n < 99 else max(1, done[name]) for name, n in planned.items()})
     return (planned & done).total() / max(1, planned.total())
 
 
-def executed_share(calls: list[dict], plans: list[dict]) -> float:
+def executed_share(units: list[Counter], calls: list[dict], plans: list[dict]) -> float:
     """Share of what was done that was planned (ours), the least of three: all of it by the last
     plan; each call by the plan of its time. So a plan that is revised after the deed holds for the
-    deed as well, and one that was dropped holds for what was done under it.
+    deed as well, and one that was dropped holds for what was done under it. `units`: units_of_plan
+    of each plan.
 
     Failures that were repaired are nothing that was done here; the others are calls that nobody
     planned, so that their share of the calls is a third measure.
@@ -1277,7 +1277,6 @@ def executed_share(calls: list[dict], plans: list[dict]) -> float:
     lost = len(unrepaired(calls))
     worked = sum(call["status"] == "ok" for call in calls)
     done = units_done(calls)
-    units = [units_of_plan(plan["plan"]) for plan in plans]
     whole = (units[-1] & done).total()
     held = 0
     ends = [plan["turn"] for plan in plans[1:]] + [math.inf]
@@ -1359,8 +1358,9 @@ def traj_reward(
     handed = [a["id"] for a in media.handed if a["kind"] == kind]
     different = list({media.looks[i]: i for i in handed}.values())
 
-    planned = planned_share(trajectory["calls"], plans)
-    executed = executed_share(without_retakes(trajectory, media), plans)
+    units = [units_of_plan(plan["plan"]) for plan in plans]
+    planned = planned_share(units[-1] if plans else Counter(), trajectory["calls"])
+    executed = executed_share(units, without_retakes(trajectory, media), plans)
     wired = wired_share(different, last_plan, media)
     topic = 0.0
     if any(shows(step["goal"], c["subject"]) for step in last_plan):

@@ -224,19 +224,19 @@ BEARS = re.compile(
 
 
 @lru_cache(maxsize=8192)
-def depicted(text: str, asked: frozenset[str]) -> str:
+def depicted(text: str, request: str) -> str:
     """A prompt without what it has only written or drawn on something (ours): what stands in
     quotes, and what a sign, a screen, a poster bears, up to the end of the clause. Where the
     request asks for writing of that kind, it counts.
 
-    >>> fox = frozenset()
-    >>> depicted("a blank wall, a card with the written words: red fox, at dusk", fox)
+    >>> depicted("a blank wall, a card with the written words: red fox, at dusk", "a red fox")
     'a blank wall, a , at dusk'
     """
+    if not QUOTED.search(text) and not BEARS.search(text.lower()):
+        return text
+    asked = content_words(request)
     if not asked & {"quote", "quotes", "text", "words", "lettering", "字"}:
         text = QUOTED.sub(" ", text)
-    if not BEARS.search(text.lower()):
-        return text
     kept = []
     clauses = re.split(r"([,.;!?\n，。；！？])", text)
     for clause in clauses:
@@ -283,8 +283,8 @@ class Media:
     # The words of the request's subject, and those of subject and style.
     subject: frozenset[str] = frozenset()
     topic: frozenset[str] = frozenset()
-    # All words of the request.
-    asked: frozenset[str] = frozenset()
+    # What the user wrote.
+    request: str = ""
     # What is handed over, in the answer's order; the ids of it and of all that it was made from.
     handed: list[dict] = field(default_factory=list)
     behind: set[str] = field(default_factory=set)
@@ -302,8 +302,8 @@ def topic_words(c: dict) -> frozenset[str]:
 def read_media(trajectory: dict) -> Media:
     """The artifacts of an episode, with what each was made from and what looks alike."""
     c = trajectory["task"]["constraints"]
-    asked = content_words(trajectory["task"].get("request", ""))
-    media = Media(subject=content_words(c["subject"]), topic=topic_words(c), asked=asked)
+    request = trajectory["task"].get("request", "")
+    media = Media(subject=content_words(c["subject"]), topic=topic_words(c), request=request)
     edits_look_new = bool(c["consistency"])
     times = Counter()
     for artifact in trajectory["artifacts"]:
@@ -519,7 +519,7 @@ def words_told(part: str, media: Media, wanted: frozenset[str]) -> float:
     made = media.by_id[part]
     if made["tool"] == "user" or makes(made["tool"]) not in ("image", "video"):
         return 0.0
-    text = depicted(prompt_of(made), media.asked)
+    text = depicted(prompt_of(made), media.request)
     own = media.topic if wanted <= media.topic else wanted | media.topic
     forbidden = made["arguments"].get("negative_prompt")
     if forbidden and content_words(str(forbidden)) & wanted:
