@@ -47,6 +47,7 @@ from rewards import (  # noqa: E402
     coherence_facet,
     combine,
     consistency_reward,
+    example,
     executability_facet,
     f1,
     format_reward,
@@ -1320,6 +1321,28 @@ def test_a_planned_look_is_free_as_well():
     assert with_a_flaw(LOOK, RETAKE, hand=MENDED, plan=plan)["total"] == 1
     # A look that was planned and not carried out is a step left out.
     assert with_a_flaw(plan=plan, flawed=None)["traj"] < 1
+
+
+def test_an_experts_looks_in_its_plan_change_nothing():
+    # Clips that name their frame and the look at it come after no other frame.
+    plan = film_plan()
+    plan[4]["after"].append(9)
+    plan[5]["after"].append(9)
+    looked = plan[:4] + [step(9, "tool_image_analysis", "look at the frames", [3, 4])] + plan[4:]
+    assert [s["goal"] for s in looked][5:7] == ["clip 1 from its frame", "clip 2 from its frame"]
+    assert optimality_facet(looked, FILM) == 1
+    # Six pictures are seen in two looks, and a third is one too many.
+    c = c_of(images=6)
+    six = [step(1, "tool_text2image_gemini", "6 images of a red fox")]
+    looks = [step(i, "tool_image_analysis", f"look at part {i}", [1]) for i in (2, 3, 4)]
+    best = optimality_facet(six, c)
+    assert optimality_facet(six + looks[:2], c) == best > optimality_facet(six + looks, c)
+
+
+def test_a_summary_may_state_a_shape_that_is_none():
+    t = example()
+    t["answer"]["summary"] = "Three clips of a copper teapot, cut at 0:30 to the music."
+    assert format_reward(t)[0] == 0.5
 
 
 def test_other_looks_and_retakes_are_waste():
