@@ -120,8 +120,10 @@ def honest(*need):
 
 
 def taken_apart(task):
-    """The scripted expert's episode on a task: record, and parts for an attack to change."""
-    t = vision_agent(task, VisGenEnv(RolloutConfig(failure_scale=0.0, tool_pool="all")), SEED)
+    """The scripted expert's episode on a task: record, and parts for an attack to change. Its
+    prompts are short, so that an attack's words are said of all of a prompt."""
+    env = VisGenEnv(RolloutConfig(failure_scale=0.0, tool_pool="all"))
+    t = vision_agent(task, env, SEED, thoughts="short")
     assert t["ended"] == "answer" and all(call["status"] == "ok" for call in t["calls"])
     groups = {}
     for call in t["calls"]:
