@@ -77,6 +77,15 @@ KIND_WORDS = {
     "text": r"\w*\s?(?:prompts?|scripts?|boards?|texts?)",
     "audio": r"recordings?|songs?|pieces? of music|tracks?",
 }
+# The same in Chinese, with its measure word.
+KIND_WORDS_ZH = {
+    "image": "张图|张海报|幅画|幅插画",
+    "video": "个片段|段视频|条视频|段影片",
+    "text": "份[\u4e00-\u9fff]{0,2}(?:提示词|脚本|分镜|文字)",
+    "audio": "段录音|段音乐|首歌|首曲子",
+}
+# A word of a goal; in Chinese two characters.
+GOAL_WORD = re.compile("[\u4e00-\u9fff]{1,2}|[^\\s\u4e00-\u9fff]+")
 
 
 def stated_count(goal: str, kind: str) -> int:
@@ -84,8 +93,12 @@ def stated_count(goal: str, kind: str) -> int:
 
     >>> stated_count("4 images of a lantern", "image"), stated_count("clip 2 of a kite", "video")
     (4, 1)
+    >>> stated_count("4张图片：一盏灯笼", "image"), stated_count("第2个片段", "video")
+    (4, 1)
     """
-    found = re.search(rf"\b(\d{{1,3}}) (?:{KIND_WORDS[kind]})\b", goal)
+    english = rf"\b(\d{{1,3}}) (?:{KIND_WORDS[kind]})\b"
+    chinese = rf"(?<![第\d])(\d{{1,3}})(?:{KIND_WORDS_ZH[kind]})"
+    found = re.search(english, goal) or re.search(chinese, goal)
     return int(found.group(1)) if found else 1
 
 
@@ -116,7 +129,7 @@ def units_of_step(step: dict) -> int:
     kind = makes(step["tool"])
     if "-to-" in category(step["tool"]) and kind in KIND_WORDS:
         return stated_count(step["goal"], kind)
-    return 99 if re.search(r"\b(?:each|every)\b", step["goal"]) else 1
+    return 99 if re.search(r"\b(?:each|every)\b|每[张个条段帧]", step["goal"]) else 1
 
 
 def units_of_plan(plan: list[dict]) -> Counter:
@@ -169,7 +182,7 @@ def requirement_facet(plan: list[dict], c: dict, needed: Counter | None = None) 
             built_on.update(step["after"])
     made = 0
     for step in makers:
-        may_be_means = kind != "image" or step["goal"].startswith("reference")
+        may_be_means = kind != "image" or step["goal"].startswith(("reference", "参考图"))
         if not (step["id"] in built_on and may_be_means):
             made += stated_count(step["goal"], kind)
 
@@ -217,8 +230,8 @@ def atomicity_facet(plan: list[dict]) -> float:
     times = Counter((step["tool"], step["goal"]) for step in plan)
     good = 0
     for step in plan:
-        brief = 2 <= len(step["goal"].split()) <= 16
-        several = re.search(r"\bthen\b|;", step["goal"])
+        brief = 2 <= len(GOAL_WORD.findall(step["goal"])) <= 16
+        several = re.search(r"\bthen\b|;|；|然后", step["goal"])
         good += brief and not several and times[step["tool"], step["goal"]] == 1
     return good / len(plan)
 
