@@ -88,9 +88,23 @@ KIND_WORDS = {
     "text": r"\w*\s?(?:prompts?|scripts?|boards?|texts?)",
     "audio": r"recordings?|songs?|pieces? of music|tracks?",
 }
-COUNTS = {kind: re.compile(rf"\b(\d{{1,3}}) (?:{words})\b") for kind, words in KIND_WORDS.items()}
-EACH = re.compile(r"\b(?:each|every)\b")
-SEVERAL = re.compile(r"\bthen\b|;")
+# The same in Chinese, with its measure word.
+KIND_WORDS_ZH = {
+    "image": "张图|张海报|幅画|幅插画",
+    "video": "个片段|段视频|条视频|段影片",
+    "text": "份[\u4e00-\u9fff]{0,2}(?:提示词|脚本|分镜|文字)",
+    "audio": "段录音|段音乐|首歌|首曲子",
+}
+COUNTS = {
+    kind: re.compile(
+        rf"\b(\d{{1,3}}) (?:{words})\b|(?<![第\d])(\d{{1,3}})(?:{KIND_WORDS_ZH[kind]})"
+    )
+    for kind, words in KIND_WORDS.items()
+}
+EACH = re.compile(r"\b(?:each|every)\b|每[张个条段帧]")
+SEVERAL = re.compile(r"\bthen\b|;|；|然后")
+# A word of a goal; in Chinese two characters.
+GOAL_WORD = re.compile("[\u4e00-\u9fff]{1,2}|[^\\s\u4e00-\u9fff]+")
 
 
 @lru_cache(maxsize=8192)
@@ -99,9 +113,11 @@ def stated_count(goal: str, kind: str) -> int:
 
     >>> stated_count("4 images of a lantern", "image"), stated_count("clip 2 of a kite", "video")
     (4, 1)
+    >>> stated_count("4张图片：一盏灯笼", "image"), stated_count("第2个片段", "video")
+    (4, 1)
     """
     found = COUNTS[kind].search(goal)
-    return int(found.group(1)) if found else 1
+    return int(found[1] or found[2]) if found else 1
 
 
 def is_circular(plan: list[dict]) -> bool:
@@ -199,7 +215,7 @@ def requirement_facet(plan: list[dict], c: dict, needed: Counter | None = None) 
             built_on.update(step["after"])
     made = 0
     for step in makers:
-        may_be_means = kind != "image" or step["goal"].startswith("reference")
+        may_be_means = kind != "image" or step["goal"].startswith(("reference", "参考图"))
         if not (step["id"] in built_on and may_be_means):
             made += stated_count(step["goal"], kind)
 
@@ -243,7 +259,7 @@ def executability_facet(plan: list[dict], pool: set[str]) -> float:
 @lru_cache(maxsize=8192)
 def says_one_thing(goal: str) -> bool:
     """Whether a goal is said in 2 to 16 words, without "then" or a semicolon."""
-    return 2 <= len(goal.split()) <= 16 and not SEVERAL.search(goal)
+    return 2 <= len(GOAL_WORD.findall(goal)) <= 16 and not SEVERAL.search(goal)
 
 
 def atomicity_facet(plan: list[dict]) -> float:

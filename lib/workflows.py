@@ -14,6 +14,7 @@ import yaml
 
 from lib.families import family_workflows
 from lib.runs import ROOT
+from lib.scenarios import HAN
 from lib.toolbox import bill, clip_lengths, load_tools
 
 
@@ -194,26 +195,51 @@ def made_apart(step: dict, c: dict) -> bool:
     return several and bool(c.get("variety") or (step["key"] == "restyle" and c["consistency"]))
 
 
+# Pieces of a template's goal that step_goal changes: the goal's field in the templates; all
+# pictures at once, and one; a single clip, and one of several; the subject; the number of a step
+# (a pattern); a clip, and several.
+PIECES = {
+    "en": {
+        "goal": "goal",
+        "images": ("{n} images", "image {i}"),
+        "clip": ("clip of", "clip {i} of"),
+        "subject": " of {subject}",
+        "number": r" \{i\}",
+        "clips": ("clip", "{n} clips"),
+    },
+    "zh": {
+        "goal": "goal_zh",
+        "images": ("{n}张图片", "第{i}张图片"),
+        "clip": ("片段：", "第{i}个片段："),
+        "subject": "：{subject}",
+        "number": r"第\{i\}[张个帧段]",
+        "clips": ("片段", "{n}个片段"),
+    },
+}
+
+
 def step_goal(step: dict, index: int, times: int, c: dict) -> str:
-    """The goal of a template's step for one request, the `index`-th (from 0) of `times` alike."""
-    goal = step["goal"]
+    """The goal of a template's step for one request, the `index`-th (from 0) of `times` alike; in
+    Chinese where the subject is."""
+    pieces = PIECES["zh" if HAN.search(c["subject"]) else "en"]
+    goal = step[pieces["goal"]]
     if made_apart(step, c):
-        goal = goal.replace("{n} images", "image {i}").replace("clip of", "clip {i} of")
+        goal = goal.replace(*pieces["images"])
+        goal = goal if "{i}" in goal else goal.replace(*pieces["clip"])
     # The subject is said with the first of several shots; a single shot has no number.
     if index > 0:
-        goal = goal.replace(" of {subject}", "")
+        goal = goal.replace(pieces["subject"], "")
     if times == 1 and step.get("repeat") != "rest":
-        goal = goal.replace(" {i}", "")
-    goal = goal.format(
+        goal = re.sub(pieces["number"], "", goal)
+    if step["key"] == "clip" and c["videos"] > 1 and times == 1:
+        goal = goal.replace(*pieces["clips"], 1)
+    return goal.format(
         # The pictures edited from the first one are counted on from it.
         i=index + (2 if step.get("repeat") == "rest" else 1),
         n=c["images"] or c["videos"],
         shots=n_shots(c),
         subject=c["subject"],
     )
-    if step["key"] == "clip" and c["videos"] > 1 and times == 1:
-        goal = goal.replace("clip", f"{c['videos']} clips", 1)
-    return goal
 
 
 def step_after(feeds: list[list[int]], index: int, times: int) -> list[int]:
@@ -315,7 +341,7 @@ def step_price(step: dict, c: dict) -> float:
 
 
 # The number that an expert's goal states for what one call makes.
-NUMBER_MADE = re.compile(r"\b(\d+) (?:images|clips)\b")
+NUMBER_MADE = re.compile(r"\b(\d+)(?: images\b| clips\b|张图片|个片段)")
 
 
 @lru_cache(maxsize=4096)

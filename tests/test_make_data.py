@@ -49,9 +49,20 @@ from lib.tasks import (  # noqa: E402
 )
 from lib.tokenizer import TAG_TOKENS, pieces, train_tokenizer  # noqa: E402
 from lib.toolbox import ToolError, load_tools  # noqa: E402
-from lib.workflows import expand_workflow, fitting_workflows, load_workflows  # noqa: E402
-from make_data import ensure_data, make_trajectories, make_visgen  # noqa: E402
-from rewards import ltr_reward  # noqa: E402
+from lib.workflows import (  # noqa: E402
+    expand_workflow,
+    fitting_workflows,
+    load_workflows,
+    step_price,
+)
+from make_data import ensure_data, make_trajectories, make_visgen, vision_agent  # noqa: E402
+from rewards import (  # noqa: E402
+    atomicity_facet,
+    ltr_reward,
+    requirement_facet,
+    stated_count,
+    units_of_step,
+)
 
 SPLITS = ("train", "heldout")
 # Constraints that these requests do not have: tests/test_families.py, and VisGenBench's variety.
@@ -528,6 +539,36 @@ def test_the_reward_reads_chinese_subjects(chinese):
         assert (
             reward["checks"]["on_topic"] > ltr_reward(other, RewardConfig())["checks"]["on_topic"]
         )
+
+
+def test_chinese_goals_are_worth_what_the_english_ones_are():
+    """Count by count and step by step: a plan is judged alike in both languages."""
+    flows = load_workflows().values()
+    for step in (step for flow in flows for step in flow["steps"]):
+        slots = [sorted(re.findall(r"{\w+}", step[goal])) for goal in ("goal", "goal_zh")]
+        assert slots[0] == slots[1] and not re.search("[a-z]", re.sub("{.*?}", "", step["goal_zh"]))
+    tasks = make_tasks(200, "train", DataConfig(languages=["zh"], families=0.5), seed=5)
+    for variety in (False, True):
+        for task in tasks:
+            c = {**task["constraints"], "variety": variety}
+            zh, en = ({**c, "subject": subject} for subject in (c["subject"], "a red fox"))
+            for name in fitting_workflows(c):
+                plans = expand_workflow(name, zh), expand_workflow(name, en)
+                for ours, theirs in zip(*plans, strict=True):
+                    units = [units_of_step(step["tool"], step["goal"]) for step in (ours, theirs)]
+                    assert units[0] == units[1], ours
+                    for kind in ("image", "video", "text", "audio"):
+                        counts = [stated_count(s["goal"], kind) for s in (ours, theirs)]
+                        assert counts[0] == counts[1], (ours, theirs)
+                    assert not re.search("[a-z]{3}|{", ours["goal"].replace("in_1", "")), ours
+                    assert (c["subject"] in ours["goal"]) == ("a red fox" in theirs["goal"]), ours
+                    prices = step_price(ours, zh), step_price(theirs, en)
+                    assert prices[0] == prices[1], ours
+                grades = [
+                    (requirement_facet(plan, which), atomicity_facet(plan))
+                    for plan, which in zip(plans, (zh, en))
+                ]
+                assert grades[0] == grades[1] and grades[0][1] == 1, plans[0]
 
 
 def test_languages_mix_by_the_config():
