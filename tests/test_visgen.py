@@ -328,7 +328,7 @@ def test_the_expert_keeps_to_a_service_s_jobs_at_once(whole):
 
 
 def test_each_part_of_metacognition_is_worth_something(config):
-    tasks, env, success = make_tasks(250, "visgen", config.data, 3), VisGenEnv(config.rollout), {}
+    tasks, env, success = make_tasks(250, "visgen", config.data, 5), VisGenEnv(config.rollout), {}
     for mind in (
         METACOGNITION,
         *(tuple(p for p in METACOGNITION if p != part) for part in METACOGNITION),

@@ -122,7 +122,8 @@ def test_photographs_are_of_what_there_is_and_marks_are_drawn():
 def test_no_music_video_says_that_its_music_is_there():
     """Beside such a sentence, a wish for music is a contradiction."""
     there = re.compile(
-        r"\b(song|track|tune|ballad|single|album)\b[^.]*\b(done|finished|ready|recorded|mixed|out)\b"
+        r"\b(song|track|tune|ballad|single|album)\b[^.]*"
+        r"\b(done|finished|ready|recorded|mixed|out)\b"
     )
     assert there.search("The new song is done, the clip isn't.")
     for name, scenario in BOOK["scenarios"].items():
