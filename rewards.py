@@ -253,16 +253,27 @@ def plan_graph(plan: list[dict], counts_as: dict[str, str]) -> tuple[Counter, Co
     return nodes, edges
 
 
+# Media that one call of an analysis tool shows.
+LOOKS_AT = 4
+
+
 def without_looks(plan: list[dict], expert: list[dict]) -> list[dict]:
-    """A plan without the looks at its own media that the expert's has not (ours): one for each tool
-    that makes pictures or films, since to check what came out is good practice. What came after a
-    look comes after what the look came after."""
+    """A plan without the looks at its own media that the expert's has not (ours): of each tool that
+    makes pictures or films one for every LOOKS_AT results, since to check what came out is good
+    practice. What came after a look alone comes after what the look came after."""
     known = {step["tool"] for step in expert}
-    left = len({s["tool"] for s in plan if makes(s["tool"]) in ("image", "video")})
+    visual = Counter()
+    for step in plan:
+        if makes(step["tool"]) in ("image", "video"):
+            visual[step["tool"]] += units_of_step(step)
+    left = sum(math.ceil(n / LOOKS_AT) for n in visual.values())
     gone = {}
     kept = []
     for step in plan:
-        after = dict.fromkeys(i for a in step["after"] for i in gone.get(a, [a]))
+        direct = [a for a in step["after"] if a not in gone]
+        seen = [i for a in step["after"] for i in gone.get(a, ())]
+        # A step that builds on one of four pictures waits for the look at all of them.
+        after = dict.fromkeys(direct if set(direct) & set(seen) else direct + seen)
         if looks_into(step["tool"]) and step["tool"] not in known and left > 0:
             left -= 1
             gone[step["id"]] = list(after)

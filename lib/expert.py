@@ -37,6 +37,7 @@ from lib.text import tag
 from lib.thinking import (
     LOOKS_AT,
     RETAKES,
+    SHAPED,
     Job,
     first_thought,
     has_shape,
@@ -80,9 +81,14 @@ def vision_agent(
         will do.
     """
     messages, _ = env.reset(task, seed)
-    job = begin(messages[-1]["content"], env.pool, seeded_rng(seed, "agent", task["id"]), mind)
+    message = messages[-1]["content"]
+    c = read_request(message)
+    rng = seeded_rng(seed, "agent", task["id"])
     if thoughts == "full":
-        job = direct_job(job, messages[-1]["content"], env.pool, seed)
+        job = Job(c, attached_media(message), make_plan(c, mind, apart=True), mind, None, rng)
+        direct_job(job, message, env.pool, seed)
+    else:
+        job = Job(c, attached_media(message), make_plan(c, mind), mind, None, rng)
     plan = shown_plan(job.steps)
     think = first_thought(job)
     ready = ready_steps(job)
@@ -116,19 +122,25 @@ def vision_agent(
     return env.trajectory()
 
 
-def begin(message: str, pool: list[str], rng, mind: tuple[str, ...]) -> Job:
-    """The job as the user's message states it, planned."""
-    c = read_request(message)
-    steps = make_plan(c, mind)
-    return Job(c, attached_media(message), steps, mind, None, rng)
-
-
-def direct_job(job: Job, message: str, pool: list[str], seed: int) -> Job:
-    """The job with art direction and, where results are verified, with looks in its plan."""
+def direct_job(job: Job, message: str, pool: list[str], seed: int) -> None:
+    """Give a job art direction and, where results are verified, looks in its plan."""
     job.direction = direct(message.split("\n[in_1: ")[0], job.c, seed)
+    job.direction.shape = drawn_shape(job)
     if "verification" in job.mind:
         job.steps = with_looks(job.steps, pool)
-    return job
+
+
+def drawn_shape(job: Job) -> str | None:
+    """The shape that the request's media get: as asked; or as the use implies, where a step draws
+    them from words, of gpt-image-1's three shapes the nearest; or None."""
+    keys = {step["key"] for step in job.steps}
+    shape = job.direction.shape
+    if job.c["aspect_ratio"] or not shape or not keys & SHAPED:
+        return job.c["aspect_ratio"]
+    if "cutout" in keys and shape not in GPT_SIZES:
+        across, down = map(int, shape.split(":"))
+        return "3:2" if across > down else "2:3"
+    return shape
 
 
 # The keys of steps that make all pictures, or clips, of a request in one call.
@@ -139,12 +151,14 @@ READ_EN, READ_ZH = 18, 9
 REFERENCES = 3
 
 
-def make_plan(c, mind):
-    """The steps of the workflow that fits the request best, each with the state of its work:
+def make_plan(c, mind, apart=False):
+    """The steps of the workflow that fits the request best, each with the state of its work; with
+    `apart` each picture and film is a step with a prompt of its own. The state:
     `expect` (results still to come), `tries` (calls of its tool), `reworded` (how often its prompt
     was said anew), `ids` (what came), `done`; `n`, the results it is to bring, and `retakes`, how
     often it was made again."""
     workflow = fitting_workflows(c)[0]
+    c = {**c, "variety": c["variety"] or apart}
     steps = expand_workflow(workflow, c)
     lengths = lengths_of_clips(steps)
     if lengths and "plan check" not in mind:
@@ -675,6 +689,10 @@ def edit_arguments(step, job, made):
     aspect = aspect_of(c) if step["key"] == "restyle" else {}
     if aspect and step["tool"] == "tool_image_edit_qwen":
         aspect = {"size": size_of(c["aspect_ratio"])}
+    if step["key"] != "restyle" and step["tool"] == "tool_image_edit_qwen":
+        # Gemini's edits have the size of the reference. A film of other sizes would get black bars.
+        size = size_of_reply(job.replies[source[0]])
+        aspect = {"size": size.replace("x", "*")}
     return {"images": source[:1], "prompt": prompt, **aspect, **number_of(step)}
 
 
@@ -751,12 +769,9 @@ def shape_of(step, job):
 
 
 def gpt_size(c, job=None):
-    """gpt-image-1's size for a shape: as asked, or the nearest to what the use implies."""
-    ratio = c["aspect_ratio"] or (job.direction.shape if job and job.direction else None) or "1:1"
-    if ratio in GPT_SIZES:
-        return GPT_SIZES[ratio]
-    across, down = map(int, ratio.split(":"))
-    return GPT_SIZES["3:2" if across > down else "2:3"]
+    """gpt-image-1's size for a shape: as asked, or as the use implies."""
+    implied = job.direction.shape if job and job.direction else None
+    return GPT_SIZES[c["aspect_ratio"] or implied or "1:1"]
 
 
 def number_of(step):

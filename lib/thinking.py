@@ -178,7 +178,7 @@ def understood(job: Job) -> list[str]:
     found = []
     if c["aspect_ratio"] and makes(job.steps[-1]["tool"]) != "text":
         found.append(say(job, "shape_asked", ratio=c["aspect_ratio"]))
-    elif d.shape and any(step["key"] in SHAPED for step in job.steps):
+    elif d.shape:
         use = job.voice["use"].get(d.task_type)
         if not use:
             on_phone = "phone" if d.shape == "9:16" else "film"
@@ -210,7 +210,7 @@ def understood(job: Job) -> list[str]:
 
 
 # Keys of steps whose results get the shape that the use implies.
-SHAPED = ("image", "large", "cutout", "ref", "frame", "clip")
+SHAPED = {"image", "large", "cutout", "ref", "frame", "clip"}
 
 
 def sound_wanted(job: Job) -> str:
@@ -535,7 +535,8 @@ def checks_of(job: Job, ids: list[str]) -> list[tuple[str, str]]:
     if sizes and job.direction.shape:
         right = all(has_shape(size, job.direction.shape) for size in sizes)
         slots = {"size": sizes[0], "ratio": job.direction.shape}
-        found.append(("shape" if right else "off_shape", slots))
+        if right or c["aspect_ratio"]:
+            found.append(("shape" if right else "off_shape", slots))
     if sizes and c["resolution"]:
         found.append(("resolution", {"resolution": c["resolution"], "size": sizes[0]}))
     found += sound_checks(job)
