@@ -354,6 +354,9 @@ def take_in(step, arguments, reply, job):
     answered = makes(step["tool"]) == "nothing"
     step["done"] = step["expect"] <= 0 or answered or "verification" not in job.mind
     job.replies |= dict.fromkeys(step["ids"], reply)
+    if step["key"] == "beat" and job.direction:
+        seconds = clip_seconds(job.c, lengths_of_clips(job.steps))
+        step["cuts"] = cut_points(job.c, seconds, reply)[1:-1]
 
 
 def recover(step, error, mind):
