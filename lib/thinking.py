@@ -262,7 +262,8 @@ def weighed(job: Job) -> list[str]:
     looks = [step for step in job.steps if step["key"] == "inspect"]
     if looks:
         n = sum(len(look["sees"]) for look in looks)
-        found.append(say(job, "looks", n=n, per=min(n, LOOKS_AT)))
+        way = "looks" if n > 1 else "look"
+        found.append(say(job, way, n=n, per=min(n, LOOKS_AT)))
     return found
 
 
@@ -565,7 +566,7 @@ def sound_checks(job: Job) -> list[tuple[str, dict]]:
         found.append(("beat", {"n": len(by_key["cut"]) - 1}))
     looks = by_key.get("inspect", ())
     if looks:
-        n = sum(len(look["sees"]) for look in looks)
+        n = len({i for look in looks for i in look["seen"]})
         left = 0
         for look in looks:
             kept = [maker["ids"][at] for maker, at in look["sees"] if at < len(maker["ids"])]
