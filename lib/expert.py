@@ -115,7 +115,7 @@ def vision_agent(
             trouble.append((step, reply["error"], move))
             if move == "switch":
                 plan = shown_plan(job.steps)
-            given_up = given_up or (move == "give up" and not keep_flawed(step))
+            given_up = given_up or (move == "give up" and not can_do_without(step))
         called, ready = ready, [] if given_up else ready_steps(job)
         think = next_thought(job, called, ready, trouble)
     env.step(final_turn(job))
@@ -283,6 +283,7 @@ def take_look(look: dict, reply: dict, asked: list[str]) -> None:
     look["looked"] = asked
     look["flawed"] = [i for i in asked if i in flawed]
     look["bad"] |= flawed
+    look["tries"] = 0
     look["reply"] = reply
     look["done"] = not look["flawed"] or look["rounds"] == RETAKES
     if look["done"]:
@@ -295,9 +296,10 @@ def take_look(look: dict, reply: dict, asked: list[str]) -> None:
             maker |= {"done": False, "tries": 0, "retakes": look["rounds"]}
 
 
-def keep_flawed(step: dict) -> bool:
-    """Whether a step that cannot be made again was only to replace what has a flaw: that stays."""
-    if not step.get("again"):
+def can_do_without(step: dict) -> bool:
+    """Whether the work goes on where a call fails for good: a look that is not to be had, or what
+    was only to replace something with a flaw, which then stays."""
+    if step["key"] != "inspect" and not step.get("again"):
         return False
     step |= {"again": [], "expect": 0, "done": True}
     return True

@@ -613,12 +613,15 @@ def test_routing_serves_what_is_asked_and_presupposes_nothing():
 
 
 def test_pool_holds_the_workflow_s_tools_and_six_others():
+    looks = {"tool_image_analysis", "tool_video_analysis"}
     for text in ("Make a logo of a fox.", "Make a music video about a fox. Use 2 shots."):
         workflow, pool = task_agent(text)
         own = {t for s in load_workflows()[workflow]["steps"] for t in s["tool"]}
         assert (
             own < set(pool)
-            and len(pool) == len(own) + 6
+            and looks & set(pool)
+            and len(pool) - 6 - len(own) in (0, 1, 2)
+            and len(set(pool) - own - looks) in (4, 5, 6)
             and pool == [t for t in load_tools() if t in pool]
         )
 
@@ -754,13 +757,14 @@ def test_agent_gives_up_after_three_failures_of_a_step(tasks, monkeypatch):
 
 
 def test_visgen_keeps_what_the_reward_passes(tasks, tmp_path):
-    data = DataConfig(min_reward=0.97, thoughts="short")
+    # At this scale each picture and clip has a flaw, which costs an eighth.
+    data = DataConfig(min_reward=0.86, thoughts="short")
     config = Config(data=data, rollout=RolloutConfig(failure_scale=10.0))
     write_jsonl(tmp_path / "queries.jsonl", tasks["train"][:126])
     make_trajectories(config, tmp_path)
     counts, kept = make_visgen(config, tmp_path), read_jsonl(tmp_path / "visgen.jsonl")
     assert counts["queries"] == 126 and counts["kept"] == len(kept) < counts["answered"] <= 126
-    assert min(r["reward"]["total"] for r in kept) >= 0.97 and all(
+    assert min(r["reward"]["total"] for r in kept) >= 0.86 and all(
         r["ended"] == "answer" for r in kept
     )
     assert {
