@@ -697,8 +697,13 @@ def edit_arguments(step, job, made):
     if step["key"] != "restyle" and step["tool"] == "tool_image_edit_qwen":
         # Gemini's edits have the size of the reference. A film of other sizes would get black bars.
         size = size_of_reply(job.replies[source[0]])
-        aspect = {"size": size.replace("x", "*")}
+        fits = max(map(int, size.split("x"))) <= QWEN_SIDE
+        aspect = {"size": size.replace("x", "*") if fits else size_of(size.replace("x", ":"))}
     return {"images": source[:1], "prompt": prompt, **aspect, **number_of(step)}
+
+
+# The longest side that Qwen's edit makes, as tools.yaml has it.
+QWEN_SIDE = 2048
 
 
 def size_of(ratio: str) -> str:
