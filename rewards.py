@@ -261,7 +261,7 @@ def without_looks(plan: list[dict], expert: list[dict]) -> list[dict]:
     """A plan without the looks at its own media that the expert's has not (ours): of each tool that
     makes pictures or films one for every LOOKS_AT results, since to check what came out is good
     practice. What came after a look alone comes after what the look came after."""
-    known = {step["tool"] for step in expert}
+    known = Counter(step["tool"] for step in expert if looks_into(step["tool"]))
     visual = Counter()
     for step in plan:
         if makes(step["tool"]) in ("image", "video"):
@@ -274,7 +274,10 @@ def without_looks(plan: list[dict], expert: list[dict]) -> list[dict]:
         seen = [i for a in step["after"] for i in gone.get(a, ())]
         # A step that builds on one of four pictures waits for the look at all of them.
         after = dict.fromkeys(direct if set(direct) & set(seen) else direct + seen)
-        if looks_into(step["tool"]) and step["tool"] not in known and left > 0:
+        if known[step["tool"]] > 0:
+            known[step["tool"]] -= 1
+            kept.append({**step, "after": list(after)})
+        elif looks_into(step["tool"]) and left > 0:
             left -= 1
             gone[step["id"]] = list(after)
         else:
