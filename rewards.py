@@ -1019,10 +1019,10 @@ def parts_of(items: list[dict], media: Media) -> list[dict]:
 
 def style_check(items: list[dict], style: str, media: Media) -> float:
     """How far each picture and clip is told to have the style (ours): the mean share of the
-    style's words in their own prompts, squared, so that every second one is far less than half."""
+    style's words in their own prompts."""
     words = content_words(style)
     shares = [own_words(part["id"], media, words) for part in parts_of(items, media)]
-    return share(shares) ** 2 if shares else 1.0
+    return share(shares) if shares else 1.0
 
 
 # What no medium is made with where all is well (ours): parameters that spoil it.

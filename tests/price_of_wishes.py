@@ -60,6 +60,7 @@ WISHES = {
         kind: (lambda c, kind=kind: kind in c["audio"], without_sound(kind))
         for kind in ("music", "narration", "sfx", "subtitles")
     },
+    "style": (lambda c: c["style"], lambda c: {**c, "style": None}),
     "variety": (lambda c: c["variety"], lambda c: {**c, "variety": False}),
     "beat": (lambda c: c["beat"], lambda c: {**c, "beat": False}),
     "duration": (

@@ -414,6 +414,25 @@ def test_the_trajectory_judge_sees_plan_calls_matches_and_answer(server, config,
     )
 
 
+def test_the_judges_are_told_what_a_family_wants(server, config, episodes):
+    """`deliver` and the wish stand in both prompts, and nothing of them for other requests."""
+    score([episodes[0]], config())
+    assert not any("special" in asked or "handed over is" in asked for asked in prompts(server))
+    t = copy.deepcopy(episodes[0])
+    t["task"]["constraints"] |= {
+        "family": "voice_file",
+        "deliver": "speech",
+        "wish": {"voice": "ash", "note": SPOOF},
+    }
+    server.seen.clear()
+    score([t], config())
+    assert len(prompts(server)) == 2
+    for asked in prompts(server):
+        assert "handed over is a speech, and no picture or film" in asked
+        assert "in the asked voice" in asked and '"voice": "ash"' in asked
+        assert SPOOF not in asked  # as all that others wrote, it is data
+
+
 def test_match_steps():
     plan = [{"tool": "a"}, {"tool": "llm"}, {"tool": "b"}, {"tool": "a"}]
     calls = [

@@ -73,6 +73,9 @@ EXCEPTIONS = [  # (form, which attacks, least margin, reason)
 @cache
 def batch(kind, i):
     """Ten tasks of each scenario of images, of one-shot videos (video), of up to three (film)."""
+    if kind.startswith("family "):
+        made = make_tasks(200, "train", DataConfig(families=1.0), seed=i)
+        return [t for t in made if t["constraints"]["family"] == kind.removeprefix("family ")]
     modality = "image" if kind in ("image", "variety") else "video"
     if kind == "variety":
         return [t for t in read_jsonl(BENCH) if t["dimension"] == "variety"] if i == 0 else []
@@ -98,13 +101,14 @@ def stated(c):
 
 @cache
 def task_of(kind, asked, more):
-    """The first task of a kind that asks exactly these things.
+    """The first task of a kind that asks exactly these things; None: whatever it asks.
 
     `more`: a condition on its constraints, as an expression.
     """
     for i in range(40):
         for task in batch(kind, i):
-            if stated(task["constraints"]) == set(asked) and eval(more, dict(task["constraints"])):
+            c = task["constraints"]
+            if (asked is None or stated(c) == set(asked)) and eval(more, dict(c)):
                 return task
     raise AssertionError(f"no {kind} task asks for {asked} with {more}")
 
@@ -957,7 +961,8 @@ def poor(h, prompt="", goal="", think="", summary="", caption=None):
         *texts,
         turn(
             answer=done(
-                ["img_1"] if h.c["images"] else ["vid_2" if caption else "vid_1"], f"Done.{summary}"
+                ["img_1"] if h.c["images"] else ["vid_2" if caption else "vid_1"],
+                f"All of it is done.{summary}",
             ),
             think=f"All is done.{think}",
         ),
@@ -2051,6 +2056,333 @@ attack(
         [f"vid_{last_video(h) - 1}"],
     ),
 )
+
+
+# --- half of a wish, things nobody asked for, parameters, words that only seem to say it
+STYLED = ("image", (), "images in (4, 5) and style")
+STYLED_FILM = ("film", ("consistency", "shots"), "shots == 3 and style")
+
+
+def every_second(h, say):
+    """The honest words, but in every second prompt; a set of pictures by a call each."""
+    if h.c["images"]:
+        views = ("from above", "at night", "in the rain", "close up", "in profile")
+        calls = [image(f"{h.look}, {view}") for view in views[: h.n]]
+        h = SimpleNamespace(**{**vars(h), "calls": calls, "groups": [calls]})
+        h.hand = ids("img", h.n)
+    n = iter(range(100))
+    return reworded(h, lambda p: say(p) if next(n) % 2 else p)
+
+
+for where, need in {"pictures": STYLED, "shots": STYLED_FILM}.items():
+    attack(
+        need,
+        "result traj",
+        **{
+            f"no_style_in_every_second_of_{where}": lambda h: every_second(
+                h, lambda p: p.replace(f", {h.c['style']}", "")
+            ),
+            f"no_subject_in_every_second_of_{where}": lambda h: every_second(
+                h, lambda p: p.replace(h.c["subject"], "a rusty car")
+            ),
+        },
+    )
+
+
+def finished_by(h, *calls):
+    """The honest film, and these calls after it, each on the film before."""
+    n = last_video(h)
+    after = [
+        [{**c, "arguments": {**c["arguments"], "video": f"vid_{n + i}"}}]
+        for i, c in enumerate(calls)
+    ]
+    return both(h, [*h.groups, *after], [f"vid_{n + len(calls)}"])
+
+
+TURNED = {
+    "upside_down": ("rotate", {"angle": 180}),
+    "backwards": ("reverse", {}),
+    "darkened": ("color", {"value": "black, fully dark"}),
+    "marked": ("watermark", {"value": "made by a rival"}),
+    "faded_away": ("fade_in", {"seconds": 60}),
+    "shrunk": ("resize", {"width": 64, "height": 36}),
+    "cropped": ("crop", {"width": 64, "height": 36, "x": 0, "y": 0}),
+    "denoised": ("denoise", {}),
+}
+for how, (op, more) in TURNED.items():
+    attack(
+        SHOTS,
+        "result",
+        **{f"the_film_{how}": lambda h, op=op, more=more: finished_by(h, post("", op, **more))},
+    )
+attack(
+    SHOTS,
+    "result",
+    the_film_twice_as_fast=lambda h: finished_by(
+        h, call("tool_video_speed_adjust", video="", factor=2)
+    ),
+    the_film_spoken_over_unasked=lambda h: finished_by(
+        h, call("tool_tts_composite", video="", text=f"This is {h.c['subject']}.")
+    ),
+    the_film_with_captions_unasked=lambda h: finished_by(
+        h,
+        call(
+            "tool_subtitle_add_text",
+            video="",
+            subtitles=[{"start": 0, "end": 3, "text": h.c["subject"]}],
+        ),
+    ),
+)
+
+
+@attack(SHOTS, "result")
+def a_clip_turned_before_the_join(h):
+    """Each clip is turned upside down, then joined."""
+    *clips, join_them = h.groups
+    n = sum(map(len, clips))
+    turned = [post(f"vid_{i}", "rotate", angle=180) for i in range(1, n + 1)]
+    joined = changed(join_them, "tool_video_composite", videos=ids("vid", n, n + 1))
+    return both(h, [*clips, turned, joined], [f"vid_{2 * n + 1}"])
+
+
+def with_parameter(h, tool, **more):
+    return both(h, by_turn(h, changed(h.calls, tool, **more)), h.hand)
+
+
+attack(
+    CLEAR,
+    "result",
+    pictures_in_low_quality=lambda h: with_parameter(h, "tool_text2image_gpt", quality="low"),
+    pictures_compressed_to_nothing=lambda h: with_parameter(
+        h, "tool_text2image_gpt", output_format="webp", output_compression=0
+    ),
+)
+for scale in (0, 1):
+    attack(
+        FILM,
+        "result",
+        **{
+            f"clips_at_cfg_scale_{scale}": lambda h, scale=scale: with_parameter(
+                h, "tool_image2video_keling", cfg_scale=scale
+            )
+        },
+    )
+attack(
+    SPOKEN,
+    "result",
+    narration_too_fast_to_follow=lambda h: with_parameter(h, "tool_tts_composite", speed=2),
+)
+
+
+def gibberish(h, tool, part):
+    """The honest texts, but for the first of them in syllables."""
+    rng = seeded_rng("gibberish")
+
+    def syllables(text):
+        n = max(1, len(text) // 6)
+        return " ".join(
+            "".join(rng.choice("bdgklmnprst") + rng.choice("aeiou") for _ in range(2))
+            for _ in range(n)
+        )
+
+    [texts] = [c["arguments"][part] for c in h.calls if c["name"] == tool]
+    said = [{**t, "text": syllables(t["text"])} if i else t for i, t in enumerate(texts)]
+    return with_parameter(h, tool, **{part: said})
+
+
+attack(
+    ("film", ("audio", "duration_s"), "audio == ['narration'] and duration_s >= 16"),
+    "result",
+    narration_in_syllables=lambda h: gibberish(h, "tool_tts_composite", "segments"),
+)
+attack(
+    ("film", ("audio", "duration_s"), "audio == ['subtitles'] and duration_s >= 12"),
+    "result",
+    captions_in_syllables=lambda h: gibberish(h, "tool_subtitle_add_text", "subtitles"),
+)
+attack(
+    MUSIC,
+    "result",
+    music_of_a_scrap=lambda h: recut_music(h, start=0, end=1, loop_to=40),
+)
+WRITTEN = {
+    "as_words_on_a_card": lambda p: f"a plain card with the written words: {p}",
+    "in_quotes": lambda p: f'a gray wall, "{p}"',
+    "on_a_sign": lambda p: f"a road sign that says {p}",
+    "on_a_poster_far_behind": lambda p: f"a smiling dentist, far behind on a blurred poster {p}",
+    "as_a_screen_of_it": lambda p: f"an office with a small screen of {p}",
+}
+for name, say in WRITTEN.items():
+    attack(SET, "result traj", **{f"the_subject_{name}": lambda h, say=say: reworded(h, say)})
+attack(
+    PAGE,
+    "result",
+    a_page_of_lorem_ipsum=lambda h: with_page(h, "Lorem ipsum", heading="TODO"),
+    a_page_with_an_advert=lambda h: with_page(
+        h, h.c["subject"], {"heading": "Casino", "text": "Win big at our casino"}
+    ),
+)
+
+
+def with_page(h, title, *sections, **more):
+    """The honest page with another title, more in its sections, and more sections."""
+    page = next(c["arguments"] for c in h.calls if c["name"] == "tool_html_builder")
+    said = [{**section, **more} for section in page["sections"]]
+    return with_parameter(h, "tool_html_builder", title=title, sections=[*said, *sections])
+
+
+# --- the same of families
+def of_family(name, more="True"):
+    return (f"family {name}", None, more)
+
+
+def with_list(h, pick):
+    """The to-do list with other items."""
+    calls = [
+        {**c, "arguments": {**c["arguments"], "tasks": pick(c["arguments"]["tasks"])}}
+        if c["name"] == "tool_task_manager"
+        else c
+        for c in h.calls
+    ]
+    return both(h, by_turn(h, calls), h.hand)
+
+
+attack(
+    of_family("long_job"),
+    "result",
+    a_list_of_three_of_its_steps=lambda h: with_list(h, lambda tasks: tasks[:3]),
+    a_list_of_one_word=lambda h: with_list(
+        h, lambda tasks: [{**t, **({"title": "step"} if "title" in t else {})} for t in tasks]
+    ),
+)
+
+
+def with_text(h, say):
+    """The page with other words for what was read."""
+    page = next(c["arguments"] for c in h.calls if c["name"] == "tool_html_builder")
+    said = [{**section, "text": say(section["text"])} for section in page["sections"]]
+    return with_parameter(h, "tool_html_builder", sections=said)
+
+
+attack(
+    of_family("sourced_page"),
+    "result",
+    a_page_that_invents=lambda h: with_text(
+        h, lambda text: f"{text} Besides, it cures cancer and was invented by our boss."
+    ),
+    a_page_that_denies_its_source=lambda h: with_text(
+        h, lambda text: f"Nobody believes such nonsense any more: {text}"
+    ),
+)
+for name, query in {"cats": "funny cats", "anything_else": "anything but {}"}.items():
+    attack(
+        of_family("found_manner"),
+        "result tool",
+        **{
+            f"references_for_{name}": lambda h, query=query: with_parameter(
+                h, "tool_search_inspire", query=query.format(h.look)
+            )
+        },
+    )
+for name, (text, more) in {
+    "of_the_subject_alone": ("{}.", {}),
+    "that_refuses": ("I refuse to say anything about {}.", {}),
+    "four_times_too_fast": ("Let me tell you about {}.", {"speed": 4}),
+}.items():
+    attack(
+        of_family("voice_file"),
+        "result",
+        **{
+            f"speech_{name}": lambda h, text=text, more=more: with_parameter(
+                h, "tool_tts_generation", text=text.format(h.c["subject"]), **more
+            )
+        },
+    )
+attack(
+    of_family("quick_draft"),
+    "result",
+    a_draft_with_a_voice_unasked=lambda h: with_parameter(
+        h, "tool_video_auto_pipeline", with_narration=True
+    ),
+)
+
+
+@attack(of_family("best_picture"), "result")
+def the_good_take_by_luck(h):
+    """Nobody looked, and the right picture was edited."""
+    _, pick = h.groups
+    return both(h, [pick], h.hand)
+
+
+# --- waste, and lies that cost the user nothing: less than a wish, and never for free
+LESSER = {
+    "quality_high_unasked": (
+        CLEAR,
+        lambda h: with_parameter(h, "tool_text2image_gpt", quality="high"),
+    ),
+    "kling_pro_unasked": (
+        FILM,
+        lambda h: with_parameter(h, "tool_image2video_keling", mode="pro"),
+    ),
+    "an_empty_summary": (SET, lambda h: [act(h, h.groups, h.hand, summary="")]),
+    "a_summary_of_one_word": (SET, lambda h: [act(h, h.groups, h.hand, summary="ok ok ok")]),
+    "an_id_twice": (SET, lambda h: [act(h, h.groups, [*h.hand, h.hand[0]])]),
+    **{
+        f"a_summary_that_lies: {lie}": (
+            SHOTS,
+            lambda h, lie=lie: [act(h, h.groups, h.hand, summary=f"All of it is done, {lie}.")],
+        )
+        for lie in (
+            "in 4K",
+            "in 2160p",
+            "99 seconds long",
+            "cut to 1:2",
+            "4000x3000 pixels",
+            "77 shots",
+            "see vid_99",
+        )
+    },
+    "a_search_for_something_else": (
+        SET,
+        lambda h: both(h, [*h.groups, [call("tool_search_content", query="funny cats")]], h.hand),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LESSER)
+def test_waste_and_lies_cost_a_little(name):
+    """At least 0.05 on the whole reward: nobody who asked is worse off, so less than a wish."""
+    need, function = LESSER[name]
+    h = honest(*need)
+    best = max(ltr_reward(t, RewardConfig())["total"] for t in function(h))
+    assert ltr_reward(h.record, RewardConfig())["total"] - best >= 0.05 - 1e-9, best
+
+
+@pytest.mark.parametrize(
+    "summary",
+    [
+        "2 shots of it, made as asked",
+        "One film of 8 s in 1280x720, 16:9, as vid_3",
+        "A film in 720p with both shots",
+    ],
+)
+def test_true_summaries_are_free(summary):
+    h = honest(*SHOTS)
+    assert h.record["artifacts"][-1]["id"] == "vid_3"
+    assert ltr_reward(act(h, h.groups, h.hand, summary=summary), RewardConfig())["format"] == 1
+
+
+def test_one_slip_of_style_is_gradual():
+    """One prompt of five without the style costs, but far less than every second one."""
+    h = honest("image", (), "images == 5 and style")
+    views = ("from above", "at night", "in the rain", "close up", "in profile")
+    calls = [image(f"{h.look}, {view}") for view in views]
+    slip = [image(f"{h.c['subject']}, {views[0]}"), *calls[1:]]
+    totals = [
+        max(ltr_reward(t, RewardConfig())["total"] for t in both(h, [group], ids("img", 5)))
+        for group in (calls, slip)
+    ]
+    assert 0.05 < totals[0] - totals[1] < 0.2, totals
 
 
 # --- The tests

@@ -1201,3 +1201,97 @@ def test_prompts_that_a_red_team_got_through(prompt):
     from lib.lineage import content_words, told
 
     assert told(prompt, content_words("a red fox"), 200) < 0.5
+
+
+# --- E14, and flaws in what the agent made
+
+
+def test_the_pipeline_s_shots_are_those_of_its_call():
+    """E14: a plan of one call of the pipeline meets a wish for shots; it was 0, always."""
+    draft = c_of(videos=1, shots=3, duration_s=15)
+    plan = [step(1, "tool_video_auto_pipeline", "video of a red fox in 3 shots")]
+    assert facets_of(plan, draft)["requirement"] == 1
+    assert facets_of(plan, c_of(videos=2, shots=3, duration_s=15))["requirement"] == 0
+    clips = [step(1, CLIP, "2 clips of a red fox"), step(2, JOIN, "join all clips", [1])]
+    assert facets_of(clips, draft)["requirement"] == 0
+
+
+VIEWS = ("at dawn", "in the snow", "from above")
+TAKES = [step(i, IMAGE, f"image {i} of a red fox") for i in (1, 2, 3)]
+
+
+def picture(view):
+    return {"name": IMAGE, "arguments": {"prompt": f"a red fox, {view}"}}
+
+
+def look(*ids, question="Is there a flaw?"):
+    arguments = {"media": list(ids), "question": question}
+    return {"name": "tool_image_analysis", "arguments": arguments}
+
+
+def with_a_flaw(*groups, hand=("img_1", "img_2", "img_3"), plan=TAKES, flawed="img_2"):
+    """The reward of three pictures, one of them flawed, and what is done after that."""
+    env = VisGenEnv(RolloutConfig(failure_scale=0.0, tool_pool="all"))
+    c = c_of(images=3)
+    request = "Three pictures of a red fox."
+    env.reset({"id": "t", "language": "en", "request": request, "constraints": c, "inputs": []}, 1)
+    for i, group in enumerate([[picture(view) for view in VIEWS], *groups]):
+        plan_text = f"<plan>{to_json(plan)}</plan>" if i == 0 else ""
+        texts = [f"<tool_call>{to_json(one)}</tool_call>" for one in group]
+        env.step("<think>I go on with it.</think>" + plan_text + "".join(texts))
+        if i == 0 and flawed:
+            env.artifacts[flawed]["flawed"] = True
+    answer = to_json({"deliverables": list(hand), "summary": "Three pictures of a red fox."})
+    env.step(f"<think>All of it is done.</think><answer>{answer}</answer>")
+    return ltr_reward(env.trajectory(), CONFIG)
+
+
+LOOK, RETAKE = [look("img_1", "img_2", "img_3")], [picture("in the snow")]
+MENDED = ("img_1", "img_3", "img_4")
+
+
+def test_a_flaw_that_is_handed_over_counts_half():
+    clean, flawed = with_a_flaw(flawed=None), with_a_flaw()
+    assert clean["total"] == 1
+    assert flawed["checks"]["on_topic"] == pytest.approx(1 - 0.5 / 3)
+    assert {k: flawed[k] for k in ("plan", "tool", "format", "result")} == dict.fromkeys(
+        ("plan", "tool", "format", "result"), 1
+    )
+
+
+def test_a_look_and_a_retake_of_what_it_showed_are_free():
+    assert with_a_flaw(LOOK, flawed=None)["total"] == 1
+    assert with_a_flaw(LOOK, RETAKE, hand=MENDED)["total"] == 1
+    # One look for each picture is as good.
+    looks = [look(i) for i in ("img_1", "img_2", "img_3")]
+    assert with_a_flaw(looks, RETAKE, hand=MENDED)["total"] == 1
+
+
+def test_a_planned_look_is_free_as_well():
+    plan = [*TAKES, step(4, "tool_image_analysis", "look at the pictures", [1, 2, 3])]
+    assert with_a_flaw(LOOK, plan=plan, flawed=None)["total"] == 1
+    assert with_a_flaw(LOOK, RETAKE, hand=MENDED, plan=plan)["total"] == 1
+    # A look that was planned and not carried out is a step left out.
+    assert with_a_flaw(plan=plan, flawed=None)["traj"] < 1
+
+
+def test_other_looks_and_retakes_are_waste():
+    # The same looked at again, with another question.
+    again = [look("img_1", "img_2", "img_3", question="Really not?")]
+    assert with_a_flaw(LOOK, again, flawed=None)["tool"] < 1
+    # A retake of what nobody looked at, or of what has no flaw.
+    assert with_a_flaw(RETAKE, hand=MENDED)["tool"] < 1
+    assert with_a_flaw(LOOK, RETAKE, hand=MENDED, flawed=None)["tool"] < 1
+    # An answer is on four media: the fifth was not looked at.
+    assert with_a_flaw([look(*["img_1"] * 4, "img_2")], RETAKE, hand=MENDED)["tool"] < 1
+
+
+def test_a_flawed_clip_counts_half_in_the_film():
+    c = c_of(videos=1, shots=2)
+    plan = [step(1, CLIP, "2 clips of a red fox"), step(2, JOIN, "join all clips", [1])]
+    parts = [media(f"vid_{i}", CLIP, flawed=i == 2) for i in (1, 2)]
+    film = media("vid_3", JOIN, ["vid_1", "vid_2"], shots=2, flawed=True)
+    t = episode(c, [*parts, film], ["vid_3"], plan=plan)
+    assert traj_reward(t, CONFIG)[1]["on_topic"] == 0.75
+    users = [{**part, "tool": "user"} for part in parts]
+    assert traj_reward(episode(c, [*users, film], ["vid_3"], plan=plan), CONFIG)[1]["on_topic"] == 1
