@@ -17,7 +17,10 @@ from lib.scenarios import HAN, load_scenarios, read_yaml
 from lib.workflows import n_shots
 
 # Words by which a request says that a film is watched on a phone. Ours.
-PHONE = re.compile(r"\b(?:for|on) (?:\w+ )?(?:smart)?phones?\b|\bvertical\b|手机上|竖屏|抖音")
+PHONE = re.compile(
+    r"\b(?:for|on) (?:\w+ )?(?:smart)?phones?\b|\bvertical\b"
+    r"|手机上|竖屏|抖音"
+)
 
 
 @lru_cache(maxsize=1)

@@ -25,6 +25,7 @@ from lib.tasks import make_tasks  # noqa: E402
 from lib.toolbox import load_defaults, refuse  # noqa: E402
 from rewards import ltr_rewards  # noqa: E402
 
+SHARP = "crisp|sharp detail|清晰"  # words of a retake's prompt
 PAPER = load_config(ROOT / "configs" / "visgen.yaml", ["data.languages=[en, zh]"])
 
 
@@ -224,8 +225,7 @@ def test_one_trajectory_in_five_has_a_repair(made):
     repaired = [t for t in made if flawed_seen(t) - behind(t)]
     assert len(repaired) >= 0.2 * len(made)
     for t in repaired[:50]:
-        again = [c for c in t["calls"] if re.search("crisp|sharp detail|清晰", str(c["arguments"]))]
-        assert again
+        assert any(re.search(SHARP, str(c["arguments"])) for c in t["calls"])
     left = sum(bool(flawed_seen(t) & behind(t)) for t in made)
     assert left < 0.03 * len(made)
 
@@ -256,7 +256,7 @@ def test_a_retake_that_fails_leaves_what_there_is(monkeypatch):
 
     def fail(self, tool, outcome):
         """The retakes fail, and nothing else does."""
-        if re.search("crisp|sharp detail|清晰", str(outcome["arguments"])):
+        if re.search(SHARP, str(outcome["arguments"])):
             refuse(None, "no answer", "timeout", True)
 
     monkeypatch.setattr(VisGenEnv, "fail_by_accident", fail)
