@@ -235,7 +235,7 @@ class DataConfig:
     )
     languages: list = key(
         ["en"],
-        "languages of the requests: en (42 task types) and zh (15 of them); with both, all 57 in "
+        "languages of the requests: en (42 task types) and zh (27 of them); with both, all 69 in "
         "turn",
     )
     scenarios: list = key(

@@ -204,28 +204,40 @@ def wording_patterns(language: str) -> dict[str, list[re.Pattern]]:
 
 
 def facts_of(c: dict) -> str:
-    """Constraints in a fixed, short form: '3 images, watercolor, 16:9, same object'."""
-    return ", ".join(fact for _, fact in named_facts(c))
+    """Constraints in a fixed, short form, in the language of the request: '3 images, watercolor,
+    16:9, same object'."""
+    return fact_words(c)["between"].join(fact for _, fact in named_facts(c))
+
+
+def fact_words(c: dict) -> dict[str, str]:
+    """How facts are worded (`facts` in data/scenarios*.yaml), in the language of the subject."""
+    return load_scenarios("zh" if HAN.search(c["subject"]) else "en")["facts"]
 
 
 def named_facts(c: dict) -> list[tuple[str, str]]:
     """(kind of wish, fact) of all that constraints ask for, in facts_of's order."""
-    n, kind = (c["images"], "image") if c["images"] else (c["videos"], "video")
-    facts = [
-        ("amount", f"{n} {kind}s" if n > 1 else f"{n} {kind}"),
-        ("style", c["style"]),
-        ("shots", c["shots"] and f"{c['shots']} shots"),
-        ("duration", c["duration_s"] and f"{c['duration_s']} s"),
-        ("aspect", c["aspect_ratio"]),
-        ("resolution", c["resolution"]),
-        *(("consistency", f"same {kind}") for kind in c["consistency"]),
-        *((sound, sound) for sound in c["audio"]),
-        ("beat", c["beat"] and "on the beat"),
-        ("transparent", c["transparent"] and "transparent"),
-        ("web page", c["web_page"] and "web page"),
-        ("input", c["input"] and "from in_1"),
-        ("variety", c["variety"] and "all different"),
-        ("family", c["family"] and c["family"].replace("_", " ")),
-        *(("wish", f"{slot.replace('_', ' ')} {value}") for slot, value in c["wish"].items()),
+    words = fact_words(c)
+    n, amount = (c["images"], "image") if c["images"] else (c["videos"], "video")
+    family = c["family"] or ""
+    # (kind of wish, what is asked for by its name in `words`, the value)
+    asked = [
+        ("amount", f"{amount}s" if n > 1 else amount, n),
+        ("style", "style", c["style"]),
+        ("shots", "shots", c["shots"]),
+        ("duration", "duration", c["duration_s"]),
+        ("aspect", "aspect", c["aspect_ratio"]),
+        ("resolution", "resolution", c["resolution"]),
+        *(("consistency", f"same_{kind}", kind) for kind in c["consistency"]),
+        *((sound, sound, sound) for sound in c["audio"]),
+        ("beat", "beat", c["beat"]),
+        ("transparent", "transparent", c["transparent"] and "transparent"),
+        ("web page", "web_page", c["web_page"]),
+        ("input", "input", c["input"]),
+        ("variety", "variety", c["variety"]),
+        ("family", family, family.replace("_", " ")),
     ]
-    return [(kind, fact) for kind, fact in facts if fact]
+    facts = [(kind, words.get(name, "{}").format(value)) for kind, name, value in asked if value]
+    for slot, value in c["wish"].items():
+        wording = words.get(slot, slot.replace("_", " ") + " {}")
+        facts.append(("wish", wording.format(value)))
+    return facts

@@ -8,19 +8,19 @@ on requests with held-out subjects and combinations too, and in VisGenBench's wo
 exercise shows.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from lib.experiment import Config, DataConfig
-from lib.reading import facts_of, named_facts, read_request
+from lib.reading import fact_words, facts_of, named_facts, read_request
 from lib.runs import seeded_rng
 from lib.tasks import make_task, make_tasks, task_types
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerBase
 
-SUBJECT = ". Subject: "  # between the facts and the subject in an answer
 MEASURED = ("visgen", "train", "heldout", "bench")  # the splits whose wordings are read
 REQUESTS = 64  # that are read of each split
 
@@ -42,8 +42,9 @@ def question_about(task: dict) -> str:
 
 
 def answer_about(c: dict) -> str:
-    """Its right answer: the facts, as the expert's thoughts state them, and the subject."""
-    return f": {facts_of(c)}{SUBJECT}{c['subject']}"
+    """Its right answer: the facts, as the expert's thoughts state them, and the subject; in the
+    language of the request."""
+    return f": {facts_of(c)}{fact_words(c)['subject']}{c['subject']}"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -101,7 +102,7 @@ def reading_accuracy(
 
 def mark(c: dict, said: str) -> list[tuple[str, bool]]:
     """(what, whether it is right) of an answer about a request with constraints `c`."""
-    facts, _, subject = said.strip().removeprefix(":").partition(SUBJECT)
+    facts, _, subject = said.strip().removeprefix(":").partition(fact_words(c)["subject"])
     stated = pieces(facts)
     asked = named_facts(c)
     wanted = [piece for _, fact in asked for piece in pieces(fact)]
@@ -118,7 +119,7 @@ def mark(c: dict, said: str) -> list[tuple[str, bool]]:
 
 def pieces(facts: str) -> list[str]:
     """What stands between the commas of facts, some of which hold commas themselves."""
-    return [piece.strip() for piece in facts.split(",")]
+    return [piece.strip() for piece in re.split("[,，]", facts)]
 
 
 def reading_rows(figures: dict) -> Iterator[tuple[str, float]]:

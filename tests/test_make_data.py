@@ -31,10 +31,22 @@ from lib.experiment import (  # noqa: E402
 from lib.families import load_families  # noqa: E402
 from lib.general import make_general  # noqa: E402
 from lib.hub import hub_general, to_messages  # noqa: E402
-from lib.reading import NO_CONSTRAINTS, read_request, task_agent  # noqa: E402
+from lib.reading import (  # noqa: E402
+    NO_CONSTRAINTS,
+    find_noun,
+    read_request,
+    task_agent,
+    wording_patterns,
+)
 from lib.runs import open_run, read_jsonl, seeded_rng, write_jsonl  # noqa: E402
-from lib.scenarios import load_scenarios, split_list  # noqa: E402
-from lib.tasks import choose_subject, combination, make_task, make_tasks  # noqa: E402
+from lib.scenarios import load_scenarios, material, split_list  # noqa: E402
+from lib.tasks import (  # noqa: E402
+    choose_subject,
+    combination,
+    fitting_styles,
+    make_task,
+    make_tasks,
+)
 from lib.tokenizer import TAG_TOKENS, pieces, train_tokenizer  # noqa: E402
 from lib.toolbox import ToolError, load_tools  # noqa: E402
 from lib.workflows import expand_workflow, fitting_workflows, load_workflows  # noqa: E402
@@ -356,7 +368,7 @@ def test_a_combination_that_no_draw_gives_ends(monkeypatch):
 
 @pytest.fixture(scope="module")
 def chinese():
-    """500 Chinese tasks a split, of the 15 task types in turn."""
+    """500 Chinese tasks a split, of the 27 task types in turn."""
     return {
         split: make_tasks(500, split, DataConfig(languages=["zh"], families=0), seed=7)
         for split in ("visgen", "train", "heldout")
@@ -368,7 +380,7 @@ def test_chinese_scenarios_are_the_english_ones_in_other_words():
     assert (
         set(zh) == set(en)
         and set(zh["clauses"]) == set(en["clauses"])
-        and len(zh["scenarios"]) >= 12
+        and len(zh["scenarios"]) >= 24
     )
     for name, s in zh["scenarios"].items():
         assert {
@@ -378,17 +390,68 @@ def test_chinese_scenarios_are_the_english_ones_in_other_words():
             for k, v in en["scenarios"][name].items()
             if k not in ("noun", "consistency_word", "wordings")
         }
-        assert len(set(s["wordings"])) == len(s["wordings"]) >= 8 and set(s["subjects"]) <= set(
+        assert len(set(s["wordings"])) == len(s["wordings"]) >= 12 and set(s["subjects"]) <= set(
             zh["subjects"]
         )
         for w in s["wordings"]:
             assert sorted(re.findall(r"\{(\w+)\}", w)) == ["extras", "style", "subject", "what"], w
-    assert all(len(texts) >= 12 for texts in zh["clauses"].values())
+    assert all(len(texts) >= 24 for texts in zh["clauses"].values())
     for kind, texts in zh["clauses"].items():
         others = "\n".join(t for k, more in zh["clauses"].items() if k != kind for t in more)
         assert not [t for t in texts if t in others]
     nouns = [n for s in zh["scenarios"].values() for n in s["noun"]]
     assert len(set(nouns)) == len(nouns)
+
+
+def test_every_chinese_subject_reads_back_in_every_wording_and_so_does_every_style():
+    book, patterns = load_scenarios("zh"), wording_patterns("zh")
+    for name, scenario in book["scenarios"].items():
+        things = [thing for group in scenario["subjects"] for thing in book["subjects"][group]]
+        styles = [None, *(style for group in book["styles"].values() for style in group)]
+        for i, wording in enumerate(scenario["wordings"]):
+            # The subjects and the styles in turn, of which there are less than 150.
+            for j in range(max(len(things), len(styles))):
+                what = "三" + scenario["noun"][j % 2]
+                thing, style = things[j % len(things)], styles[(i + j) % len(styles)]
+                said = f"，{style}风格" if style else ""
+                slots = {"what": what, "subject": thing, "style": said}
+                request = wording.format(**slots, extras="时长8秒。")
+                noun, found = find_noun(request, "zh")
+                assert (found, noun[0]) == (name, what), request
+                rest = request.replace(what, "\0")
+                match = next(m for p in patterns[name] if (m := p.search(rest)))
+                assert (match["subject"], match["style"]) == (thing, style), request
+    for frame in book["frames"]:
+        for thing in [thing for group in book["subjects"].values() for thing in group]:
+            slots = {"what": "两个头像", "subject": thing, "style": "，水彩风格"}
+            request = frame.format(**slots, extras="")
+            read = read_request(request)
+            assert (read["subject"], read["style"], read["images"]) == (thing, "水彩", 2), request
+
+
+def test_chinese_material_is_there_once_and_fits():
+    book = load_scenarios("zh")
+    things = [thing for group in book["subjects"].values() for thing in group]
+    styles = [style for group in book["styles"].values() for style in group]
+    assert len(things) == len(set(things)) >= 600 and len(styles) == len(set(styles)) >= 100
+    assert all(re.fullmatch("一[\u4e00-\u9fff]+的[\u4e00-\u9fff]+", thing) for thing in things)
+    assert all(thing.count("的") == 1 for thing in things)  # a description and a thing
+    for group in book["subjects"].values():
+        for held in group[len(group) - len(group) // 5 :]:
+            for part in held[2:].split("的"):
+                others = [thing for thing in things if thing != held and part in thing]
+                assert len(part) == 1 or not others, (held, others)
+    for split in ("visgen", "train", "heldout"):
+        words = material(split, "zh")
+        for scenario in book["scenarios"].values():
+            groups = [book["subjects"][group] for group in scenario["subjects"]]
+            for thing in (thing for group in groups for thing in group):
+                fitting = fitting_styles(words, scenario, thing)
+                assert fitting, thing
+                if "红" in thing:
+                    assert not [style for style in fitting if "黑白" in style]
+                if scenario["title"] == "Product images":
+                    assert "航拍" not in fitting
 
 
 @pytest.mark.parametrize("split", ("visgen", "train", "heldout"))

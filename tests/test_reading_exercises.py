@@ -12,10 +12,11 @@ sys.path.insert(0, str(ROOT))
 from bench import print_table  # noqa: E402
 from lib import reading_exercises as R  # noqa: E402
 from lib import tokens  # noqa: E402
-from lib.experiment import Config, load_config  # noqa: E402
+from lib.experiment import Config, DataConfig, load_config  # noqa: E402
+from lib.families import load_families  # noqa: E402
 from lib.figures import print_before_after  # noqa: E402
 from lib.general import make_general  # noqa: E402
-from lib.reading import NO_CONSTRAINTS, facts_of, read_request  # noqa: E402
+from lib.reading import NO_CONSTRAINTS, facts_of, named_facts, read_request  # noqa: E402
 from lib.runs import seeded_rng  # noqa: E402
 from lib.scenarios import load_scenarios, material, split_list  # noqa: E402
 from lib.tasks import combination_split, make_task, make_tasks, task_types  # noqa: E402
@@ -103,6 +104,45 @@ def test_answers_are_what_the_requests_say(exercises):
         assert request != question
         c = read_request(request)
         assert answer == f": {facts_of(c)}. Subject: {c['subject']}"
+
+
+def test_chinese_requests_are_answered_in_chinese():
+    data = DataConfig(languages=["zh"], families=0.5, max_steps=99)
+    own = r"in_\d|AI|https://\S+|\d+x\d+|\d+[Kp]"
+    rng = seeded_rng("tests", "Chinese exercises")
+    seen = {}
+    for _ in range(400):
+        question, answer = R.reading_exercise(rng, data)
+        c = read_request(question.removeprefix("Read: "))
+        facts, subject = answer.removeprefix(": ").split("。主题：")
+        assert subject == c["subject"] and facts == facts_of(c)
+        assert all(right for what, right in R.mark(c, answer) if what != "extra")
+        assert not dict(R.mark(c, answer))["extra"]
+        # What the user wrote in Latin letters stands as it is.
+        given = [str(v) for v in c["wish"].values()]
+        bare = re.sub("|".join([own, *map(re.escape, given)]), "", facts)
+        assert not re.search("[A-Za-z{]", bare), facts
+        # Other wishes, other words.
+        wishes = {k: v for k, v in c.items() if k not in ("subject", "storyboard", "deliver")}
+        assert seen.setdefault(facts, wishes) == wishes
+        english = named_facts({**c, "subject": "a cat"})
+        assert [kind for kind, _ in named_facts(c)] == [kind for kind, _ in english]
+        assert len({fact for _, fact in named_facts(c)}) == len(english)
+    assert len(seen) > 300
+    c = {**NO_CONSTRAINTS, "videos": 1, "duration_s": 12, "consistency": ["style"]}
+    assert facts_of({**c, "subject": "a cat", "style": "pixel art"}) == (
+        "1 video, pixel art, 12 s, same style"
+    )
+    chinese = facts_of({**c, "subject": "一只猫", "style": "像素"})
+    assert chinese == "1条视频，像素风格，12秒，画风一致"
+
+
+def test_every_family_and_slot_has_chinese_words():
+    words = load_scenarios("zh")["facts"]
+    families = load_families()
+    assert set(families) <= set(words)
+    assert {slot for family in families.values() for slot in family["wish"]} <= set(words)
+    assert set(load_scenarios("en")["facts"]) <= set(words)
 
 
 def test_never_a_plan_or_a_call(exercises):
