@@ -31,7 +31,7 @@ def load_scenarios(language: str) -> dict:
 
 
 @lru_cache
-def bench_book(language: str) -> dict:
+def bench_book(language: str = "en") -> dict:
     """The written material of VisGenBench's tasks: load_scenarios(language) with the words of
     data/visgenbench.yaml (zh: visgenbench_zh.yaml) in place of its own, and the task types that
     these have wordings for.

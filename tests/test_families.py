@@ -78,7 +78,9 @@ def test_an_entry_names_what_is_there():
             else True
         ), name
         assert len(family["practice"].split()) >= 15
-        assert {k: len(v) for k, v in family["words"].items()} == {"en": 8, "zh": 6, "bench": 4}
+        words = {k: len(v) for k, v in family["words"].items()}
+        assert set(words) == {"en", "zh", "bench"} and (words["en"], words["zh"]) == (8, 6)
+        assert words["bench"] >= 4
         keys = [s["key"] for s in family["steps"]]
         assert len(set(keys)) == len(keys)
         for step in family["steps"]:

@@ -16,8 +16,15 @@ from lib.experiment import DataConfig, load_config  # noqa: E402
 from lib.families import load_families  # noqa: E402
 from lib.reading import NO_CONSTRAINTS, clause_patterns, read_request  # noqa: E402
 from lib.runs import ROOT, read_jsonl, seeded_rng, write_jsonl  # noqa: E402
-from lib.scenarios import load_scenarios  # noqa: E402
-from lib.tasks import BENCH, combination, count_phrase, make_bench, make_tasks  # noqa: E402
+from lib.scenarios import bench_book, load_scenarios, read_yaml  # noqa: E402
+from lib.tasks import (  # noqa: E402
+    BENCH,
+    combination,
+    count_phrase,
+    fitting_styles,
+    make_bench,
+    make_tasks,
+)
 from lib.workflows import expand_workflow, fitting_workflows  # noqa: E402
 
 OLD = load_scenarios("en")
@@ -42,6 +49,11 @@ def kind_of(name):
 
 def filled(clause):
     return re.sub(r"{(\w+)}", lambda m: FILL[m[1]], clause)
+
+
+def sentences(request):
+    """The sentences of a request, English or Chinese."""
+    return [text for text in re.split(r"(?<=[.?!]) |(?<=[。？！])", request) if text]
 
 
 def runs(text):
@@ -176,6 +188,84 @@ def test_every_wording_gives_back_subject_style_and_number(reader, n, styled):
         }, request
 
 
+# --- the Chinese words
+ZH_OLD, ZH = load_scenarios("zh"), read_yaml("visgenbench_zh.yaml")
+ZH_WORDINGS = [(name, text) for name, texts in ZH["wordings"].items() for text in texts]
+ZH_CLAUSES = [(kind, text) for kind, texts in ZH["clauses"].items() for text in texts]
+ZH_SUBJECTS = [subject for group in ZH["subjects"].values() for subject in group]
+ZH_STYLES = [style for group in ZH["styles"].values() for style in group]
+ZH_FREE = ZH["creative"] + ZH["variety"]
+ZH_FILL = {"d": "7", "k": "三", "a": "4:3", "r": "1080p", "id": "in_1", "thing": "角色"}
+
+
+def filled_zh(clause):
+    return re.sub(r"{(\w+)}", lambda m: ZH_FILL[m[1]], clause)
+
+
+def characters(text):
+    """All runs of seven consecutive characters of a Chinese text, its slots left out."""
+    pieces = re.split(r"{\w+}", text)
+    return {piece[i : i + 7] for piece in pieces for i in range(len(piece) - 6)}
+
+
+@pytest.fixture(scope="module")
+def reader_zh():
+    patterns = clause_patterns("zh")
+    return lambda text: {
+        kind
+        for kind, several in patterns.items()
+        if any(piece in text and re.search(p, text) for piece, p in several)
+    }
+
+
+def test_the_chinese_words_are_there_once_and_their_own():
+    assert len(ZH["wordings"]) >= 12 and set(ZH["wordings"]) <= set(ZH_OLD["scenarios"])
+    assert min(map(len, ZH["wordings"].values())) >= 4
+    assert set(ZH["clauses"]) == set(ZH_OLD["clauses"]) | {"duration_each"}
+    used = {g for name in ZH["wordings"] for g in ZH_OLD["scenarios"][name]["subjects"]}
+    assert used <= set(ZH["subjects"]) and set(ZH["styles"]) == set(ZH_OLD["styles"])
+    texts = [t for _, t in ZH_WORDINGS + ZH_CLAUSES] + ZH_FREE
+    for several in (texts, ZH_SUBJECTS, ZH_STYLES, ZH["details"]):
+        assert len(set(several)) == len(several)
+    for phrase in ZH_SUBJECTS + ZH["details"]:
+        assert re.fullmatch("一[\u4e00-\u9fff]+", phrase), phrase
+    of_training = sum(ZH_OLD["subjects"].values(), [])
+    for one, other in itertools.product(ZH_SUBJECTS + ZH["details"], of_training):
+        assert one not in other and other not in one, (one, other)
+    assert not set(ZH_STYLES) & set(sum(ZH_OLD["styles"].values(), []))
+    wordings = sum((s["wordings"] for s in ZH_OLD["scenarios"].values()), ZH_OLD["frames"])
+    old = [*wordings, *ZH_OLD["asides"], *sum(ZH_OLD["clauses"].values(), [])]
+    shown = set().union(*map(characters, old))
+    assert [(text, run) for text in texts for run in characters(text) & shown] == []
+
+
+def test_a_chinese_clause_says_its_own_kind_alone(reader_zh):
+    for kind, text in ZH_CLAUSES:
+        assert slots(text) == slots(ZH_OLD["clauses"][kind_of(kind)][0]), text
+        assert reader_zh(filled_zh(text)) == {kind_of(kind)}, text
+    assert [text for text in ZH_FREE + [t for _, t in ZH_WORDINGS] if reader_zh(text)] == []
+
+
+@pytest.mark.parametrize("n", (1, 3))
+@pytest.mark.parametrize("styled", (True, False))
+def test_every_chinese_wording_gives_back_subject_style_and_number(reader_zh, n, styled):
+    for i, (name, text) in enumerate(ZH_WORDINGS):
+        scenario, rng = ZH_OLD["scenarios"][name], seeded_rng("bench words zh", n, styled, text)
+        thing = ZH["subjects"][scenario["subjects"][i % len(scenario["subjects"])]][i % 6]
+        subject = ZH["detailed"].format(thing, *rng.sample(ZH["details"], 2)) if i % 2 else thing
+        style = ZH_STYLES[i % len(ZH_STYLES)] if styled else None
+        said = rng.sample(ZH_CLAUSES, 3)
+        request = text.format(
+            what=count_phrase(rng, n, scenario["noun"], "zh"),
+            subject=subject,
+            style=f"，{style}风格" if style else "",
+            extras="".join([filled_zh(t) for _, t in said] + rng.sample(ZH_FREE, 2)),
+        )
+        c = read_request(request)
+        assert (c["subject"], c["style"], c["images"] or c["videos"]) == (subject, style, n)
+        assert reader_zh(request) == {kind_of(kind) for kind, _ in said}, request
+
+
 def test_rubrics_ask_five_things_of_each_dimension():
     for modality in ("image", "video"):
         assert set(NEW["rubrics"][modality]) == {
@@ -208,8 +298,13 @@ def bench():
 
 @pytest.fixture(scope="module")
 def training():
-    """Requests of expert trajectories and of VRL, of the default size and at the paper's scale."""
-    configs = [DataConfig(), load_config(ROOT / "configs" / "visgen.yaml").data]
+    """Requests of expert trajectories and of VRL, of the default size and at the paper's scale, in
+    both languages."""
+    configs = [
+        DataConfig(),
+        load_config(ROOT / "configs" / "visgen.yaml").data,
+        DataConfig(languages=["zh"]),
+    ]
     return [
         t
         for config in configs
@@ -246,7 +341,11 @@ def test_table_1_s_composition(bench):
 
 
 def test_inputs_and_long_tasks(bench):
-    assert sum(bool(t["inputs"]) for t in bench) >= 120 and all(
+    """Pictures, clips and recordings of the user's; the steps are those of the expert's plan."""
+    kinds = Counter(kind for t in bench for kind in {item["kind"] for item in t["inputs"]})
+    assert kinds["image"] >= 120 and kinds["video"] >= 40 and kinds["audio"] >= 40
+    assert kinds["text"]
+    assert all(
         bool(t["inputs"]) == t["constraints"]["input"]
         for t in bench
         if not t["constraints"]["family"]
@@ -255,7 +354,55 @@ def test_inputs_and_long_tasks(bench):
         len(expand_workflow(fitting_workflows(t["constraints"])[0], t["constraints"]))
         for t in bench
     ]
-    assert sum(n >= 20 for n in steps) >= 120
+    assert sum(n >= 20 for n in steps) >= 200
+
+
+def test_a_sixth_of_the_tasks_is_chinese_in_every_stratum(bench):
+    chinese = [t for t in bench if t["language"] == "zh"]
+    assert len(chinese) == 200 and sum(t["in_104"] for t in chinese) >= 10
+    assert len({t["scenario"] for t in chinese}) >= 12
+    strata = Counter((t["modality"], t["dimension"]) for t in bench)
+    for stratum, n in Counter((t["modality"], t["dimension"]) for t in chinese).items():
+        assert abs(n - strata[stratum] / 6) < 1, stratum
+    assert len({(t["modality"], t["dimension"]) for t in chinese}) == len(strata)
+    for t in bench:
+        assert bool(re.search("[\u4e00-\u9fff]", t["request"])) == (t["language"] == "zh"), t["id"]
+
+
+def test_no_sentence_is_used_more_than_20_times(bench):
+    """Wordings, clauses, and the sentences of families, creative and variety (D8)."""
+    families = [text for f in load_families().values() for text in f["words"]["bench"]]
+    most = 0
+    for language in ("en", "zh"):
+        book = bench_book(language)
+        texts = sum((s["wordings"] for s in book["scenarios"].values()), families)
+        texts += sum(book["clauses"].values(), []) + book["creative"] + book["variety"]
+        requests = [t["request"] for t in bench if t["language"] == language]
+        for text in texts:
+            # A slot is whatever; two in a row, or one at an end, are left out with their spaces.
+            pieces = [re.escape(p.strip()) for p in re.split(r"{\w+}", text) if p.strip(" .。")]
+            pattern = re.compile(".*?".join(pieces))
+            most = max(most, sum(bool(pattern.search(request)) for request in requests))
+    assert 5 < most <= 20
+
+
+def test_no_request_contradicts_itself(bench):
+    """D7. Photographs stay photographs, and colours are not asked of what has none."""
+    colour = r"\b(red|yellow|green|blue|purple|orange|pink|turquoise|golden)\b"
+    monochrome = {"daguerreotype", "cyanotype", "collodion plate", "infrared film", "scratchboard"}
+    for t in bench:
+        book, c = bench_book(t["language"]), t["constraints"]
+        scenario = book["scenarios"][t["scenario"]]
+        if c["style"]:
+            assert c["style"] in fitting_styles(book, scenario, c["subject"]), t["request"]
+            assert not (c["style"] in monochrome and re.search(colour, c["subject"])), t["request"]
+        if t["scenario"] == "realistic_photography" and c["style"]:
+            assert c["style"] in book["styles"]["photo"] + book["styles"]["film"]
+        if "music" in c["audio"]:
+            assert not re.search(r"track (is )?(finished|done)|No music", t["request"])
+        if c["videos"] > 1 and c["duration_s"]:
+            said = book["clauses"]["duration_each"]
+            assert any(s.format(d=c["duration_s"]) in t["request"] for s in said), t["request"]
 
 
 def test_each_request_states_all_that_it_is_judged_by(bench):
@@ -276,7 +423,8 @@ def test_each_request_states_all_that_it_is_judged_by(bench):
         }
         assert asks.get(t["dimension"], True), t["id"]
         if t["dimension"] in ("creative", "variety"):
-            assert any(sentence in t["request"] for sentence in NEW[t["dimension"]]), t["id"]
+            sentences = bench_book(t["language"])[t["dimension"]]
+            assert any(sentence in t["request"] for sentence in sentences), t["id"]
 
 
 def test_rubrics_belong_to_the_dimension_and_are_filled_in(bench):
@@ -288,23 +436,24 @@ def test_rubrics_belong_to_the_dimension_and_are_filled_in(bench):
             re.search(r"[{}]", item) for item in t["rubric"]
         )
         if t["dimension"] == "match":
-            details = re.findall(r"with (an? .+?) and (an? .+)$", t["constraints"]["subject"])[0]
+            form = {"en": r"with (an? .+?) and (an? .+)$", "zh": "、(一.+?)和(一.+)$"}
+            details = re.findall(form[t["language"]], t["constraints"]["subject"])[0]
             assert all(any(d in item for item in t["rubric"]) for d in details)
 
 
 def test_training_never_shows_its_words_subjects_or_combinations(bench, training):
     shown = "\n".join(t["request"] for t in training)
-    bare = {re.split(r" with an? ", t["constraints"]["subject"])[0] for t in bench}
+    bare = {re.split(r" with an? |、", t["constraints"]["subject"])[0] for t in bench}
     assert not [s for s in bare if s in shown] and not {
         t["constraints"]["style"] for t in bench
     } - {None} & {t["constraints"]["style"] for t in training}
     assert not {combination(t["constraints"]) for t in bench} & {
         combination(t["constraints"]) for t in training
     }
-    sentences = {text for t in bench for text in re.split(r"(?<=[.?!]) ", t["request"])}
-    assert not sentences & {
-        text for t in training for text in re.split(r"(?<=[.?!]) ", t["request"])
-    }
+    said, shown = (
+        {text for t in ts for text in sentences(t["request"])} for ts in (bench, training)
+    )
+    assert not said & shown
 
 
 def test_n_gram_overlap_with_training_is_below_the_bound(bench, training):
@@ -316,9 +465,6 @@ def test_n_gram_overlap_with_training_is_below_the_bound(bench, training):
 
 
 def test_held_out_and_bench_share_no_wording(bench):
-    held = {
-        text
-        for t in make_tasks(500, "heldout", DataConfig(), 3)
-        for text in re.split(r"(?<=[.?!]) ", t["request"])
-    }
-    assert not held & {text for t in bench for text in re.split(r"(?<=[.?!]) ", t["request"])}
+    held = make_tasks(700, "heldout", DataConfig(languages=["en", "zh"]), 3)
+    said, shown = ({text for t in ts for text in sentences(t["request"])} for ts in (bench, held))
+    assert not said & shown
