@@ -408,16 +408,16 @@ def ensure_data(config: Config, run: Path) -> None:
 
 
 def write_general(config, folder):
-    """Write general.jsonl (PST's general part), base.jsonl (words to copy, then requests to read,
-    for a base policy from scratch) and general_heldout.jsonl; returns the general part."""
+    """Write general.jsonl (PST's general part), base.jsonl (words to copy, then other general
+    examples, for a base policy from scratch), general_heldout.jsonl; returns the general part."""
     if config.data.general_source == "offline":
         general = make_general(config, config.data.general, "train")
     else:
         general = hub_general(config)
     write_jsonl(folder / "general.jsonl", general)
     rng = seeded_rng(config.seed, "base")
-    kinds = ["copy"] * config.model.base_examples + ["reading"] * config.model.base_reading
-    base = [general_item(rng, kind, config.data) for kind in kinds]
+    base = [general_item(rng, "copy", config.data) for _ in range(config.model.base_examples)]
+    base += make_general(config, config.model.base_general, "train", "base")
     write_jsonl(folder / "base.jsonl", base)
     heldout = make_general(config, config.data.general_heldout, "heldout")
     write_jsonl(folder / "general_heldout.jsonl", heldout)

@@ -56,6 +56,7 @@ from lib.policy import (
 from lib.quantize import adamw, wants_nf4
 from lib.reading_exercises import reading_accuracy, reading_line, reading_tasks, shows_reading
 from lib.runs import (
+    ROOT,
     StopSwitch,
     append_metrics,
     cut_tail,
@@ -64,7 +65,7 @@ from lib.runs import (
     read_jsonl,
     seeded_rng,
 )
-from lib.tokens import encode_trajectory, finished_policy, load_tokenizer
+from lib.tokens import encode_trajectory, finished_policy, load_tokenizer, pretrained
 from lib.vision import pictures_of, show_pictures
 from make_data import ensure_data
 
@@ -723,11 +724,11 @@ def base_policy(
 
     The paper starts from a pretrained model, which can read and copy; random weights cannot, and
     D_vis alone does not teach it (configs/tiny.yaml has the figures). So a Qwen3 from scratch is
-    trained on `model.base_examples` copying exercises and `model.base_reading` reading exercises
+    trained on `model.base_examples` copying exercises and `model.base_general` general examples
     first (ours), and kept in runs/<name>/base/final. `quantize`: in nf4.
     """
     final = find_base(config, run)
-    if config.model.path or not (config.model.base_examples or config.model.base_reading):
+    if config.model.path or not (config.model.base_examples or config.model.base_general):
         return build_policy(config, tokenizer, device, quantize)
     if ranks.agreed(final.is_dir()):
         return load_policy(final, config, tokenizer, device, quantize)
@@ -737,6 +738,18 @@ def base_policy(
     if quantize:
         return load_policy(final, config, tokenizer, device, quantize)
     return model
+
+
+def write_base(config: Config, run: Path, folder: Path) -> None:
+    """Train the base (`base_policy`) and write it into a folder in bfloat16, half the bytes: other
+    experiments start from it by `model.path`."""
+    ranks.first(lambda: ensure_data(config, run))
+    tokenizer = load_tokenizer(config, run)
+    model = base_policy(config, run, tokenizer, set_up(config))
+    if ranks.rank() == 0:
+        model.bfloat16().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        print(f"the base is in {folder}")
 
 
 def find_base(config: Config, run: Path) -> Path:
@@ -806,11 +819,13 @@ def last_checkpoint(config: Config, folder: Path, say: bool = False) -> tuple | 
 
 def base_folder(
     config: Config, run: Path, tokenizer: "PreTrainedTokenizerBase", device: torch.device
-) -> Path:
-    """The folder of the policy before PST, made if it is not there.
+) -> Path | str:
+    """The folder, or hub name, of the policy before PST, made if it is not there.
 
     For an engine that loads by itself. SystemExit if the policy has no folder.
     """
+    if config.model.path:
+        return pretrained(config)
     base_policy(config, run, tokenizer, device)
     folder = run / "base" / "final"
     if not folder.is_dir():
@@ -915,7 +930,7 @@ def merged_policy(
     if ranks.rank() > 0:
         return model
     plain = replace(config, model=replace(config.model, dtype="float32"))
-    source = config.model.path or run / "base" / "final"
+    source = pretrained(config) if config.model.path else run / "base" / "final"
     return merge_lora(model, load_policy(source, plain, tokenizer, torch.device("cpu")))
 
 
@@ -945,7 +960,8 @@ def colored(tokenizer: "PreTrainedTokenizerBase", ids: list[int], mask: list[int
 def main() -> None:
     """Train by PST, then measure the finished policy on held-out general items."""
     switch = ("--show-batch", "print one packed row with the trained tokens marked, and exit")
-    config, given = command_line(__doc__, [switch])
+    option = ("--base", None, "train the base alone, and put it into this folder in bfloat16")
+    config, given = command_line(__doc__, [switch], [option])
     shown = "--show-batch" in given
     check_training(config, () if shown or config.pst.init_from else ("pst",))
     run = ranks.first(lambda: open_run(config))
@@ -953,6 +969,8 @@ def main() -> None:
         return show_batch(config, run)
     if ranks.rank() == 0:
         cut_tail(run / "metrics.jsonl")
+    if "--base" in given:
+        return write_base(config, run, ROOT / given["--base"])
     began = time.perf_counter()
     final = train_pst(config, run)
     device = set_up(config)

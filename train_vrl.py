@@ -796,7 +796,7 @@ def make_sampler(
 ) -> torch.nn.Module | VllmEngine:
     """Who samples: vLLM, or a frozen fp32 copy of the policy for lib/sampler.py."""
     if config.rollout.engine == "vllm":
-        folder = pst_folder or config.model.path or base_folder(config, run, tokenizer, device)
+        folder = pst_folder or base_folder(config, run, tokenizer, device)
         return VllmEngine(folder, config, device, bf16=use_autocast(config, device))
     model = start_policy(config, run, pst_folder, tokenizer, device)
     return model.float().eval().requires_grad_(False)

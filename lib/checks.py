@@ -13,7 +13,7 @@ from lib.hub import check_sources
 from lib.policy import set_up, use_autocast
 from lib.quantize import need_bitsandbytes, wants_nf4
 from lib.runs import find_run
-from lib.tokens import finished_policy
+from lib.tokens import finished_policy, pretrained
 from lib.vllm_engine import engine_dtype
 
 WEIGHTS = (
@@ -40,7 +40,7 @@ def check_training(config: Config, phases: tuple[str, ...]) -> None:
     if "vrl" in phases and config.rollout.engine == "vllm":
         engine_dtype(config, device, use_autocast(config, device))
     if config.model.path and (not config.pst.init_from or starts_from_base(config, phases)):
-        check_model(config.model.path)
+        check_model(pretrained(config))
     if not (run / "data" / "done.json").is_file():
         check_sources(config)
 

@@ -114,11 +114,10 @@ class ModelConfig:
         at_least=0,
         at_most=MANY,
     )
-    base_reading: int = key(
+    base_general: int = key(
         0,
-        "reading exercises after them (lib/reading_exercises.py): what does this request ask for? "
-        "In the wordings of all splits, with subjects, styles and combinations of training alone; "
-        "never a plan or a call; 0: none",
+        "general examples after them, of data.general_kinds: with `reading` among these it learns "
+        "what a request asks for, and never a plan or a call of the tools; 0: none",
         at_least=0,
         at_most=MANY,
     )

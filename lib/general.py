@@ -13,16 +13,17 @@ from lib.scenarios import odd_words
 from lib.text import tag, to_json
 
 
-def make_general(config: Config, n: int, split: str) -> list[dict]:
+def make_general(config: Config, n: int, split: str, use: str = "general") -> list[dict]:
     """n general examples, kinds in the config's ratio; held-out questions never occur in training.
 
     A question belongs to one split by the digest of its text: every tenth is held out. Held-out
-    questions are distinct; SystemExit where there are too few of them.
+    questions are distinct; SystemExit where there are too few of them. `use`: what they are for;
+    another use has other examples.
     """
     kinds = []
     for kind, weight in config.data.general_kinds.items():
         kinds += [kind] * (weight if split == "train" else min(weight, 1))
-    rng = seeded_rng(config.seed, "general", split)
+    rng = seeded_rng(config.seed, use, split)
     items, seen = [], set()
     for _ in range(200 * n + 1000):
         if len(items) == n:

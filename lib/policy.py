@@ -21,7 +21,7 @@ from lib import fsdp, ranks
 from lib.attention import attention_name
 from lib.experiment import Config
 from lib.quantize import keep_nf4_layout, nf4_settings
-from lib.tokens import END_OF_TURN
+from lib.tokens import END_OF_TURN, pretrained
 from lib.vision import model_inputs
 
 if TYPE_CHECKING:  # transformers takes seconds to import
@@ -92,7 +92,7 @@ def build_policy(
     refuses for one from scratch.
     """
     if config.model.path:
-        return load_policy(config.model.path, config, tokenizer, device, quantize)
+        return load_policy(pretrained(config), config, tokenizer, device, quantize)
     if quantize:
         raise SystemExit(
             "error: config key `model.quantize` is nf4, which is for a base that is saved "

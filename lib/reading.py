@@ -63,10 +63,16 @@ def tools_to_look(c: dict) -> set[str]:
 
 
 def read_request(request: str) -> dict:
-    """The constraints that a request states, from its text alone. A request of no known wording is
-    one image (or what its noun says), and all of its text is the subject. What the user attached
-    stands in lines of its own below it, and is not read."""
-    request = request.split("\n[in_1: ")[0]
+    """The constraints that a request states, from its text alone, for the caller to change. A
+    request of no known wording is one image (or what its noun says), and all of its text is the
+    subject. What the user attached stands in lines of its own below it, and is not read."""
+    return copy.deepcopy(read_text(request.split("\n[in_1: ")[0]))
+
+
+# A request is read by whoever makes the task, then by the agent that plays it.
+@lru_cache(maxsize=64)
+def read_text(request):
+    """read_request of the text, shared by all who ask: not to be changed."""
     language = "zh" if HAN.search(request) else "en"
     book = load_scenarios(language)
     said = {

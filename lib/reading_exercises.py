@@ -51,7 +51,7 @@ def answer_about(c: dict) -> str:
 # Measuring
 def shows_reading(config: Config) -> bool:
     """Whether the policy is shown reading exercises, so that it knows what is asked of it."""
-    return bool(config.model.base_reading or config.data.general_kinds["reading"])
+    return bool(config.data.general_kinds["reading"])
 
 
 def reading_tasks(config: Config) -> list[dict]:

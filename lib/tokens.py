@@ -50,11 +50,17 @@ def tokenizer_source(config: Config, run: Path) -> str:
         # The ids mean what they meant when that policy was trained.
         return str(finished_policy(config.pst.init_from))
     if config.model.path:
-        return config.model.path
+        return pretrained(config)
     source = run / "data" / "tokenizer"
     if not source.is_dir():
         raise SystemExit(f"error: {source} is missing; `python make_data.py --config ...` makes it")
     return str(source)
+
+
+def pretrained(config: Config) -> str:
+    """`model.path`: a folder, which may be named from the repository's root, or a hub name."""
+    folder = ROOT / config.model.path
+    return str(folder) if folder.is_dir() else config.model.path
 
 
 def finished_policy(folder: str) -> Path:

@@ -691,7 +691,12 @@ def test_base_is_made_once_and_goes_on_where_it_stopped(run, tokenizer, tmp_path
 
 def test_reading_is_measured_after_the_base(run, tokenizer, tmp_path, monkeypatch, capsys):
     config = tiny_config()
-    config = replace(config, model=replace(config.model, base_reading=20))
+    kinds = {"copy": 1, "reading": 1}
+    config = replace(
+        config,
+        model=replace(config.model, base_general=20),
+        data=replace(config.data, general_kinds=kinds),
+    )
     there = copy_run(run, tmp_path / "run", monkeypatch)
     monkeypatch.setattr(reading_exercises, "REQUESTS", 2)
     P.base_policy(config, there, tokenizer, torch.device("cpu"))  # without one to copy

@@ -268,7 +268,6 @@ def test_tables_show_it(capsys):
 
 def test_measured_where_it_is_shown():
     assert not R.shows_reading(Config())
-    assert R.shows_reading(load_config(TINY, ["model.base_reading=9"]))
     assert R.shows_reading(load_config(TINY, ["data.general_kinds.reading=1"]))
 
 
