@@ -138,7 +138,8 @@ def test_smoke_run_ends_with_table_curve_and_trajectory(smoke):
             all(0 <= float(x) <= 1 for x in row[len(label) :].split() if x != "-")
             and len(row[len(label) :].split()) >= 2
         )
-    intervals = done.stdout[done.stdout.index("held-out, greedy") :]
+    first, end = map(done.stdout.index, ("held-out, greedy", "sampler against trainer after"))
+    intervals = done.stdout[first:end]
     assert re.search(r"^R_vrt +12( +\d\.\d{3}){2} +[+-]\d\.\d{3}  \[.+\]$", intervals, re.M)
     assert re.search(r"^R_vrt, \w+", intervals, re.M) and "3 steps are too few" in intervals
     assert all(len(line) <= 100 for line in intervals.splitlines())
