@@ -95,6 +95,7 @@ def plot_rewards(axis, metrics):
         title="VRL: rollouts at temperature 1",
         ylim=(None, 1.01),
     )
+    axis.locator_params(axis="x", integer=True)
 
 
 def plot_series(axis, steps, values, **style):
@@ -160,14 +161,15 @@ def print_line(label, before, after):
 
 
 def print_intervals(before: list[dict], after: list[dict]) -> None:
-    """The table of R_vrt on held-out tasks with intervals, by difficulty and by kind of wish.
+    """The table of R_vrt on held-out tasks before and after VRL with intervals, also by difficulty
+    and by kind of wish.
 
     before, after: lib.evaluation.task_records of the same tasks. What fewer than LEAST tasks have
     is left out, and named.
     """
     later = {record["id"]: record for record in after}
     pairs = [(record, later[record["id"]]) for record in before]
-    head = f"{'n':>5}{'PST':>8}{'PST + VRL':>11}{'difference':>12}  95 % interval"
+    head = f"{'n':>5}{'before':>8}{'after':>8}{'difference':>12}  95 % interval"
     print(f"\n{'held-out, greedy':30}{head}")
     few = []
     shown = 0
@@ -178,7 +180,7 @@ def print_intervals(before: list[dict], after: list[dict]) -> None:
         row = paired(*zip(*values), resamples=RESAMPLES)
         shown += 1
         print(
-            f"{label:30}{row['n']:5}{row['a']:8.3f}{row['b']:11.3f}{row['difference']:+12.3f}"
+            f"{label:30}{row['n']:5}{row['a']:8.3f}{row['b']:8.3f}{row['difference']:+12.3f}"
             f"  [{row['low']:+.3f}, {row['high']:+.3f}]"
         )
     if shown:
