@@ -4,6 +4,7 @@ A run's folder belongs to its config from the first file on, so a command that i
 would block the name for the config that would have worked.
 """
 
+from importlib import import_module
 from importlib.util import find_spec
 
 from lib import fsdp
@@ -27,9 +28,11 @@ WEIGHTS = (
 def check_training(config: Config, phases: tuple[str, ...]) -> None:
     """SystemExit if this machine cannot train `phases` ("pst", "vrl") under the config.
 
-    Looked for: the device, attention, bitsandbytes, vLLM, the model, another run's policy, and the
-    general data. Writes nothing into the run.
+    Looked for: the device, attention, bitsandbytes, vLLM, the model, another run's policy, the
+    general data, and matplotlib. Writes nothing into the run.
     """
+    if "vrl" in phases:
+        check_drawing()
     run = find_run(config)
     device = set_up(config)
     attention_name(config, device)
@@ -43,6 +46,18 @@ def check_training(config: Config, phases: tuple[str, ...]) -> None:
         check_model(pretrained(config))
     if not (run / "data" / "done.json").is_file():
         check_sources(config)
+
+
+def check_drawing() -> None:
+    """SystemExit if matplotlib, which VRL draws its curve with as it runs, cannot be imported."""
+    try:
+        import_module("matplotlib.figure")
+        import_module("matplotlib.backends.backend_agg")
+    except ImportError as e:
+        raise SystemExit(
+            f"error: VRL draws curve.png with matplotlib, which cannot be imported ({e}); "
+            "pip install -r requirements.txt"
+        ) from e
 
 
 def check_phase(config: Config, phase: str) -> None:

@@ -15,6 +15,7 @@ import torch
 from env import parse_utpc
 from lib import ranks
 from lib.experiment import Config
+from lib.reading import kinds_of_wish
 from lib.reading_exercises import reading_accuracy, reading_tasks, shows_reading
 from lib.rollout import Rollout
 from lib.runs import read_jsonl, write_atomic
@@ -23,6 +24,9 @@ from lib.text import to_json
 from lib.tokens import END_OF_TURN, encode_prompt
 from lib.vllm_engine import VllmEngine
 from rewards import PARTS, ltr_rewards
+
+# What is kept of each held-out task, beside the means over all.
+RECORD = ("id", "difficulty", "wishes", "reward", "strict", "cons")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -180,7 +184,29 @@ def what_is_measured(config: Config, policy: str, tasks: list[dict]) -> dict:
         "sampled": config.bench.sampled,
         "reward": asdict(config.reward),
         "judge": config.llm.model if config.reward.judge == "openai" else "rules",
+        "record": list(RECORD),
     }
+
+
+def task_records(rollouts: list[Rollout]) -> list[dict]:
+    """What an episode came to, task by task, with RECORD's keys.
+
+    strict: 1.0 if R_vrt is above 0.99, else 0.0. None: the judge failed, or there is no R_cons.
+    """
+    records = []
+    for r in rollouts:
+        scored = not math.isnan(r.reward)
+        cons = r.trajectory["reward"]["cons"]
+        values = (
+            r.task["id"],
+            r.task["difficulty"],
+            kinds_of_wish(r.task["constraints"]),
+            r.reward if scored else None,
+            float(r.reward > 0.99) if scored else None,
+            mean([cons]),
+        )
+        records.append(dict(zip(RECORD, values, strict=True)))
+    return records
 
 
 def examples_to_read(rollouts: list[Rollout]) -> dict[str, dict]:

@@ -230,12 +230,33 @@ def fact_words(c: dict) -> dict[str, str]:
     return load_scenarios("zh" if HAN.search(c["subject"]) else "en")["facts"]
 
 
+def kinds_of_wish(c: dict) -> list[str]:
+    """The kinds of wish that constraints state: "consistency: object", "music", "duration", ...
+
+    Not the amount, which every request states, nor what a family's sentence says: that is the wish
+    `family`.
+    """
+    kinds = []
+    for kind, _, value in asked_for(c):
+        if kind != "amount":
+            kinds.append(f"consistency: {value}" if kind == "consistency" else kind)
+    return kinds
+
+
 def named_facts(c: dict) -> list[tuple[str, str]]:
     """(kind of wish, fact) of all that constraints ask for, in facts_of's order."""
     words = fact_words(c)
+    facts = [(kind, words.get(name, "{}").format(value)) for kind, name, value in asked_for(c)]
+    for slot, value in c["wish"].items():
+        wording = words.get(slot, slot.replace("_", " ") + " {}")
+        facts.append(("wish", wording.format(value)))
+    return facts
+
+
+def asked_for(c: dict) -> list[tuple]:
+    """(kind of wish, what is asked for by its name in fact_words, the value) of constraints."""
     n, amount = (c["images"], "image") if c["images"] else (c["videos"], "video")
     family = c["family"] or ""
-    # (kind of wish, what is asked for by its name in `words`, the value)
     asked = [
         ("amount", f"{amount}s" if n > 1 else amount, n),
         ("style", "style", c["style"]),
@@ -252,8 +273,4 @@ def named_facts(c: dict) -> list[tuple[str, str]]:
         ("variety", "variety", c["variety"]),
         ("family", family, family.replace("_", " ")),
     ]
-    facts = [(kind, words.get(name, "{}").format(value)) for kind, name, value in asked if value]
-    for slot, value in c["wish"].items():
-        wording = words.get(slot, slot.replace("_", " ") + " {}")
-        facts.append(("wish", wording.format(value)))
-    return facts
+    return [(kind, name, value) for kind, name, value in asked if value]

@@ -129,13 +129,13 @@ def first_difference(old: dict, new: dict) -> str:
 
 # --------------------------------------------------------------------------------------------------
 # Files
-def write_atomic(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all, whoever else writes it too."""
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that it is there whole or not at all, whoever else writes it too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
-        # The same bytes on every system: Windows would end lines otherwise.
-        draft.write_text(text, encoding="utf-8", newline="\n")
+        # The same bytes on every system: Windows would end lines of text otherwise.
+        draft.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
         os.replace(draft, path)
     except BaseException:
         # A full disk needs the room, and nobody else would take the draft away.

@@ -157,9 +157,29 @@ def bootstrap(values, rng, resamples: int) -> tuple[float, float]:
     """(low, high): the 95 % bootstrap interval of the mean of an array of values (n,)."""
     import numpy
 
-    picked = rng.integers(len(values), size=(resamples, len(values)))
-    low, high = numpy.quantile(values[picked].mean(axis=1), (0.025, 0.975))
+    low, high = numpy.quantile(resampled_means(values, rng, resamples), (0.025, 0.975))
     return float(low), float(high)
+
+
+def resampled_means(values, rng, resamples: int):
+    """The means (resamples,) of as many draws, with replacement, of an array of values (n,)."""
+    picked = rng.integers(len(values), size=(resamples, len(values)))
+    return values[picked].mean(axis=1)
+
+
+def unpaired(a, b, resamples: int = 10_000) -> dict:
+    """Two lists of values that have nothing to do with each other: {"difference", "low", "high"}.
+
+    The difference of the means is B - A, with its 95 % bootstrap interval over the values of each.
+    """
+    import numpy
+
+    rng = numpy.random.default_rng(0)
+    a = numpy.asarray(a, dtype=float)
+    b = numpy.asarray(b, dtype=float)
+    drawn = resampled_means(b, rng, resamples) - resampled_means(a, rng, resamples)
+    low, high = numpy.quantile(drawn, (0.025, 0.975))
+    return {"difference": float(b.mean() - a.mean()), "low": float(low), "high": float(high)}
 
 
 def paired(a, b, resamples: int = 10_000) -> dict:

@@ -138,6 +138,11 @@ def test_smoke_run_ends_with_table_curve_and_trajectory(smoke):
             all(0 <= float(x) <= 1 for x in row[len(label) :].split() if x != "-")
             and len(row[len(label) :].split()) >= 2
         )
+    first, end = map(done.stdout.index, ("held-out, greedy", "sampler against trainer after"))
+    intervals = done.stdout[first:end]
+    assert re.search(r"^R_vrt +12( +\d\.\d{3}){2} +[+-]\d\.\d{3}  \[.+\]$", intervals, re.M)
+    assert re.search(r"^R_vrt, \w+", intervals, re.M) and "3 steps are too few" in intervals
+    assert all(len(line) <= 100 for line in intervals.splitlines())
     for label, head in (("curve", b"\x89PNG"), ("trajectory", b"task ")):
         path = ROOT / re.search(rf"^{label}: +(\S+)$", done.stdout, re.M).group(1)
         assert path.parent == run and path.read_bytes().startswith(head)
@@ -154,6 +159,10 @@ def test_smoke_metrics_hold_every_phase(smoke):
     assert {m["stage"] for m in pst} == {0, 1, 2}
     assert pst[-1]["loss"] < pst[0]["loss"]
     assert [m["step"] for m in vrl] == [1, 2, 3] and [m["step"] for m in evals] == [0, 3]
+    for name, of_step in zip(("before", "after"), evals):
+        kept = json.loads((run / "vrl" / f"{name}.json").read_text())
+        assert len(kept["tasks"]) == 12 and kept["step"] == of_step["step"]
+        assert "tasks" not in of_step
     for m in vrl:
         flat = m["groups"].get("flat", 0) == 4  # nothing to learn from: no update, no ratio
         assert (

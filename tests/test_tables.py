@@ -35,6 +35,7 @@ from lib.tables import (  # noqa: E402
     read_bench,
     read_paper,
     tables,
+    unpaired,
 )
 from lib.tables import PAPER as PAPER_FILE  # noqa: E402
 from rewards import PARTS  # noqa: E402
@@ -238,6 +239,17 @@ def test_sign_flip_p_is_right_under_no_difference():
     rng = numpy.random.default_rng(0)
     p = [paired(*rng.normal(size=(2, 30)), resamples=400)["p"] for _ in range(200)]
     assert 0.01 <= numpy.mean(numpy.array(p) < 0.05) <= 0.10 and min(p) >= 1 / 401
+
+
+def test_an_unpaired_interval_holds_the_truth():
+    """Of 200 pairs of samples 0.5 apart about 95 % of the intervals hold that, in any order."""
+    rng = numpy.random.default_rng(0)
+    samples = rng.normal(size=(200, 2, 30)) + [[0.0], [0.5]]
+    rows = [unpaired(a, b, resamples=400) for a, b in samples]
+    assert 0.90 <= numpy.mean([row["low"] < 0.5 < row["high"] for row in rows]) <= 0.98
+    row = unpaired([0.0, 1.0, 2.0], [5.0] * 7)  # as long as they like
+    assert row["difference"] == 4 and row["low"] == 3 and row["high"] == 5
+    assert unpaired([0.0, 1.0] * 5, [1.0, 2.0] * 5) == unpaired([0.0, 1.0] * 5, [2.0, 1.0] * 5)
 
 
 @pytest.mark.parametrize("key, value", [("grader", "vlm"), ("judge", "openai")])

@@ -25,15 +25,27 @@ import measure_speed  # noqa: E402
 import train_vrl  # noqa: E402
 from env import VisGenEnv  # noqa: E402
 from lib import checkpoints, engine_check, evaluation, rollout, sampler  # noqa: E402
+from lib import figures as figures_of_runs  # noqa: E402
 from lib.checkpoints import trained_parameters  # noqa: E402
 from lib.engine_check import sync_sampler  # noqa: E402
 from lib.evaluation import part_variances, score_rollouts  # noqa: E402
 from lib.experiment import Config, build  # noqa: E402
 from lib.expert import vision_agent  # noqa: E402
-from lib.figures import write_trajectories  # noqa: E402
+from lib.figures import (  # noqa: E402
+    MOVING,
+    mean_of_last,
+    plot_curve,
+    plot_held_out,
+    plot_rewards,
+    print_intervals,
+    print_own_tasks,
+    vrl_metrics,
+    write_trajectories,
+)
 from lib.policy import add_lora, build_policy, token_logprobs  # noqa: E402
+from lib.reading import kinds_of_wish  # noqa: E402
 from lib.rollout import Rollout  # noqa: E402
-from lib.runs import read_jsonl, seeded_rng  # noqa: E402
+from lib.runs import read_jsonl, seeded_rng, write_jsonl  # noqa: E402
 from lib.sampler import sample_rollouts  # noqa: E402
 from lib.tasks import make_tasks  # noqa: E402
 from lib.text import tag  # noqa: E402
@@ -86,8 +98,9 @@ SMALL = {
 
 
 def test_doctests():
-    result = doctest.testmod(train_vrl)
-    assert result.attempted >= 3 and result.failed == 0
+    for module, least in ((train_vrl, 3), (figures_of_runs, 1)):
+        result = doctest.testmod(module)
+        assert result.attempted >= least and result.failed == 0
 
 
 def settings(**sections):
@@ -1292,7 +1305,7 @@ def loop(model, tokenizer, tasks, chatty, monkeypatch, tmp_path):
     """
     monkeypatch.setattr(evaluation, "ltr_rewards", each(reward_by_text))
 
-    def run(name, **sections):
+    def run(name, stop=None, **sections):
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(
@@ -1304,7 +1317,7 @@ def loop(model, tokenizer, tasks, chatty, monkeypatch, tmp_path):
         )
         config = settings(**{**sections, "vrl": {"norm_lr": 0.02, **sections.get("vrl", {})}})
         fixed = engine_check.fixed_sequence(sampler, policy, tokenizer, tasks[5], config)
-        train_vrl.train(config, folder, policy, sampler, tokenizer, tasks[:5], fixed)
+        train_vrl.train(config, folder, policy, sampler, tokenizer, tasks[:5], fixed, stop)
         return folder, policy, sampler
 
     return run
@@ -1443,7 +1456,9 @@ def test_a_step_that_no_judge_scored_goes_on(loop, monkeypatch):
     assert [(m["reward"], m["trained"]) for m in lines(folder)] == [(None, 0)] * 2
     groups = {"groups": 2, "unscored": 4}
     record = {"reward": None, "plan": None, "fine": 0.5, "groups": groups, "sample_tok_s": 7}
-    assert train_vrl.step_line(record) == "R_vrt - plan - fine 0.500 flat 0/2 7 tok/s"
+    assert train_vrl.step_line(record, [None]) == (
+        "R_vrt of 1 steps -, of this -, plan -, fine 0.500, flat 0/2, 7 tok/s"
+    )
 
 
 def test_a_torn_line_and_lines_after_the_checkpoint_are_made_again(loop, monkeypatch, tmp_path):
@@ -1508,6 +1523,10 @@ def test_an_evaluation_of_something_else_is_made_anew(tmp_path):
     assert get(**judged, llm={"model": "another", "timeout_s": 9.0}) == 8
     path.write_text('{"greedy": {"reward": 0.5}}')  # of a version that did not say
     assert get() == 9
+    old = json.loads(path.read_text())
+    del old["measured"]["record"]  # of a version that kept no record of each task
+    path.write_text(json.dumps(old))
+    assert get() == 10
 
 
 def test_the_best_the_median_and_the_worst_episode_are_shown(tmp_path):
@@ -1541,6 +1560,179 @@ def test_the_best_the_median_and_the_worst_episode_are_shown(tmp_path):
         few = evaluation.examples_to_read([played(x) for x in (0.1, 0.2, 0.3)[:n]])
         assert list(few) == [f"{label} of {n}" for label in labels]
     assert list(evaluation.examples_to_read([played(math.nan)])) == ["first of 1, none scored"]
+
+
+def test_of_each_held_out_task_a_record_is_kept(tasks):
+    """What the table by difficulty and wish needs, and JSON takes; NaN is nothing."""
+    cons = (None, math.nan, 0.5)
+    rewards = (0.995, math.nan, 0.0)
+    rollouts = [
+        Rollout(task, 0, 0, trajectory={"reward": {"cons": c}}, reward=reward)
+        for task, c, reward in zip(tasks, cons, rewards)
+    ]
+    records = evaluation.task_records(rollouts)
+    assert [r["id"] for r in records] == [task["id"] for task in tasks[:3]]
+    assert [r["wishes"] for r in records] == [kinds_of_wish(t["constraints"]) for t in tasks[:3]]
+    assert [(r["reward"], r["strict"], r["cons"]) for r in records] == [
+        (0.995, 1.0, None),
+        (None, None, None),
+        (0.0, 0.0, 0.5),
+    ]
+    assert all(tuple(r) == evaluation.RECORD for r in json.loads(json.dumps(records)))
+
+
+def made_records(rewards, wishes=("music",)):
+    """A held-out task's record for each reward; every second one is hard, the others are easy."""
+    return [
+        {
+            "id": f"t{i}",
+            "difficulty": ("easy", "hard")[i % 2],
+            "wishes": list(wishes) if i < 5 else [],
+            "reward": reward,
+            "strict": None if reward is None else float(reward > 0.99),
+            "cons": reward if i < 4 else None,
+        }
+        for i, reward in enumerate(rewards)
+    ]
+
+
+def test_the_table_has_intervals_by_difficulty_and_by_wish(capsys):
+    before = made_records([0.1] * 11 + [None], ["music", "consistency: style"])
+    after = made_records([0.3] * 6 + [1.0] * 6, ["music", "consistency: style"])
+    after.reverse()  # tasks are found by their ids
+    print_intervals(before, after)
+    said = capsys.readouterr().out
+    assert all(len(line) <= 100 for line in said.splitlines())
+    rows = {line[:30].strip(): line[30:].split() for line in said.splitlines()}
+    gain = (6 * 0.2 + 5 * 0.9) / 11
+    assert rows["R_vrt"][:4] == ["11", "0.100", f"{0.1 + gain:.3f}", f"{gain:+.3f}"]
+    low, high = (float(x.strip("[,]")) for x in rows["R_vrt"][4:])
+    assert 0.2 < low < gain < high < 0.9 and low == pytest.approx(gain - 0.2, abs=0.05)
+    assert rows["R_vrt > 0.99"][:4] == ["11", "0.000", "0.455", "+0.455"]
+    assert [rows[f"R_vrt, {kind}"][0] for kind in ("easy", "hard", "music")] == ["6", "5", "5"]
+    same = ["5", "0.100", "0.300", "+0.200", "[+0.200,", "+0.200]"]
+    assert rows["R_vrt, consistency: style"] == same
+    assert "fewer than 5 tasks: R_cons (4), medium (0)." in " ".join(said.split())
+    print_intervals(before, list(reversed(after)))
+    assert capsys.readouterr().out == said  # the draws are of one seed
+    print_intervals(made_records([None] * 9), made_records([0.5] * 9))  # a judge that failed
+    nothing = capsys.readouterr().out
+    assert "Left out" in nothing and "R_vrt (0)" in nothing and "chance" not in nothing
+
+
+def write_steps(run, rewards, held_out=None):
+    """metrics.jsonl of VRL's steps with these rewards, and before.json."""
+    parts = dict.fromkeys(("plan", *PARTS), 0.5)
+    write_jsonl(
+        run / "metrics.jsonl",
+        [
+            {"phase": "vrl", "step": step, "reward": reward, **parts, "cons": None}
+            for step, reward in enumerate(rewards, 1)
+        ],
+    )
+    if held_out:
+        measured = {"step": 0, "tasks": made_records(held_out)}
+        (run / "vrl").mkdir()
+        (run / "vrl" / "before.json").write_text(json.dumps(measured))
+
+
+def test_the_last_steps_are_compared_with_the_first(tmp_path, capsys):
+    write_steps(tmp_path, [0.1, 0.3] * 5 + [9.0] * 7 + [0.7, None, 0.9] * 5)
+    print_own_tasks(tmp_path)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "first 10 steps 0.200, last 10 0.800, difference +0.600" in said
+    low, high = map(float, re.search(r"\[(\S+), (\S+)\]", said).groups())
+    assert 0.45 < low < 0.56 and 0.64 < high < 0.75
+    write_steps(tmp_path, [0.1] * 6 + [0.2] * 6)
+    print_own_tasks(tmp_path)
+    assert "first 6 steps 0.100, last 6 0.200" in capsys.readouterr().out
+    write_steps(tmp_path, [0.1] * 9)
+    print_own_tasks(tmp_path)
+    assert "9 steps are too few" in capsys.readouterr().out
+
+
+# --------------------------------------------------------------------------------------------------
+# The curve
+
+
+def test_the_curve_is_drawn_as_it_runs(loop, monkeypatch):
+    """Every fifth step, not more often than every 20 s, and once more where it is stopped."""
+    drawn = []
+    monkeypatch.setattr(train_vrl, "plot_curve", lambda run: drawn.append(len(vrl_metrics(run))))
+    loop("fast", vrl={"steps": 11})
+    assert drawn == [5]
+    drawn.clear()
+    monkeypatch.setattr(train_vrl, "DRAW_S", 0.0)
+    loop("slow", vrl={"steps": 11})
+    assert drawn == [5, 10]
+    drawn.clear()
+    stop = train_vrl.StopSwitch()
+    stop.on = True
+    with pytest.raises(SystemExit, match="130"):
+        loop("stopped", stop, vrl={"steps": 11})
+    assert drawn == [1]
+
+
+def test_the_bar_says_the_mean_of_the_last_steps(loop, monkeypatch):
+    """After a break too."""
+    said = []
+    line = train_vrl.step_line
+    monkeypatch.setattr(train_vrl, "step_line", lambda *given: said.append(line(*given)) or "")
+    loop("bar", vrl={"steps": 6})
+    folder, *_ = loop("bar", vrl={"steps": 13})
+    rewards = [m["reward"] for m in lines(folder)]
+    assert len(said) == 13 and len(set(rewards)) > 5
+    for n, text in enumerate(said, 1):
+        last = rewards[max(0, n - 10) : n]
+        mean = sum(last) / len(last)
+        assert text.startswith(f"R_vrt of {len(last)} steps {mean:.3f}, of this {last[-1]:.3f}, ")
+
+
+def test_what_the_curve_shows(tmp_path):
+    """Each step faint, the moving mean strong, parts thin; held-out points with intervals."""
+    from matplotlib.figure import Figure
+
+    rewards = [0.2, None, *(0.1 * (n % 7) for n in range(20))]
+    held_out = [0.2, 0.4, 0.6, 0.9, None]
+    write_steps(tmp_path, rewards, held_out)
+    axis = Figure().subplots()
+    plot_rewards(axis, vrl_metrics(tmp_path))
+    drawn = {line.get_label(): line for line in axis.lines}
+    each_step, moving = drawn["R_vrt of a step"], drawn["mean of 10 steps"]
+    steps = [1, *range(3, 23)]
+    assert list(each_step.get_xdata()) == steps
+    assert list(each_step.get_ydata()) == [rewards[step - 1] for step in steps]
+    means = [mean_of_last(rewards[:n]) for n in range(1, 23)]
+    assert list(moving.get_ydata()) == means and means[1] == 0.2
+    assert means[-1] == pytest.approx(sum(rewards[-MOVING:]) / MOVING)
+    assert each_step.get_alpha() < 0.5 and moving.get_linewidth() > each_step.get_linewidth()
+    assert set(drawn) == {
+        each_step.get_label(),
+        moving.get_label(),
+        "R_plan",
+        *map("R_{}".format, PARTS),
+    }
+    assert all(drawn[f"R_{part}"].get_linewidth() < 1 for part in ("plan", *PARTS))
+
+    plot_held_out(axis, tmp_path)
+    point, _, (bar,) = axis.containers[0]
+    assert point.get_xydata().tolist() == [[0.0, pytest.approx(0.525)]]
+    ((_, low), (_, high)) = bar.get_segments()[0]
+    assert 0.2 < low < 0.4 and 0.6 < high < 0.9
+    plot_curve(tmp_path)
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("missing", ["matplotlib", "matplotlib.backends.backend_agg"])
+def test_a_missing_matplotlib_is_said_before_the_run(monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    if missing == "matplotlib":
+        monkeypatch.delitem(sys.modules, "matplotlib.figure", raising=False)
+    monkeypatch.setattr(sys, "argv", ["train_vrl.py", "--config", str(ROOT / "configs/smoke.yaml")])
+    monkeypatch.setattr(train_vrl, "open_run", lambda config: pytest.fail("the run began"))
+    with pytest.raises(SystemExit, match="error: .*curve.png.*matplotlib.*pip install"):
+        train_vrl.main()
 
 
 @pytest.mark.parametrize("override", ["vrl.norm_lr=0.01", "vrl.kl_coef=0.1"])
