@@ -54,8 +54,9 @@ def check_values(section) -> None:
     for f in fields(section):
         value, one_of = getattr(section, f.name), f.metadata["one_of"]
         least, most = f.metadata["at_least"], f.metadata["at_most"]
-        if one_of is not None and value not in one_of:
-            raise ValueError(f"{f.name} is {value!r}; allowed: {', '.join(one_of)}")
+        for chosen in value if isinstance(value, list) else [value]:
+            if one_of is not None and chosen not in one_of:
+                raise ValueError(f"{f.name} is {chosen!r}; allowed: {', '.join(one_of)}")
         if value == []:
             raise ValueError(f"{f.name} is empty; it must hold at least one entry")
         if least is None:
@@ -241,6 +242,12 @@ class DataConfig:
         ["all"],
         "task types of the requests, by their names in data/scenarios.yaml: a smaller world, which "
         "a smaller policy learns; all: every one of the languages'",
+    )
+    sounds: list = key(
+        ["music", "narration", "sfx", "subtitles"],
+        "what films may be asked to have beside pictures: music | narration | sfx (sound effects) | "
+        "subtitles; fewer are a smaller world",
+        one_of=("music", "narration", "sfx", "subtitles"),
     )
     invented: bool = key(
         False,

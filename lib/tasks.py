@@ -250,8 +250,9 @@ def choose_video_constraints(rng, scenario, config):
     can_be_alike = n_shots(c) > 1 and scenario["consistency"]
     if can_be_alike and rng.random() < (0.9 if config.long else 0.5):
         c["consistency"] = [rng.choice(scenario["consistency"])]
-    if scenario["audio"] and c["videos"] == 1 and rng.random() < 0.6:
-        c["audio"] = choose_sound(rng, scenario["audio"], c["duration_s"])
+    sounds = [kind for kind in scenario["audio"] if kind in config.sounds]
+    if sounds and c["videos"] == 1 and rng.random() < 0.6:
+        c["audio"] = choose_sound(rng, sounds, c["duration_s"])
     beat = "music" in c["audio"] and n_shots(c) > 1 and rng.random() < 0.4
     # A cut moves to the nearest beat, so a shot must have a second to spare: no clip of Veo's
     # lasts more than 8 s.
