@@ -245,7 +245,7 @@ class DataConfig:
     )
     sounds: list = key(
         ["music", "narration", "sfx", "subtitles"],
-        "what films may be asked to have beside pictures: music | narration | sfx (sound effects) | "
+        "what films may be asked to have beside pictures: music | narration | sfx (effects) | "
         "subtitles; fewer are a smaller world",
         one_of=("music", "narration", "sfx", "subtitles"),
     )
