@@ -225,7 +225,7 @@ def script_of(
     closing = closing_of(d)
     line, total, segments = next(lines), 0.0, []
     if spoken(line) > room - 0.1:
-        line = shortest_opening(d)
+        line = short_opening(d, lambda text: spoken(text) <= room - 0.1)
     for i in range(n):
         said = []
         while line and spoken(join(d, [*said, line])) <= room - 0.1:
@@ -253,12 +253,14 @@ def lines_of(d: Direction):
         yield d.pick("lines", voice_of(d), "more", at=i)
 
 
-def shortest_opening(d: Direction) -> str:
-    """The shortest sentence that names the subject, for a film of few seconds."""
+def short_opening(d: Direction, fits: Callable[[str], bool]) -> str:
+    """The longest sentence that names the subject and fits a film of few seconds; the subject alone
+    where none does."""
     openings = load_direction()[d.language]["lines"][voice_of(d)]["open"]
-    filled_in = [text.format(subject=d.c["subject"], thing=thing_of(d.c)) for text in openings]
-    named = capital(d.c["subject"]) + ("。" if d.language == "zh" else ".")
-    return min(*map(capital, filled_in), named, key=len)
+    look, stop = ("看，", "。") if d.language == "zh" else ("Look, ", ".")
+    texts = [text.format(subject=d.c["subject"], thing=thing_of(d.c)) for text in openings]
+    texts.append(f"{look}{d.c['subject']}{stop}")
+    return max(filter(fits, map(capital, texts)), key=len, default=capital(d.c["subject"]) + stop)
 
 
 def closing_of(d: Direction) -> str:
