@@ -3,6 +3,7 @@ a run on its held-out tasks.
 
 python bench.py --config configs/tiny.yaml                  # untrained, PST, VRL of runs/tiny
 python bench.py --table runs/tiny runs/tiny-1 runs/tiny-2   # mean and spread over measured runs
+python bench.py curves runs/quick runs/no-kl                # VRL's curves in one picture
 python bench.py --config configs/tiny.yaml --agent policy   # VisGenBench-104; --subset, --sampled
 
 A FOLDER is what --agent made, runs/<name>/bench/<agent>-<subset>:
@@ -36,6 +37,7 @@ from tqdm import tqdm
 
 from lib.ablate import ablate
 from lib.calibration import calibrate
+from lib.curves import curves
 from lib.experiment import Config, RewardConfig, command_line, load_config
 from lib.families import asked_kind
 from lib.grader import controls, subjective_grades
@@ -662,6 +664,7 @@ COMMANDS = {
     "demo": demo_command,
     "tables": tables,
     "compare": compare,
+    "curves": curves,
     "ablate": ablate,
     "controls": controls_command,
     "sheet": sheet_command,
