@@ -381,9 +381,9 @@ def table_lines(table: dict, rows: dict, paper: dict, ours: dict) -> list[str]:
     titles = "".join(f"{title:>26}" for title in FIGURES.values())
     lines = [
         "Table 4's rows at the scale of data/ablate.yaml: environment VisGenEnv, nothing measured "
-        f"on files, judge rules; n = {counts(rows, 'R_vrt')} held-out tasks a seed, of which "
-        f"{counts(rows, 'R_cons')} ask for consistency and have R_cons; means, 95 % intervals over "
-        "seeds and tasks; decoder greedy but in the second column",
+        f"on files, judge rules; n = {counts(rows, 'R_vrt')} held-out tasks a seed, "
+        f"{counts(rows, 'R_cons')} of them with R_cons; means, 95 % intervals over seeds and "
+        "tasks; decoder greedy but in the second column",
         f"{'':5}{'seeds':>6}{titles}{'paper O-Score':>15}{'seconds':>9}  what",
     ]
     for row in table:

@@ -432,7 +432,7 @@ def test_ablations_are_printed_and_drawn(tmp_path, capsys):
     row = next(line for line in text.splitlines() if line.startswith("v7 "))
     assert row.split()[1] == "3" and "0.440" in row and "102" in row and "General-20%" in row
     table, rest = text.split("\nThe paper's orderings")
-    assert "n = 80 held-out tasks a seed, of which 20 to 27 ask for consistency" in table
+    assert "n = 80 held-out tasks a seed, 20 to 27 of them with R_cons" in table
     claims, asked = (part.splitlines()[2:] for part in rest.split("\nOur comparisons"))
 
     def of(lines, start):
