@@ -519,7 +519,7 @@ def plot_ablations(table: dict, printed: dict[str, float], path: Path) -> None:
             ax.axhline(len(printed) - 0.5, color="grey", linewidth=0.8)
     label = "the paper's, another grader and tasks"
     axes[-1].plot(list(printed.values()), range(len(printed)), "x", color="grey", label=label)
-    axes[-1].legend(fontsize=7)
+    figure.legend(loc="outside lower right", fontsize=7)
     axes[0].invert_yaxis()
     title = (
         "Table 4's rows and, below the line, ours, at a small scale: means and 95 % intervals over "
