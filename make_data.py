@@ -120,11 +120,18 @@ def make_trajectories(config: Config, folder: Path) -> None:
             made, pools = [], []
             for task in left[start : start + 200]:
                 seed = seeded_rng(config.seed, "visgen", task["id"]).getrandbits(31)
-                made.append(vision_agent(task, env, seed, thoughts=config.data.thoughts))
+                mind = mind_of(config, task)
+                made.append(vision_agent(task, env, seed, mind, config.data.thoughts))
                 pools.append(env.pool)
             add_rewards(made, pools, config)
             append_jsonl(path, made)
             bar.update(len(made))
+
+
+def mind_of(config: Config, task: dict) -> tuple[str, ...]:
+    """The parts of metacognition that VisionAgent has on a task: all, less its lapses."""
+    rng = seeded_rng(config.seed, "lapses", task["id"])
+    return tuple(part for part in METACOGNITION if rng.random() >= config.data.lapses)
 
 
 def judged_before(path, tasks):

@@ -261,6 +261,13 @@ class DataConfig:
         "of a few words, for a tiny policy",
         one_of=("short", "full"),
     )
+    lapses: float = key(
+        0.0,
+        "chance of each part of the scripted VisionAgent's metacognition to be absent from a "
+        "trajectory, so that the filter has something to drop; 0: it is always there",
+        at_least=0,
+        at_most=1,
+    )
     agent: str = key(
         "scripted",
         "VisionAgent: scripted (offline, deterministic, ours) | openai (an LLM, see section llm)",

@@ -32,7 +32,7 @@ from rewards import ltr_rewards  # noqa: E402
 
 @pytest.fixture(scope="module")
 def config():
-    return load_config(ROOT / "configs" / "visgen.yaml", ["data.queries=210"])
+    return load_config(ROOT / "configs" / "visgen.yaml", ["data.queries=210", "data.lapses=0", "data.languages=[en]"])
 
 
 @pytest.fixture(scope="module")
@@ -555,3 +555,13 @@ def test_films_that_differ_are_all_handed_over(config):
         still = replace(config.rollout, failure_scale=0.0)
         t = vision_agent(task, VisGenEnv(still), 1)
         assert len(t["answer"]["deliverables"]) == task["constraints"]["videos"]
+
+
+def test_lapses_are_shares_of_trajectories():
+    tasks = [{"id": f"visgen-{i:05d}"} for i in range(2000)]
+    config = load_config(ROOT / "configs" / "visgen.yaml")
+    minds = [make_data.mind_of(config, task) for task in tasks]
+    for part in METACOGNITION:
+        assert abs(sum(part not in mind for mind in minds) / 2000 - config.data.lapses) < 0.04
+    never = replace(config, data=replace(config.data, lapses=0.0))
+    assert all(make_data.mind_of(never, task) == METACOGNITION for task in tasks)
