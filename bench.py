@@ -8,7 +8,7 @@ python bench.py --config configs/tiny.yaml --agent policy   # VisGenBench-104; -
 A FOLDER is what --agent made, runs/<name>/bench/<agent>-<subset>:
 
 python bench.py report FOLDER                       # report.html: columns, failures, films
-python bench.py demo FILE.jsonl [ID]                # demo.html: one trajectory (Fig. 12)
+python bench.py demo [FILE.jsonl [ID]]              # demo.html: trajectories (Fig. 12)
 python bench.py tables FOLDER ...                   # the paper's tables with rows of ours
 python bench.py compare FOLDER_A FOLDER_B           # paired tests; several seeds: A0,A1 B0,B1
 python bench.py ablate configs/ablations/ --seeds 3 # Table 4's rows

@@ -20,6 +20,7 @@ the file of the one before and goes on where it stopped:
     python make_data.py statistics | card                # Fig. 5 beside the paper's; a data card
     python make_data.py metacognition                    # VisionAgent with and without it
     python make_data.py bench                            # write data/visgenbench.jsonl again
+    python make_data.py example                          # write data/example.jsonl again
 """
 
 import json
@@ -28,6 +29,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -39,6 +41,7 @@ from lib.expert import METACOGNITION, vision_agent
 from lib.general import general_item, make_general
 from lib.hub import check_sources, hub_general
 from lib.llm_agent import llm_agents
+from lib.reading import find_noun, read_request, task_agent
 from lib.review import export_review, key_of, read_verdicts
 from lib.runs import (
     ROOT,
@@ -54,7 +57,8 @@ from lib.runs import (
     write_atomic,
     write_jsonl,
 )
-from lib.tasks import BENCH, make_bench, make_tasks
+from lib.scenarios import HAN, read_yaml
+from lib.tasks import BENCH, difficulty_of, dimension_of, make_bench, make_tasks
 from lib.text import fill_template, tag, to_json
 from lib.tokenizer import train_tokenizer
 from lib.toolbox import load_tools, tool_schemas
@@ -315,6 +319,54 @@ def metacognition(config: Config, run: Path, n: int = 1000) -> None:
     print(fill_template("templates/metacognition.jinja", rows=rows, scale=scale))
 
 
+# ---------------------------------------------------------------------------- examples
+EXAMPLES = ROOT / "data" / "example.jsonl"
+
+
+def make_examples(config: Config) -> list[dict]:
+    """The trajectories of data/examples.yaml's requests, each with its reward and its `lesson`. The
+    tools are listed by name, so that they can be read."""
+    env = VisGenEnv(replace(config.rollout, tools="names"))
+    examples = []
+    for example in read_yaml("examples.yaml"):
+        trajectory = vision_agent(example_task(example), env, example["seed"])
+        pool = {"pool": env.pool, "lesson": example["lesson"]}
+        examples.append(trajectory | pool)
+    add_rewards(examples, [trajectory["pool"] for trajectory in examples], config)
+    return examples
+
+
+def example_task(example: dict) -> dict:
+    """The task record of a request that was written by hand."""
+    request = example["request"]
+    c = read_request(request)
+    workflow, pool = task_agent(request)
+    language = "zh" if HAN.search(request) else "en"
+    return {
+        "id": example["id"],
+        "split": "example",
+        "modality": "image" if c["images"] else "video",
+        "scenario": find_noun(request, language)[1],
+        "dimension": dimension_of(c),
+        "request": request,
+        "language": language,
+        "inputs": [],
+        "constraints": c,
+        "difficulty": difficulty_of(c),
+        "workflow": workflow,
+        "pool": pool,
+    }
+
+
+def write_examples(config: Config) -> None:
+    """Write data/example.jsonl."""
+    examples = make_examples(config)
+    write_jsonl(EXAMPLES, examples)
+    for example in examples:
+        print(f"  {example['task']['id']}: R_vrt {example['reward']['total']:.3f}")
+    print(f"{EXAMPLES}: {len(examples)} trajectories; `python bench.py demo` shows them")
+
+
 # ---------------------------------------------------------------------------- an experiment's data
 def ensure_data(config: Config, run: Path) -> None:
     """Make runs/<name>/data/ if it is not there whole; each file is written whole or not at all.
@@ -398,6 +450,7 @@ COMMANDS = (
     "statistics",
     "card",
     "bench",
+    "example",
     "metacognition",
 )
 
@@ -491,6 +544,9 @@ def main() -> None:
         raise SystemExit("error: --verdicts belongs to `python make_data.py review`")
     if command == "bench":
         write_bench()
+        return
+    if command == "example":
+        write_examples(config)
         return
 
     run = find_run(config)

@@ -23,7 +23,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -312,13 +312,15 @@ def measured_experts(shape: tuple) -> list[Expert]:
     ]
 
 
-def without_looks(plan: list[dict], known: Collection[str]) -> list[dict]:
-    """A plan without the looks at its own media by tools that the expert has not (`known` are the
-    expert's; ours): as many as see each picture and film once, up to LOOKS of one tool's at a time,
-    since to check what came out is good practice. What came after a look comes after what the look
-    came after, where it came after none of that itself."""
-    if not any(looks_into(step["tool"]) and step["tool"] not in known for step in plan):
+def without_looks(plan: list[dict], tools: Counter) -> list[dict]:
+    """A plan without the looks at its own media that the expert has not (`tools` are the expert's,
+    with how often; ours): as many as see each picture and film once, up to LOOKS of one tool's at a
+    time, since to check what came out is good practice. What came after a look comes after what the
+    look came after, where it came after none of that itself."""
+    planned = Counter(step["tool"] for step in plan if looks_into(step["tool"]))
+    if planned <= tools:
         return plan
+    known = tools & planned
     made = Counter()
     for step in plan:
         if makes(step["tool"]) in ("image", "video"):
@@ -331,7 +333,10 @@ def without_looks(plan: list[dict], known: Collection[str]) -> list[dict]:
         for look in step["after"]:
             if look in gone and after.keys().isdisjoint(gone[look]):
                 after |= dict.fromkeys(gone[look])
-        if looks_into(step["tool"]) and step["tool"] not in known and left > 0:
+        if known[step["tool"]] > 0:
+            known[step["tool"]] -= 1
+            kept.append({**step, "after": list(after)})
+        elif looks_into(step["tool"]) and left > 0:
             left -= 1
             gone[step["id"]] = list(after)
         else:

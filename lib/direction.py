@@ -221,6 +221,8 @@ def script_of(
     lines = lines_of(d)
     closing = closing_of(d)
     line, total, segments = next(lines), 0.0, []
+    if spoken(line) > room - 0.1:
+        line = shortest_opening(d)
     for i in range(n):
         said = []
         while line and spoken(join(d, [*said, line])) <= room - 0.1:
@@ -246,6 +248,14 @@ def lines_of(d: Direction):
     yield capital(d.pick("lines", voice_of(d), "open", at=0).format(**subject))
     for i in range(len(load_direction()[d.language]["lines"][voice_of(d)]["more"])):
         yield d.pick("lines", voice_of(d), "more", at=i)
+
+
+def shortest_opening(d: Direction) -> str:
+    """The shortest sentence that names the subject, for a film of few seconds."""
+    openings = load_direction()[d.language]["lines"][voice_of(d)]["open"]
+    filled_in = [text.format(subject=d.c["subject"], thing=thing_of(d.c)) for text in openings]
+    named = capital(d.c["subject"]) + ("。" if d.language == "zh" else ".")
+    return min(*map(capital, filled_in), named, key=len)
 
 
 def closing_of(d: Direction) -> str:

@@ -483,7 +483,7 @@ class RolloutConfig:
         0.4, "vllm: share of a GPU's memory for its weights and KV cache", at_least=0.01, at_most=1
     )
     max_turns: int = key(
-        12, "turns after which an episode without an answer is cut off", at_least=1, at_most=MANY
+        32, "turns after which an episode without an answer is cut off", at_least=1, at_most=MANY
     )
     failure_scale: float = key(
         1.0,

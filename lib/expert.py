@@ -37,6 +37,7 @@ from lib.text import tag
 from lib.thinking import (
     LOOKS_AT,
     RETAKES,
+    SHAPED,
     Job,
     first_thought,
     has_shape,
@@ -80,9 +81,14 @@ def vision_agent(
         will do.
     """
     messages, _ = env.reset(task, seed)
-    job = begin(messages[-1]["content"], env.pool, seeded_rng(seed, "agent", task["id"]), mind)
+    message = messages[-1]["content"]
+    c = read_request(message)
+    rng = seeded_rng(seed, "agent", task["id"])
     if thoughts == "full":
-        job = direct_job(job, messages[-1]["content"], env.pool, seed)
+        job = Job(c, attached_media(message), make_plan(c, mind, apart=True), mind, None, rng)
+        direct_job(job, message, env.pool, seed)
+    else:
+        job = Job(c, attached_media(message), make_plan(c, mind), mind, None, rng)
     plan = shown_plan(job.steps)
     think = first_thought(job)
     ready = ready_steps(job)
@@ -109,26 +115,32 @@ def vision_agent(
             trouble.append((step, reply["error"], move))
             if move == "switch":
                 plan = shown_plan(job.steps)
-            given_up = given_up or (move == "give up" and not keep_flawed(step))
+            given_up = given_up or (move == "give up" and not can_do_without(step))
         called, ready = ready, [] if given_up else ready_steps(job)
         think = next_thought(job, called, ready, trouble)
     env.step(final_turn(job))
     return env.trajectory()
 
 
-def begin(message: str, pool: list[str], rng, mind: tuple[str, ...]) -> Job:
-    """The job as the user's message states it, planned."""
-    c = read_request(message)
-    steps = make_plan(c, mind)
-    return Job(c, attached_media(message), steps, mind, None, rng)
-
-
-def direct_job(job: Job, message: str, pool: list[str], seed: int) -> Job:
-    """The job with art direction and, where results are verified, with looks in its plan."""
+def direct_job(job: Job, message: str, pool: list[str], seed: int) -> None:
+    """Give a job art direction and, where results are verified, looks in its plan."""
     job.direction = direct(message.split("\n[in_1: ")[0], job.c, seed)
+    job.direction.shape = drawn_shape(job)
     if "verification" in job.mind:
         job.steps = with_looks(job.steps, pool)
-    return job
+
+
+def drawn_shape(job: Job) -> str | None:
+    """The shape that the request's media get: as asked; or as the use implies, where a step draws
+    them from words, of gpt-image-1's three shapes the nearest; or None."""
+    keys = {step["key"] for step in job.steps}
+    shape = job.direction.shape
+    if job.c["aspect_ratio"] or not shape or not keys & SHAPED:
+        return job.c["aspect_ratio"]
+    if "cutout" in keys and shape not in GPT_SIZES:
+        across, down = map(int, shape.split(":"))
+        return "3:2" if across > down else "2:3"
+    return shape
 
 
 # The keys of steps that make all pictures, or clips, of a request in one call.
@@ -139,12 +151,14 @@ READ_EN, READ_ZH = 18, 9
 REFERENCES = 3
 
 
-def make_plan(c, mind):
-    """The steps of the workflow that fits the request best, each with the state of its work:
+def make_plan(c, mind, apart=False):
+    """The steps of the workflow that fits the request best, each with the state of its work; with
+    `apart` each picture and film is a step with a prompt of its own. The state:
     `expect` (results still to come), `tries` (calls of its tool), `reworded` (how often its prompt
     was said anew), `ids` (what came), `done`; `n`, the results it is to bring, and `retakes`, how
     often it was made again."""
     workflow = fitting_workflows(c)[0]
+    c = {**c, "variety": c["variety"] or apart}
     steps = expand_workflow(workflow, c)
     lengths = lengths_of_clips(steps)
     if lengths and "plan check" not in mind:
@@ -269,6 +283,7 @@ def take_look(look: dict, reply: dict, asked: list[str]) -> None:
     look["looked"] = asked
     look["flawed"] = [i for i in asked if i in flawed]
     look["bad"] |= flawed
+    look["tries"] = 0
     look["reply"] = reply
     look["done"] = not look["flawed"] or look["rounds"] == RETAKES
     if look["done"]:
@@ -281,9 +296,10 @@ def take_look(look: dict, reply: dict, asked: list[str]) -> None:
             maker |= {"done": False, "tries": 0, "retakes": look["rounds"]}
 
 
-def keep_flawed(step: dict) -> bool:
-    """Whether a step that cannot be made again was only to replace what has a flaw: that stays."""
-    if not step.get("again"):
+def can_do_without(step: dict) -> bool:
+    """Whether the work goes on where a call fails for good: a look that is not to be had, or what
+    was only to replace something with a flaw, which then stays."""
+    if step["key"] != "inspect" and not step.get("again"):
         return False
     step |= {"again": [], "expect": 0, "done": True}
     return True
@@ -340,6 +356,9 @@ def take_in(step, arguments, reply, job):
     answered = makes(step["tool"]) == "nothing"
     step["done"] = step["expect"] <= 0 or answered or "verification" not in job.mind
     job.replies |= dict.fromkeys(step["ids"], reply)
+    if step["key"] == "beat" and job.direction:
+        seconds = clip_seconds(job.c, lengths_of_clips(job.steps))
+        step["cuts"] = cut_points(job.c, seconds, reply)[1:-1]
 
 
 def recover(step, error, mind):
@@ -675,7 +694,16 @@ def edit_arguments(step, job, made):
     aspect = aspect_of(c) if step["key"] == "restyle" else {}
     if aspect and step["tool"] == "tool_image_edit_qwen":
         aspect = {"size": size_of(c["aspect_ratio"])}
+    if step["key"] != "restyle" and step["tool"] == "tool_image_edit_qwen":
+        # Gemini's edits have the size of the reference. A film of other sizes would get black bars.
+        size = size_of_reply(job.replies[source[0]])
+        fits = max(map(int, size.split("x"))) <= QWEN_SIDE
+        aspect = {"size": size.replace("x", "*") if fits else size_of(size.replace("x", ":"))}
     return {"images": source[:1], "prompt": prompt, **aspect, **number_of(step)}
+
+
+# The longest side that Qwen's edit makes, as tools.yaml has it.
+QWEN_SIDE = 2048
 
 
 def size_of(ratio: str) -> str:
@@ -751,12 +779,9 @@ def shape_of(step, job):
 
 
 def gpt_size(c, job=None):
-    """gpt-image-1's size for a shape: as asked, or the nearest to what the use implies."""
-    ratio = c["aspect_ratio"] or (job.direction.shape if job and job.direction else None) or "1:1"
-    if ratio in GPT_SIZES:
-        return GPT_SIZES[ratio]
-    across, down = map(int, ratio.split(":"))
-    return GPT_SIZES["3:2" if across > down else "2:3"]
+    """gpt-image-1's size for a shape: as asked, or as the use implies."""
+    implied = job.direction.shape if job and job.direction else None
+    return GPT_SIZES[c["aspect_ratio"] or implied or "1:1"]
 
 
 def number_of(step):

@@ -19,7 +19,7 @@ from env import parse_utpc
 from lib.experiment import Config, load_config
 from lib.lineage import deliverables
 from lib.media import materialize, thumbnail
-from lib.runs import each_line, seeded_rng, write_atomic
+from lib.runs import ROOT, each_line, seeded_rng, write_atomic
 from lib.scenarios import load_scenarios
 from lib.tables import OBJECTIVE, grades_name, own_score, read_paper
 from lib.text import fill_template, to_json
@@ -33,6 +33,8 @@ CLIPS = 24
 CLIP_S = 120
 CLIP_PX = 240
 SHOTS = 24
+# Trajectories that a demo shows of a file. Ours.
+DEMOS = 5
 
 
 # ---------------------------------------------------------------------------- the commands
@@ -48,29 +50,39 @@ def report_command(arguments: list[str]) -> None:
 
 
 def demo_command(arguments: list[str]) -> None:
-    """`bench.py demo FILE.jsonl [ID]`: write demo.html beside the file.
+    """`bench.py demo [FILE.jsonl [ID]]`: write demo.html beside the file, with the trajectory of
+    that id, or the first DEMOS; without a file those of data/example.jsonl.
 
     Under the config of the run that the file lies in. SystemExit: no such trajectory.
     """
     parser = argparse.ArgumentParser(prog="bench.py demo")
-    parser.add_argument("path", type=Path, help="a JSONL file of trajectories")
     parser.add_argument(
-        "id", nargs="?", help="task.id of the trajectory (default: the first one's)"
+        "path",
+        type=Path,
+        nargs="?",
+        default=ROOT / "data" / "example.jsonl",
+        help="a JSONL file of trajectories (default: data/example.jsonl)",
+    )
+    parser.add_argument(
+        "id", nargs="?", help=f"task.id of the trajectory (default: the first {DEMOS} of the file)"
     )
     given = parser.parse_args(arguments)
     config = config_of(given.path)
+    chosen = []
     for record in each_line(given.path):
         # A task has no calls yet.
         if "calls" in record and given.id in (None, record["task"]["id"]):
+            chosen.append(record)
+        if len(chosen) == (1 if given.id else DEMOS):
             break
-    else:
+    if not chosen:
         lacking = "; a task is none yet"
         if given.id:
             lacking = f" {given.id!r}; its id stands at task.id"
         raise SystemExit(f"error: {given.path} has no trajectory{lacking}")
     target = given.path.with_name("demo.html")
-    write_atomic(target, fill_template("templates/demo.jinja", card=cards_of([record], config)[0]))
-    print(f"{target}: {record['task']['id']}")
+    write_atomic(target, fill_template("templates/demo.jinja", cards=cards_of(chosen, config)))
+    print(f"{target}: {', '.join(record['task']['id'] for record in chosen)}")
 
 
 def config_of(path: Path) -> Config:

@@ -23,6 +23,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
+import orjson
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -206,7 +207,7 @@ def each_line(path: Path, numbered: bool = False) -> Iterator[Any]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                record = json.loads(line)
+                record = read_record(line)
             # UnicodeDecodeError is a ValueError too, without `msg`.
             except ValueError as e:
                 if line.strip():
@@ -217,6 +218,14 @@ def each_line(path: Path, numbered: bool = False) -> Iterator[Any]:
             yield (number, record) if numbered else record
     if broken:
         print(f"  {path}: {broken} broken lines skipped")
+
+
+def read_record(line: bytes) -> Any:
+    """A JSON line; by orjson, which is much faster, where it holds no NaN."""
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return json.loads(line)
 
 
 def cut_tail(path: Path) -> None:

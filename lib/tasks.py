@@ -196,7 +196,7 @@ def choose_image_constraints(rng, scenario, config):
     """How many images, from the user's picture or of a special kind, how alike, of which shape."""
     c = copy.deepcopy(NO_CONSTRAINTS)
     low, high = scenario["counts"]
-    high = max(low, min(high, config.max_images))
+    high = max(low, min(high * (2 if config.long else 1), config.max_images))
     c["images"] = rng.randint((low + high + 1) // 2 if config.long else low, high)
     share_of_inputs = 1.0 if scenario["title"] == "Stylization" else 0.4
     c["input"] = scenario["input"] and rng.random() < share_of_inputs

@@ -178,7 +178,7 @@ def understood(job: Job) -> list[str]:
     found = []
     if c["aspect_ratio"] and makes(job.steps[-1]["tool"]) != "text":
         found.append(say(job, "shape_asked", ratio=c["aspect_ratio"]))
-    elif d.shape and any(step["key"] in SHAPED for step in job.steps):
+    elif d.shape:
         use = job.voice["use"].get(d.task_type)
         if not use:
             on_phone = "phone" if d.shape == "9:16" else "film"
@@ -210,7 +210,7 @@ def understood(job: Job) -> list[str]:
 
 
 # Keys of steps whose results get the shape that the use implies.
-SHAPED = ("image", "large", "cutout", "ref", "frame", "clip")
+SHAPED = {"image", "large", "cutout", "ref", "frame", "clip"}
 
 
 def sound_wanted(job: Job) -> str:
@@ -262,7 +262,8 @@ def weighed(job: Job) -> list[str]:
     looks = [step for step in job.steps if step["key"] == "inspect"]
     if looks:
         n = sum(len(look["sees"]) for look in looks)
-        found.append(say(job, "looks", n=n, per=min(n, LOOKS_AT)))
+        way = "looks" if n > 1 else "look"
+        found.append(say(job, way, n=n, per=min(n, LOOKS_AT)))
     return found
 
 
@@ -535,7 +536,8 @@ def checks_of(job: Job, ids: list[str]) -> list[tuple[str, str]]:
     if sizes and job.direction.shape:
         right = all(has_shape(size, job.direction.shape) for size in sizes)
         slots = {"size": sizes[0], "ratio": job.direction.shape}
-        found.append(("shape" if right else "off_shape", slots))
+        if right or c["aspect_ratio"]:
+            found.append(("shape" if right else "off_shape", slots))
     if sizes and c["resolution"]:
         found.append(("resolution", {"resolution": c["resolution"], "size": sizes[0]}))
     found += sound_checks(job)
@@ -564,7 +566,7 @@ def sound_checks(job: Job) -> list[tuple[str, dict]]:
         found.append(("beat", {"n": len(by_key["cut"]) - 1}))
     looks = by_key.get("inspect", ())
     if looks:
-        n = sum(len(look["sees"]) for look in looks)
+        n = len({i for look in looks for i in look["seen"]})
         left = 0
         for look in looks:
             kept = [maker["ids"][at] for maker, at in look["sees"] if at < len(maker["ids"])]

@@ -31,8 +31,9 @@ def load_workflows() -> dict[str, dict]:
     return workflows | family_workflows()
 
 
-# From so many pictures or clips on, an expert looks at what came out before going on. Ours.
-LOOK_FROM = 3
+# From so many pictures or clips on, an expert looks at what came out before going on: what is
+# handed over was seen. Ours.
+LOOK_FROM = 1
 
 
 # ---------------------------------------------------------------------------- which one fits

@@ -365,15 +365,15 @@ def loses_a_fifth(tasks, key, tool, arguments_of, monkeypatch):
     """The expert with another tool or other arguments in the step `key` gets at least 0.2 less."""
     plan_of, real = expert.make_plan, expert.call_arguments
 
-    def planned(*given):
-        steps = plan_of(*given)
+    def planned(*given, **more):
+        steps = plan_of(*given, **more)
         for step in steps:
             if tool and step["key"] == key:
                 step["tool"], step["tools"] = tool, [tool]
         return steps
 
-    def called(step, c, steps, voice, rng, attached):
-        arguments = real(step, c, steps, voice, rng, attached)
+    def called(step, job):
+        arguments, attached = real(step, job), job.attached
         if step["key"] != key:
             return arguments
         if arguments_of != "flawed":

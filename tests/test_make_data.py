@@ -81,9 +81,9 @@ def tasks():
     return {split: make_tasks(630, split, DataConfig(families=0), seed=7) for split in SPLITS}
 
 
-def run_agent(task, scale=0.0, seed=5):
+def run_agent(task, scale=0.0, seed=5, thoughts="full"):
     env = VisGenEnv(RolloutConfig(failure_scale=scale))
-    trajectory = vision_agent(task, env, seed)
+    trajectory = vision_agent(task, env, seed, thoughts=thoughts)
     return trajectory, ltr_reward(trajectory, RewardConfig(), env.pool)
 
 
@@ -704,12 +704,15 @@ def test_routing_serves_what_is_asked_and_presupposes_nothing():
 
 
 def test_pool_holds_the_workflow_s_tools_and_six_others():
+    looks = {"tool_image_analysis", "tool_video_analysis"}
     for text in ("Make a logo of a fox.", "Make a music video about a fox. Use 2 shots."):
         workflow, pool = task_agent(text)
         own = {t for s in load_workflows()[workflow]["steps"] for t in s["tool"]}
         assert (
             own < set(pool)
-            and len(pool) == len(own) + 6
+            and looks & set(pool)
+            and len(pool) - 6 - len(own) in (0, 1, 2)
+            and len(set(pool) - own - looks) in (4, 5, 6)
             and pool == [t for t in load_tools() if t in pool]
         )
 
@@ -779,7 +782,7 @@ def test_agent_solves_every_type_at_every_difficulty_with_usual_failures(tasks, 
 def test_agent_recovers_from_many_failures(tasks):
     codes, repeated, mended = Counter(), 0, 0
     for task in tasks["train"][:210]:
-        trajectory, reward = run_agent(task, scale=10.0)
+        trajectory, reward = run_agent(task, scale=10.0, thoughts="short")
         assert trajectory["ended"] == "answer" and 0 <= reward["total"] <= 1
         calls = trajectory["calls"]
         codes.update(c["error"]["code"] for c in calls if c["status"] == "error")
@@ -804,9 +807,8 @@ def test_agent_moves_a_blocked_step_to_another_tool_and_says_so_in_the_plan(task
             raise ToolError("content_blocked", "prompt", "blocked", False)
 
     monkeypatch.setattr(VisGenEnv, "fail_by_accident", refuse_gemini)
-    trajectory, reward = run_agent(
-        task, scale=1e-9
-    )  # failures are on, but none of the usual ones comes
+    # Failures are on, but none of the usual ones comes.
+    trajectory, reward = run_agent(task, scale=1e-9, thoughts="short")
     assert [c["name"] for c in trajectory["calls"]] == [
         "tool_text2image_gemini",
         "tool_text2image_seed",
@@ -829,7 +831,7 @@ def test_agent_gives_up_after_three_failures_of_a_step(tasks, monkeypatch):
 
     monkeypatch.setattr(VisGenEnv, "fail_by_accident", down)
     for task in tasks["train"][:42]:
-        trajectory, reward = run_agent(task, scale=1e-9)
+        trajectory, reward = run_agent(task, scale=1e-9, thoughts="short")
         assert (
             trajectory["ended"] in ("answer", "malformed")
             and reward["result"] == reward["tool"] == 0
@@ -846,12 +848,14 @@ def test_agent_gives_up_after_three_failures_of_a_step(tasks, monkeypatch):
 
 
 def test_visgen_keeps_what_the_reward_passes(tasks, tmp_path):
-    config = Config(data=DataConfig(min_reward=0.97), rollout=RolloutConfig(failure_scale=10.0))
+    # At this scale each picture and clip has a flaw, which costs an eighth.
+    data = DataConfig(min_reward=0.86, thoughts="short")
+    config = Config(data=data, rollout=RolloutConfig(failure_scale=10.0))
     write_jsonl(tmp_path / "queries.jsonl", tasks["train"][:126])
     make_trajectories(config, tmp_path)
     counts, kept = make_visgen(config, tmp_path), read_jsonl(tmp_path / "visgen.jsonl")
     assert counts["queries"] == 126 and counts["kept"] == len(kept) < counts["answered"] <= 126
-    assert min(r["reward"]["total"] for r in kept) >= 0.97 and all(
+    assert min(r["reward"]["total"] for r in kept) >= 0.86 and all(
         r["ended"] == "answer" for r in kept
     )
     assert {
