@@ -42,6 +42,7 @@ from lib.lineage import (
     heard,
     is_gibberish,
     is_given,
+    is_known,
     looked_at,
     looks_into,
     name_subject,
@@ -51,7 +52,6 @@ from lib.lineage import (
     prompt_of,
     read_media,
     shows,
-    view_words,
 )
 from lib.runs import ROOT, read_jsonl, run_command, write_atomic
 from lib.text import fill_template
@@ -1143,9 +1143,18 @@ def is_asked(op: dict, c: dict) -> bool:
     return op["op"].startswith("fade") and op.get("seconds", 0) <= SHORT_FADE_S
 
 
+def is_shrunk(made: dict, media: Media) -> bool:
+    """Whether a film is far smaller than those that it was made from (ours): its long side is
+    shorter than the short side of each. No crop to a shape does that."""
+    films = [media.by_id[p["id"]] for p in made["parents"]]
+    sides = [min(film["width"], film["height"]) for film in films]
+    return max(made["width"], made["height"]) < min(sides)
+
+
 def is_turned(item: dict, c: dict, media: Media) -> bool:
     """Whether something was done to a film, or to a clip of it, that no wish asks for: turned
-    round, played backwards, sped up, marked. What is the user's own, lib/wishes.py looks at."""
+    round, played backwards, sped up, marked, shrunk. What is the user's own, lib/wishes.py looks
+    at."""
     for i in media.above[item["id"]]:
         made = media.by_id[i]
         operations = made["arguments"].get("operations", ())
@@ -1154,7 +1163,7 @@ def is_turned(item: dict, c: dict, media: Media) -> bool:
             continue
         if all(media.by_id[clip]["tool"] == "user" for clip in media.footage[i]):
             continue
-        if not all(is_asked(op, c) for op in operations):
+        if is_shrunk(made, media) or not all(is_asked(op, c) for op in operations):
             return True
         if retimed:
             source = media.by_id[made["parents"][0]["id"]]
@@ -1189,14 +1198,25 @@ def spoilt_share(items: list[dict], c: dict, media: Media) -> float:
     return share(spoilt)
 
 
+# Two descriptions that share so much of their words are one. Ours.
+ALIKE = 0.75
+
+
+def are_alike(view: frozenset[str], other: frozenset[str]) -> bool:
+    """Whether two descriptions share ALIKE of the longer one's words, or have none."""
+    return len(view & other) >= ALIKE * max(len(view), len(other))
+
+
 def variety_check(items: list[dict], wanted: int, media: Media) -> float:
     """Of the wanted number, the share of pictures or films with a description of their own (ours):
-    beside the topic, their prompts say different things."""
-    views = set()
+    beside the topic, their prompts say different things, in words that are known."""
+    different = []
     for item in items:
-        parts = media.footage[item["id"]]
-        views.add(frozenset(view_words(prompt_of(media.by_id[i]), media.topic) for i in parts))
-    return min(1.0, len(views) / wanted)
+        said = frozenset().union(*(media.views[i] for i in media.footage[item["id"]]))
+        view = frozenset(word for word in said if not word.isascii() or is_known(word))
+        if not any(are_alike(view, other) for other in different):
+            different.append(view)
+    return min(1.0, len(different) / wanted)
 
 
 def share(values: list) -> float:

@@ -420,7 +420,7 @@ def is_known(word: str) -> bool:
         return True
     stems = {word, *(word.removesuffix(end) for end in ("s", "es", "d", "ed", "ing", "ly", "er"))}
     doubled = {stem[:-1] for stem in stems if len(stem) > 3 and stem[-1] == stem[-2]}
-    mute = {stem + "e" for stem in stems}
+    mute = {stem + "e" for stem in (stems | doubled) - {word}}
     return bool((stems | doubled | mute) & known_words())
 
 
@@ -432,9 +432,9 @@ def breaks_off(text: str, subject: frozenset[str]) -> bool:
     (True, False)
     """
     last = LAST_WORD.search(text.lower())
-    if not last or last[0] in subject or last[0] in ("a", "i"):
+    if not last or last[0] in subject:
         return False
-    return len(last[0]) != 2 and not is_known(last[0])
+    return not is_known(last[0]) if len(last[0]) > 1 else last[0] not in "ai"
 
 
 LAST_WORD = re.compile(r"(?<![^\W_])[a-z]+$")

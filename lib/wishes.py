@@ -277,13 +277,13 @@ def composed(item: dict, episode: Episode) -> bool:
 
 
 def audible(item: dict, episode: Episode) -> bool:
-    """It is loud enough, and at most a quarter of it lies in fades."""
+    """It is loud enough, and at most half of it lies in fades."""
     volume, fades = 1.0, 0.0
     for source in episode.sources(item):
         written = source["arguments"]
         volume *= written.get("volume", 1)
         fades += written.get("fade_in", 0) + written.get("fade_out", 0)
-    return volume >= LOUD and fades <= item["duration_s"] / 4
+    return volume >= LOUD and fades <= item["duration_s"] / 2
 
 
 def to_the_second(item: dict, episode: Episode) -> bool:

@@ -2135,6 +2135,13 @@ attack(
         ),
     ),
 )
+attack(
+    ("video", ("aspect_ratio", "duration_s"), "aspect_ratio == '16:9'"),
+    "result",
+    a_film_of_the_right_shape_made_small=lambda h: finished_by(
+        h, post("", "resize", width=320, height=180)
+    ),
+)
 
 
 @attack(SHOTS, "result")
@@ -2228,6 +2235,20 @@ attack(
     "result",
     one_sentence_spoken_again_and_again=lambda h: with_texts(
         h, "tool_tts_composite", "segments", lambda texts, i: texts[0]
+    ),
+)
+attack(
+    VARIED,
+    "result",
+    one_long_prompt_and_a_word_for_variety=lambda h: both(
+        h,
+        [
+            [
+                image(f"{h.look} on a stone counter, wide shot at noon, soft light, {word}")
+                for word in ("dusk", "xy", "tall", "vwx", "red")[: h.n]
+            ]
+        ],
+        ids("img", h.n),
     ),
 )
 attack(
