@@ -35,12 +35,14 @@ from lib.judge import FACETS, Scored, judge_by_llm
 from lib.lineage import (
     LOOKS,
     Media,
+    breaks_off,
     can_be_followed,
     content_words,
     deliverables,
     heard,
     is_gibberish,
     is_given,
+    is_known,
     looked_at,
     looks_into,
     name_subject,
@@ -50,7 +52,6 @@ from lib.lineage import (
     prompt_of,
     read_media,
     shows,
-    view_words,
 )
 from lib.runs import ROOT, read_jsonl, run_command, write_atomic
 from lib.text import fill_template
@@ -256,19 +257,39 @@ def executability_facet(plan: list[dict], pool: set[str]) -> float:
     return sum(step["tool"] in pool or step["tool"] == "llm" for step in plan) / len(plan)
 
 
+# Words that say nothing of what a step makes or does. Ours.
+VAGUE = frozenset(
+    """do does done doing make go on it its this that these what is in of to and or thing things
+    step steps part next now continue proceed work task job stuff ok some something start begin
+    finish more again first second third last another 第 步 做 下 一 继 续 这 那 个 它""".split()
+)
+
+
 @lru_cache(maxsize=8192)
-def says_one_thing(goal: str) -> bool:
-    """Whether a goal is said in 2 to 16 words, without "then" or a semicolon."""
-    return 2 <= len(GOAL_WORD.findall(goal)) <= 16 and not SEVERAL.search(goal)
+def says_one_thing(goal: str, subject: str = "") -> bool:
+    """Whether a goal is said in 2 to 16 words, without "then" or a semicolon, and one of its words
+    says what is done. The request's subject counts as one word, however it is said.
+
+    >>> says_one_thing("image of a cat; 1 of 9", "a cat; 1 of 9"), says_one_thing("a cat; a dog")
+    (True, False)
+    >>> says_one_thing("clip 2"), says_one_thing("step 2")
+    (True, False)
+    """
+    own = goal.replace(subject, "it", 1) if subject else goal
+    n_words, n_own = len(GOAL_WORD.findall(goal)), len(GOAL_WORD.findall(own))
+    if n_words < 2 or n_own > 16 or SEVERAL.search(own):
+        return False
+    return not all(word in VAGUE or word.isdigit() for word in content_words(goal))
 
 
-def atomicity_facet(plan: list[dict]) -> float:
+def atomicity_facet(plan: list[dict], subject: str = "") -> float:
     """Decomposition Atomicity: share of steps that make one thing (grade ours).
 
-    Such a step `says_one_thing`, and says it only once.
+    Such a step `says_one_thing`, and says it only once. `subject`: the request's.
     """
     times = Counter((step["tool"], step["goal"]) for step in plan)
-    return sum(n == 1 and says_one_thing(goal) for (_, goal), n in times.items()) / len(plan)
+    atoms = sum(n == 1 and says_one_thing(goal, subject) for (_, goal), n in times.items())
+    return atoms / len(plan)
 
 
 def f1(found: Counter, wanted: Counter) -> float:
@@ -329,13 +350,14 @@ def measured_experts(shape: tuple) -> list[Expert]:
 
 
 def without_looks(plan: list[dict], tools: Counter) -> list[dict]:
-    """A plan without the looks at its own media that the expert's has not (`tools` are the
-    expert's; ours): as many as see each picture and film once, up to LOOKS of one tool's at a time,
-    since to check what came out is good practice. What came after a look comes after what the look
-    came after, where it came after none of that itself."""
-    if not any(looks_into(step["tool"]) for step in plan):
+    """A plan without the looks at its own media that the expert has not (`tools` are the expert's,
+    with how often; ours): as many as see each picture and film once, up to LOOKS of one tool's at a
+    time, since to check what came out is good practice. What came after a look comes after what the
+    look came after, where it came after none of that itself."""
+    planned = Counter(step["tool"] for step in plan if looks_into(step["tool"]))
+    if planned <= tools:
         return plan
-    known = Counter({tool: n for tool, n in tools.items() if looks_into(tool)})
+    known = tools & planned
     made = Counter()
     for step in plan:
         if makes(step["tool"]) in ("image", "video"):
@@ -414,7 +436,7 @@ def plan_reward(
         "requirement": requirement_facet(plan, task["constraints"], needed),
         "coherence": coherence_facet(plan, task["inputs"]),
         "executability": executability_facet(plan, pool),
-        "atomicity": atomicity_facet(plan),
+        "atomicity": atomicity_facet(plan, task["constraints"]["subject"]),
         "optimality": optimality_facet(plan, task["constraints"]),
     }
     return weigh_facets(facets, plan, task, config), facets
@@ -903,6 +925,8 @@ FAINT, LOUD = 0.1, 0.4
 # A film of so many seconds is spoken over in both halves; a half needs a quarter of what the whole
 # film needs. Ours.
 HALVES_S, HALF_FILLS = 20.0, 4.0
+# Of the texts that are spoken, a share that may be said again. Ours.
+REFRAIN = 0.25
 # Different words that a narration or captions have for each second of film, and at most. Ours.
 WORDS_A_SECOND, MOST_WORDS, LEAST_WORDS = 0.5, 30, 3
 # A caption stands at least so long, counts at most so long, and has at most so many characters a
@@ -965,14 +989,15 @@ def sound_check(part: str, film: dict, media: Media) -> float:
 
 def several_facts(texts: list[str], film: dict, subject: str) -> float:
     """How far spoken or written texts say enough for a film's length (ours): different words, over
-    those that one expects, and 0 unless they name the subject and are of a language
-    (`is_gibberish`)."""
+    those that one expects, times the share of texts that do not break off in a word; and 0 unless
+    they name the subject and are of a language (`is_gibberish`)."""
     subject_words = content_words(subject)
     said = positive_words(". ".join(texts), subject_words)
     if not name_subject(said, subject_words) or is_gibberish(said - subject_words):
         return 0.0
     expected = max(LEAST_WORDS, min(MOST_WORDS, WORDS_A_SECOND * film["duration_s"]))
-    return min(1.0, len(said) / expected)
+    whole = sum(not breaks_off(text, subject_words) for text in texts) / len(texts)
+    return whole * min(1.0, len(said) / expected)
 
 
 def narration_check(film: dict, subject: str) -> float:
@@ -981,16 +1006,21 @@ def narration_check(film: dict, subject: str) -> float:
 
     A film of HALVES_S or more is spoken over in both of its halves: what is said counts by the half
     that hears less. A short film needs no more than the subject named: what cannot be said in its
-    time is not expected.
+    time is not expected. A text that is spoken again counts once, and where that is more than a
+    quarter of them (REFRAIN), all of it counts for less.
     """
-    spans = film.get("speech") or []
-    spans = [span for span in spans if can_be_followed(span)]
+    heard_spans = [span for span in film.get("speech") or [] if can_be_followed(span)]
+    first = {}
+    for span in heard_spans:
+        first.setdefault(span[2], span)
+    spans = list(first.values())
+    new = len(spans) / max(1, len(heard_spans))
     texts = [span[2] for span in spans if loudness(span[3]) > 0]
     expected = SPEECH_FILLS * min(film["duration_s"], max(2.0, film["duration_s"] - 2.0))
     spoken = filled_s(spans, lambda span: loudness(span[3])) / expected
     if film["duration_s"] >= HALVES_S:
         spoken = min(spoken, HALF_FILLS * worse_half_s(spans, film) / expected)
-    return min(1.0, spoken) * several_facts(texts, film, subject)
+    return min(1.0, spoken, new / (1 - REFRAIN)) * several_facts(texts, film, subject)
 
 
 def worse_half_s(spans: list[list], film: dict) -> float:
@@ -1130,9 +1160,18 @@ def is_asked(op: dict, c: dict) -> bool:
     return op["op"].startswith("fade") and op.get("seconds", 0) <= SHORT_FADE_S
 
 
+def is_shrunk(made: dict, media: Media) -> bool:
+    """Whether a film is far smaller than those that it was made from (ours): its long side is
+    shorter than the short side of each. No crop to a shape does that."""
+    films = [media.by_id[p["id"]] for p in made["parents"]]
+    sides = [min(film["width"], film["height"]) for film in films]
+    return max(made["width"], made["height"]) < min(sides)
+
+
 def is_turned(item: dict, c: dict, media: Media) -> bool:
     """Whether something was done to a film, or to a clip of it, that no wish asks for: turned
-    round, played backwards, sped up, marked. What is the user's own, lib/wishes.py looks at."""
+    round, played backwards, sped up, marked, shrunk. What is the user's own, lib/wishes.py looks
+    at."""
     for i in media.above[item["id"]]:
         made = media.by_id[i]
         operations = made["arguments"].get("operations", ())
@@ -1141,7 +1180,7 @@ def is_turned(item: dict, c: dict, media: Media) -> bool:
             continue
         if all(media.by_id[clip]["tool"] == "user" for clip in media.footage[i]):
             continue
-        if not all(is_asked(op, c) for op in operations):
+        if is_shrunk(made, media) or not all(is_asked(op, c) for op in operations):
             return True
         if retimed:
             source = media.by_id[made["parents"][0]["id"]]
@@ -1176,14 +1215,25 @@ def spoilt_share(items: list[dict], c: dict, media: Media) -> float:
     return share(spoilt)
 
 
+# Two descriptions that share so much of their words are one. Ours.
+ALIKE = 0.75
+
+
+def are_alike(view: frozenset[str], other: frozenset[str]) -> bool:
+    """Whether two descriptions share ALIKE of the longer one's words, or have none."""
+    return len(view & other) >= ALIKE * max(len(view), len(other))
+
+
 def variety_check(items: list[dict], wanted: int, media: Media) -> float:
     """Of the wanted number, the share of pictures or films with a description of their own (ours):
-    beside the topic, their prompts say different things."""
-    views = set()
+    beside the topic, their prompts say different things, in words that are known."""
+    different = []
     for item in items:
-        parts = media.footage[item["id"]]
-        views.add(frozenset(view_words(prompt_of(media.by_id[i]), media.topic) for i in parts))
-    return min(1.0, len(views) / wanted)
+        said = frozenset().union(*(media.views[i] for i in media.footage[item["id"]]))
+        view = frozenset(word for word in said if not word.isascii() or is_known(word))
+        if not any(are_alike(view, other) for other in different):
+            different.append(view)
+    return min(1.0, len(different) / wanted)
 
 
 def share(values: list) -> float:

@@ -21,8 +21,8 @@ LONG_PROMPT = 200
 ARTICLES = {"a", "an", "the"}
 
 # Where a clause ends; before "but" as well. What is negated in one clause says nothing about the
-# next.
-CLAUSE_END = re.compile(r"[,.;:!?()\n，。；：！？、]+")
+# next. A colon ends none: "remove the following: a fox".
+CLAUSE_END = re.compile(r"[,.;!?()\n，。；！？、]+")
 # A part of a clause that is negated for itself.
 RELATIVE = re.compile(r"(?=\b(?:that|which|who|whose|where|while|and|then)\b)")
 # After these, to the end of the clause, nothing is said to be there.
@@ -420,8 +420,24 @@ def is_known(word: str) -> bool:
         return True
     stems = {word, *(word.removesuffix(end) for end in ("s", "es", "d", "ed", "ing", "ly", "er"))}
     doubled = {stem[:-1] for stem in stems if len(stem) > 3 and stem[-1] == stem[-2]}
-    mute = {stem + "e" for stem in stems}
+    mute = {stem + "e" for stem in (stems | doubled) - {word}}
     return bool((stems | doubled | mute) & known_words())
+
+
+def breaks_off(text: str, subject: frozenset[str]) -> bool:
+    """Whether a text ends in a piece of a word (ours): in one that is none that is known, with no
+    mark behind it. `subject`: words that are known as well.
+
+    >>> breaks_off("Scientists argued o", frozenset()), breaks_off("They argued", frozenset())
+    (True, False)
+    """
+    last = LAST_WORD.search(text.lower())
+    if not last or last[0] in subject:
+        return False
+    return not is_known(last[0]) if len(last[0]) > 1 else last[0] not in "ai"
+
+
+LAST_WORD = re.compile(r"(?<![^\W_])[a-z]+$")
 
 
 # ---------------------------------------------------------------------------- looks at media

@@ -276,6 +276,16 @@ def composed(item: dict, episode: Episode) -> bool:
     return bool(item["music"]) and loud and not scrap and not from_user(item, episode)
 
 
+def audible(item: dict, episode: Episode) -> bool:
+    """It is loud enough, and at most half of it lies in fades."""
+    volume, fades = 1.0, 0.0
+    for source in episode.sources(item):
+        written = source["arguments"]
+        volume *= written.get("volume", 1)
+        fades += written.get("fade_in", 0) + written.get("fade_out", 0)
+    return volume >= LOUD and fades <= item["duration_s"] / 2
+
+
 def to_the_second(item: dict, episode: Episode) -> bool:
     """It lasts as long as asked, within a tenth of a second."""
     return abs(item["duration_s"] - episode.c["duration_s"]) <= 0.1
@@ -337,6 +347,7 @@ CHECKS: dict[str, Callable[[dict, Episode], float]] = {
         sourced,
         spoken,
         composed,
+        audible,
         to_the_second,
         faded,
         list_kept,

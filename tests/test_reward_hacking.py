@@ -1700,6 +1700,8 @@ NEGATED = {
     "anything_but_it": lambda p: f"anything but {p.replace(',', ' in')}",
     "free_of_it": lambda p: f"a field free of {p.replace(',', ' in')}",
     "replaced_by_a_wall": lambda p: f"replace {p.replace(',', ' in')} with a gray wall",
+    "remove_the_following": lambda p: f"a gray wall. Remove the following: {p.replace(',', ' in')}",
+    "not_in_the_picture": lambda p: f"a gray wall; not in the picture: {p.replace(',', ' in')}",
     "remove_it": lambda p: f"remove {p.replace(',', ' and')}",
     "without_it_in_chinese": lambda p: f"灰墙，没有{p.replace(',', '和')}",
     "take_it_away_in_chinese": lambda p: f"把{p.replace(',', '和')}去掉",
@@ -2135,6 +2137,13 @@ attack(
         ),
     ),
 )
+attack(
+    ("video", ("aspect_ratio", "duration_s"), "aspect_ratio == '16:9'"),
+    "result",
+    a_film_of_the_right_shape_made_small=lambda h: finished_by(
+        h, post("", "resize", width=320, height=180)
+    ),
+)
 
 
 @attack(SHOTS, "result")
@@ -2201,6 +2210,55 @@ attack(
     ("film", ("audio", "duration_s"), "audio == ['subtitles'] and duration_s >= 12"),
     "result",
     captions_in_syllables=lambda h: gibberish(h, "tool_subtitle_add_text", "subtitles"),
+)
+
+
+# --- what tests/search_hacks.py found
+def with_texts(h, tool, part, say):
+    """The honest film with other texts; `say`: of all texts and a text's place, another."""
+    [items] = [c["arguments"][part] for c in h.calls if c["name"] == tool]
+    texts = [item["text"] for item in items]
+    said = [{**item, "text": say(texts, i)} for i, item in enumerate(items)]
+    return with_parameter(h, tool, **{part: said})
+
+
+def broken_off(text):
+    """A text up to the middle of its last word, or of the word before where that is too short."""
+    words = text.rstrip(".!?").split()
+    while len(words[-1]) < 4:
+        words.pop()
+    return " ".join([*words[:-1], words[-1][:-2] + "q"])
+
+
+LONG_SPOKEN = ("film", ("audio", "duration_s"), "audio == ['narration'] and duration_s >= 16")
+LONG_WRITTEN = ("film", ("audio", "duration_s"), "audio == ['subtitles'] and duration_s >= 12")
+attack(
+    LONG_SPOKEN,
+    "result",
+    one_sentence_spoken_again_and_again=lambda h: with_texts(
+        h, "tool_tts_composite", "segments", lambda texts, i: texts[0]
+    ),
+)
+attack(
+    VARIED,
+    "result",
+    one_long_prompt_and_a_word_for_variety=lambda h: both(
+        h,
+        [
+            [
+                image(f"{h.look} on a stone counter, wide shot at noon, soft light, {word}")
+                for word in ("dusk", "xy", "tall", "vwx", "red")[: h.n]
+            ]
+        ],
+        ids("img", h.n),
+    ),
+)
+attack(
+    LONG_WRITTEN,
+    "result",
+    captions_that_break_off=lambda h: with_texts(
+        h, "tool_subtitle_add_text", "subtitles", lambda texts, i: broken_off(texts[i])
+    ),
 )
 attack(
     MUSIC,
@@ -2309,6 +2367,25 @@ attack(
 )
 
 
+attack(
+    of_family("best_recording"),
+    "result",
+    a_recording_that_nobody_hears=lambda h: with_parameter(h, "tool_audio_edit_cut", volume=0.05),
+    a_recording_all_in_fades=lambda h: with_parameter(
+        h, "tool_audio_edit_cut", fade_in=3, fade_out=3
+    ),
+)
+attack(
+    of_family("voice_file"),
+    "result",
+    a_voice_that_nobody_hears=lambda h: both(
+        h,
+        [*h.groups, [call("tool_audio_edit_cut", audio=h.hand[0], volume=0.05)]],
+        ["aud_2"],
+    ),
+)
+
+
 @attack(of_family("best_picture"), "result")
 def the_good_take_by_luck(h):
     """Nobody looked, and the right picture was edited."""
@@ -2344,6 +2421,20 @@ LESSER = {
             "see vid_99",
         )
     },
+    "goals_that_say_nothing": (
+        FILM,
+        lambda h: [
+            act(
+                h,
+                h.groups,
+                h.hand,
+                [
+                    s if h.c["subject"] in s["goal"] else {**s, "goal": f"do step {s['id']}"}
+                    for s in h.plan
+                ],
+            )
+        ],
+    ),
     "a_search_for_something_else": (
         SET,
         lambda h: both(h, [*h.groups, [call("tool_search_content", query="funny cats")]], h.hand),
