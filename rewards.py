@@ -29,6 +29,7 @@ from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 
+from lib.claims import THOUGHT_WORDS, is_rambling, summary_faults
 from lib.experiment import LlmConfig, RewardConfig, read_config
 from lib.families import asked_kind
 from lib.judge import FACETS, Scored, judge_by_llm
@@ -52,6 +53,7 @@ from lib.lineage import (
     prompt_of,
     read_media,
     shows,
+    view_words,
 )
 from lib.runs import ROOT, read_jsonl, run_command, write_atomic
 from lib.text import fill_template
@@ -536,13 +538,39 @@ def searches_for(call: dict, media: Media) -> bool:
     return name_subject(positive_words(str(arguments["query"]), media.subject), media.subject)
 
 
+def is_needless(call: dict, media: Media) -> bool:
+    """Whether a call is of no use whatever it brought (ours): a search for something else than the
+    subject; a look that is told one medium twice; a storyboard of characters that the request does
+    not name."""
+    arguments = call["arguments"] or {}
+    if looks_into(call["name"]):
+        listed = arguments.get("media")
+        return isinstance(listed, list) and len(set(map(str, listed))) < len(listed)
+    if call["name"] == "tool_video_shot_gen" and arguments.get("characters"):
+        asked = content_words(media.request) | media.topic
+        return not content_words(" ".join(map(str, arguments["characters"]))) & asked
+    return not searches_for(call, media)
+
+
+# Options of a search that cost twice. No wish asks for them.
+DOUBLE = ("search_depth", "extract_depth")
+
+
+def is_double(call: dict) -> bool:
+    """Whether a search was paid twice for an option."""
+    arguments = call["arguments"] or {}
+    return call["name"].startswith("tool_search") and any(
+        arguments.get(name) == "advanced" for name in DOUBLE
+    )
+
+
 def use_of_call(call: dict, used: set[str], media: Media) -> float:
     """Of what a call brought, the share that went into what was handed over (ours).
 
     Each picture and clip counts; of two songs, one is enough. Beats found, and a look at a picture,
-    are of use where the medium looked at is. A search for something else than the subject is none.
+    are of use where the medium looked at is. What `is_needless` is of none.
     """
-    if not searches_for(call, media):
+    if is_needless(call, media):
         return 0.0
     outputs = [i for i in call["outputs"] if i in media.by_id]
     if not outputs:
@@ -562,9 +590,11 @@ def useful_share(trajectory: dict, media: Media, config: RewardConfig) -> float:
     A failed call is of none, an accident of the service's in part (`failure_weight`). Of use is a
     call by what it brought (`use_of_call`); and, whatever came of it, as many calls of a tool as
     the expert plan has, such as a search whose finds go into words. A first look at what is handed
-    over or led to it is of use, and so is a take that a look showed flawed and that was made again
-    (`retaken`). A price above `dear` times the expert's takes the share down by as much, and so
-    does what options cost that no wish asks for (`plain_share`).
+    over or led to it, before it is built on, is of use, and so is a take that a look showed flawed
+    and that was made again (`retaken`). Sound that is ordered and left unused counts as a failure
+    as well, and a search at double price (`is_double`) as half. A price above `dear` times the
+    expert's takes the share down by as much, and so does what options cost that no wish asks for
+    (`plain_share`).
     """
     worked = [call for call in trajectory["calls"] if call["status"] == "ok"]
     if not worked:
@@ -574,19 +604,27 @@ def useful_share(trajectory: dict, media: Media, config: RewardConfig) -> float:
     left = Counter(models[0].tools)
     used = media.behind | media.retaken
     useful = 0.0
+    failed = sum(map(failure_weight, trajectory["calls"]))
     idle = []
     looked = set()
     for call in worked:
         share = use_of_call(call, used, media)
-        if not call["outputs"] and share:
-            # A second look at the same is none.
-            share = float(bool(used & looked_at(call) - looked))
-            looked |= looked_at(call)
+        if is_double(call):
+            useful -= 0.5
+        if not call["outputs"]:
+            if share:
+                # A second look at the same is none, nor is one at what was built on before.
+                share = float(bool(used & looked_at(call) - looked))
+                looked |= looked_at(call)
+        elif makes(call["name"]) in ("image", "video"):
+            # A look at a film is late where it was asked for after all was joined.
+            looked |= built_on(call, media)
         if share:
             left[call["name"]] -= 1
             useful += share
-        elif searches_for(call, media):
+        elif not is_needless(call, media):
             idle.append(call["name"])
+            failed += makes(call["name"]) == "audio"
     for name in idle:
         if left[name] > 0 and makes(name) not in ("image", "video", "audio"):
             left[name] -= 1
@@ -594,8 +632,14 @@ def useful_share(trajectory: dict, media: Media, config: RewardConfig) -> float:
     price = sum(call.get("price_usd", 0.0) for call in worked)
     allowed = config.dear * max(expert.price for expert in models)
     thrift = min(1.0, allowed / price) if price > allowed > 0 else 1.0
-    failed = sum(map(failure_weight, trajectory["calls"]))
-    return useful / (len(worked) + failed) * min(thrift, plain_share(worked, c))
+    return max(0.0, useful) / (len(worked) + failed) * min(thrift, plain_share(worked, c))
+
+
+def built_on(call: dict, media: Media) -> set[str]:
+    """Ids of the agent's own media that a call's results were made from."""
+    made = [media.by_id[i] for i in call["outputs"] if i in media.by_id]
+    parents = {p["id"] for a in made for p in a["parents"]}
+    return {i for i in parents if i in media.by_id and media.by_id[i]["tool"] != "user"}
 
 
 def plain_share(worked: list[dict], c: dict) -> float:
@@ -641,85 +685,37 @@ def planned_first(turns: list[dict]) -> bool:
     return "plan" in order[:first_call] and "plan" not in order[first_call:]
 
 
-# A thought has at least so many different words; Chinese characters count as words. Ours.
-THOUGHT_WORDS = 3
+# What thoughts and plans that say nothing, or nothing true, take of R_format, once. Ours: 0.05 of
+# the whole reward at most, as a tiny policy thinks in few words and loses sight of them.
+IDLE_THOUGHT = 0.2
 
 
-# A number in a summary that says something of what was made. Ours.
-STATED = re.compile(
-    r"(?P<size>\b\d{2,5} ?[x×] ?\d{2,5}\b)|(?P<shape>\b\d{1,2}:\d{1,2}\b)"
-    r"|(?P<seconds>\b\d+(?:\.\d+)?)(?:-| )?(?:s|secs?|seconds?)\b"
-    r"|(?P<zh_seconds>\d+(?:\.\d+)?)\s?秒"
-    r"|(?P<large>\b(?:\d{1,2}[kK]|\d{3,4}p)\b)"
-    r"|(?P<count>\b\d{1,3}) (?:images?|pictures?|videos?|films?|clips?|shots?|scenes?)\b"
-    r"|(?P<id>\b(?:in|img|vid|aud|txt|html|data)_\d+)\b"
-)
+def is_idle_talk(trajectory: dict, media: Media) -> bool:
+    """Whether a turn's thought, or the summary, has a fault of lib/claims.py that costs little; a
+    plan is the one before it; or what a look showed flawed is handed over as though it were
+    clean."""
+    plans = [plan["plan"] for plan in trajectory["plans"]]
+    if any(plan == before for before, plan in zip(plans, plans[1:])):
+        return True
+    if any(turn.get("idle") for turn in trajectory["turns"]):
+        return True
+    summary = str((trajectory["answer"] or {}).get("summary") or "")
+    return is_rambling(summary, trajectory["task"]) or is_blind(summary, media)
 
 
-def is_true(stated: re.Match, made: list[dict]) -> bool:
-    """Whether a number that a summary states is true of some of what was made: a size, a shape, a
-    length, a number, or an id."""
-    kind, said = stated.lastgroup, stated[stated.lastgroup].replace(" ", "")
-    if kind == "id":
-        return any(a["id"] == said for a in made)
-    if kind == "count":
-        counts = Counter(a["kind"] for a in made).values()
-        return int(said) in {*counts, *(a["shots"] for a in made)}
-    if "seconds" in kind:
-        lengths = [a["duration_s"] for a in made if a["duration_s"]]
-        return any(abs(float(said) - seconds) <= max(0.5, 0.05 * seconds) for seconds in lengths)
-    seen = [a for a in made if a["width"]]
-    if kind == "size":
-        return any(f"{a['width']}x{a['height']}" == said.replace("×", "x") for a in seen)
-    if kind == "shape":
-        across, down = map(int, said.split(":"))
-        fits = [
-            a
-            for a in seen
-            if across and down and abs(a["width"] * down / (a["height"] * across) - 1) < 0.1
-        ]
-        return bool(fits)
-    side = 0.9 * (1000 if said[-1] in "kK" else 1) * int(said[:-1])
-    measure = max if said[-1] in "kK" else min
-    return any(measure(a["width"], a["height"]) >= side for a in seen)
+def is_blind(summary: str, media: Media) -> bool:
+    """Whether a flaw that a look showed was let be: nothing was made again, and the summary does
+    not say so."""
+    if not media.shown & media.behind or media.retaken:
+        return False
+    return not FLAW.search(summary.lower())
 
 
-def summary_faults(trajectory: dict) -> int:
-    """Faults of an answer (ours): a summary of fewer than THOUGHT_WORDS different words, one that
-    states something untrue, and an id that is handed over twice.
-
-    What the request itself says may be said again, true or not: R_result looks at that. So may
-    the subject and the style with their numbers.
-    """
-    answer = trajectory["answer"]
-    if not answer:
-        return 0
-    task = trajectory["task"]
-    c = task["constraints"]
-    summary = str(answer.get("summary") or "")
-    words = [word for word in content_words(summary) if not word.isdigit()]
-    for phrase in (c["subject"], c["style"] or ""):
-        summary = summary.replace(phrase, " ") if phrase else summary
-    untrue = [
-        found for found in STATED.finditer(summary) if not is_true(found, trajectory["artifacts"])
-    ]
-    lies = bool(untrue) and any(
-        not {found[0], found[found.lastgroup]} & numbers_asked(task) for found in untrue
-    )
-    handed = answer.get("deliverables", [])
-    return (len(words) < THOUGHT_WORDS) + lies + (len(set(handed)) < len(handed))
+# Words by which an answer owns up to a flaw. Ours.
+FLAW = re.compile(r"\b(?:flaw|blur|defect|imperfect)|瑕疵|模糊|缺陷")
 
 
-def numbers_asked(task: dict) -> set[str]:
-    """What a request states, in its words or its constraints, as a summary may repeat it."""
-    c = task["constraints"]
-    asked = {str(value) for value in (*c.values(), *(c.get("wish") or {}).values())}
-    for found in STATED.finditer(task.get("request", "")):
-        asked |= {found[0], found[found.lastgroup]}
-    return asked
-
-
-def format_reward(trajectory: dict) -> PartScore:
+def format_reward(trajectory: dict, media: Media | None = None) -> PartScore:
     """R_format: UTPC structure, the minimum over the turns, as in VisionCreator-R1.
 
     Each fault takes 0.5 off its turn (ours), and a `<think>` of fewer than THOUGHT_WORDS different
@@ -727,6 +723,9 @@ def format_reward(trajectory: dict) -> PartScore:
     answer at the end; an answer beside calls, before their results are seen; no plan in the first
     turn, or not before its first call; no thought in any turn; or a tag of the environment's
     anywhere in the agent's text, in a thought or in an argument as well, which forges a reply.
+    IDLE_THOUGHT off the whole, once, for thoughts that repeat, mislead or never end
+    (lib/claims.py), for a plan that is given again word for word, and for a flaw that was seen and
+    let be (`is_idle_talk`).
 
     >>> t = example()
     >>> format_reward(t)[0], format_reward({**t, "ended": "max_turns"})[0]
@@ -748,6 +747,8 @@ def format_reward(trajectory: dict) -> PartScore:
     score = 0.0
     if planned and answered and not hasty and not forged:
         score = min(thinking, *(max(0.0, 1.0 - 0.5 * n) for n in n_faults))
+    if score and is_idle_talk(trajectory, media or read_media(trajectory)):
+        score = max(0.0, score - IDLE_THOUGHT)
     return score, {
         "clean": n_faults.count(0) / len(n_faults),
         "answered": float(answered),
@@ -1000,16 +1001,48 @@ def several_facts(texts: list[str], film: dict, subject: str) -> float:
     return whole * min(1.0, len(said) / expected)
 
 
-def narration_check(film: dict, subject: str) -> float:
+def reads_directions(text: str, film: dict, media: Media | None) -> bool:
+    """Whether a spoken or written text is a piece of a prompt behind its film (ours): directions
+    for the camera are none for the ear."""
+    said = text.lower().strip(" .。")
+    if len(said) < DIRECTION or not media:
+        return False
+    return any(said in prompt_of(media.by_id[i]).lower() for i in media.above[film["id"]])
+
+
+# A piece of a prompt of so many characters is no chance. Ours.
+DIRECTION = 24
+
+
+def in_step(cues: list[list], film: dict) -> float:
+    """Share of the captions that stand while their words are spoken, of those whose words are
+    spoken at all (ours)."""
+    spoken = [(span, content_words(span[2])) for span in film.get("speech") or []]
+    if not spoken:
+        return 1.0
+    n = right = 0
+    for start, end, text in cues:
+        words = content_words(text)
+        spans = [span for span, said in spoken if words and are_alike(words, said)]
+        n += bool(spans)
+        right += any(span[0] < end and start < span[1] for span in spans)
+    return right / n if n else 1.0
+
+
+def narration_check(film: dict, subject: str, media: Media | None = None) -> float:
     """How far a film is spoken over (ours): the share of its length with speech that is loud
     enough and slow enough to be followed, over SPEECH_FILLS, times what is said.
 
     A film of HALVES_S or more is spoken over in both of its halves: what is said counts by the half
     that hears less. A short film needs no more than the subject named: what cannot be said in its
     time is not expected. A text that is spoken again counts once, and where that is more than a
-    quarter of them (REFRAIN), all of it counts for less.
+    quarter of them (REFRAIN), all of it counts for less. A prompt that is read out is none.
     """
-    heard_spans = [span for span in film.get("speech") or [] if can_be_followed(span)]
+    heard_spans = [
+        span
+        for span in film.get("speech") or []
+        if can_be_followed(span) and not reads_directions(span[2], film, media)
+    ]
     first = {}
     for span in heard_spans:
         first.setdefault(span[2], span)
@@ -1040,21 +1073,27 @@ def is_readable(cue: list) -> bool:
     return end - start >= CUE_S and len(text) <= most * (end - start) and bool(content_words(text))
 
 
-def subtitles_check(film: dict, subject: str) -> float:
+def subtitles_check(film: dict, subject: str, media: Media | None = None) -> float:
     """How far captions cover a film (ours): the share of its length with readable ones, each text
-    once and for a few seconds, over CAPTIONS_FILL, times what they say."""
-    cues = {cue[2]: cue for cue in film.get("cues") or [] if is_readable(cue)}
+    once and for a few seconds, over CAPTIONS_FILL, times what they say, and how far they are in
+    step with the speech."""
+    cues = {
+        cue[2]: cue
+        for cue in film.get("cues") or []
+        if is_readable(cue) and not reads_directions(cue[2], film, media)
+    }
     spans = [[start, min(end, start + LONG_CUE_S)] for start, end, _ in cues.values()]
     covered = filled_s(spans, lambda span: 1.0) / (CAPTIONS_FILL * film["duration_s"])
-    return min(1.0, covered) * several_facts(list(cues), film, subject)
+    facts = several_facts(list(cues), film, subject)
+    return min(1.0, covered) * facts * in_step(list(cues.values()), film)
 
 
 def audio_check(part: str, film: dict, media: Media, subject: str) -> float:
     """How far a film has music, narration, sfx or subtitles as a person expects them."""
     if part == "narration":
-        return narration_check(film, subject)
+        return narration_check(film, subject, media)
     if part == "subtitles":
-        return subtitles_check(film, subject)
+        return subtitles_check(film, subject, media)
     return sound_check(part, film, media)
 
 
@@ -1190,12 +1229,148 @@ def is_turned(item: dict, c: dict, media: Media) -> bool:
     return False
 
 
-def spoilt_share(items: list[dict], c: dict, media: Media) -> float:
+# Caption size (of 36 by default) that covers the picture; a volume that clips. Ours.
+LARGEST_FONT, LOUDEST = 72, 1.0
+# Of a shot, the share that each transition may take. Ours.
+FADED_SHOT = 0.25
+# Words of a song that nobody wants to be without, and of a request that wants it sung. Ours.
+NO_MUSIC = frozenset(
+    "music melody rhythm instruments instrument harmony sound song 音 乐 旋 律".split()
+)
+SUNG = re.compile(r"\b(?:s[iau]ng|singing|singer|vocals?|lyrics?|choir)\b|唱|歌词|人声")
+
+
+def long_fades(made: dict, media: Media) -> bool:
+    """Whether a join's transitions take more than a second, or so much of a shot that it goes."""
+    written = made["arguments"]
+    if written.get("transition", "none") in ("none", "cut"):
+        return False
+    lasts = written.get("transition_duration", 0.5)
+    sources = [media.by_id[p["id"]] for p in made["parents"]]
+    shortest = min(a["duration_s"] for a in sources if a["kind"] == "video")
+    return lasts > min(SHORT_FADE_S, FADED_SHOT * shortest)
+
+
+def covers_picture(made: dict, media: Media) -> bool:
+    """Whether captions stand in the middle of the picture, or fill it."""
+    written = made["arguments"]
+    return written.get("font_size", 0) > LARGEST_FONT or written.get("position") == "center"
+
+
+def no_song(made: dict, media: Media) -> bool:
+    """Whether music was told to be sung, or to have no music in it, though nobody asked."""
+    written = made["arguments"]
+    if written.get("instrumental") is False and not SUNG.search(media.request.lower()):
+        return True
+    forbidden = written.get("negative_tags")
+    return bool(forbidden) and bool(content_words(str(forbidden)) & NO_MUSIC)
+
+
+def no_effect(made: dict, media: Media) -> bool:
+    """Whether an effect was told to follow its prompt by chance alone."""
+    return made["arguments"].get("prompt_influence", 1) < LEAST_INFLUENCE
+
+
+LEAST_INFLUENCE = 0.05
+
+# What spoils a film or sound by the tool that did it, and nobody asks for. Ours.
+SPOILERS: dict[str, Callable[[dict, Media], bool]] = {
+    "tool_video_composite": long_fades,
+    "tool_subtitle_add_text": covers_picture,
+    "tool_music_suno": no_song,
+    "tool_sound_fx_gen": no_effect,
+}
+
+
+def is_drowned(item: dict, media: Media) -> bool:
+    """Whether a film or sound has a step behind it that spoils it (`SPOILERS`), or a volume that
+    clips; or is a sound that lies in its fades for more than half."""
+    fades = 0.0
+    for i in media.above[item["id"]]:
+        made = media.by_id[i]
+        written = made["arguments"]
+        spoils = SPOILERS.get(made["tool"])
+        if spoils and spoils(made, media):
+            return True
+        if max(written.get("volume", 0), written.get("audio_volume", 0)) > LOUDEST:
+            return True
+        fades += written.get("fade_in", 0) + written.get("fade_out", 0)
+    return item["kind"] == "audio" and 2 * fades > item["duration_s"]
+
+
+def is_mixed_up(parts: list[dict], calls: list[dict], media: Media) -> bool:
+    """Whether a film's shots are joined against the order that they were ordered in, in more than
+    half of all pairs; or a clip shows another shot's frame (ours)."""
+    if len(parts) < 2:
+        return False
+    return is_reversed(parts, calls, media) or has_swapped_frames(parts, media)
+
+
+def is_reversed(parts: list[dict], calls: list[dict], media: Media) -> bool:
+    """The first of the two. A clip has its first frame's place, where it has one, and a take that
+    was made again that of the first of its kind."""
+    shots = [first_frame(part, media) or part for part in parts]
+    order = [int(shot["id"].rpartition("_")[2]) for shot in shots]
+    pairs = len(order) * (len(order) - 1) / 2
+    if inversions(order) <= pairs / 2:
+        return False
+    asked = [
+        view_words(str((call["arguments"] or {}).get("prompt", "")), media.topic)
+        for call in calls
+        if makes(call["name"]) == shots[0]["kind"]
+    ]
+    first = []
+    for shot in shots:
+        view = media.views[shot["id"]]
+        first.append(next((n for n, other in enumerate(asked) if are_alike(view, other)), 0))
+    return inversions(first) > pairs / 2
+
+
+def first_frame(part: dict, media: Media) -> dict | None:
+    """The picture that a clip was animated from."""
+    frames = [media.by_id[p["id"]] for p in part["parents"]]
+    return next((frame for frame in frames if frame["kind"] == "image"), None)
+
+
+def inversions(order: list[int]) -> int:
+    """Pairs that stand in the wrong order."""
+    return sum(b < a for n, a in enumerate(order) for b in order[n + 1 :])
+
+
+def has_swapped_frames(parts: list[dict], media: Media) -> bool:
+    """The second: its own frame shares nothing of what it is told, and another shot's frame half
+    of it or more."""
+    frames = []
+    for part in parts:
+        own = first_frame(part, media)
+        frames.append(media.views[own["id"]] if own else frozenset())
+    for n, part in enumerate(parts):
+        view = media.views[part["id"]]
+        if not frames[n] or not view:
+            continue
+        shared = len(view & frames[n])
+        others = max(len(view & frame) for m, frame in enumerate(frames) if m != n)
+        if others >= 2 * shared + 2:
+            return True
+    return False
+
+
+def is_odd_set(items: list[dict], c: dict) -> bool:
+    """Whether of pictures that are to be consistent one has another shape than the rest (ours)."""
+    if len(items) < 2 or not c["consistency"] or items[0]["kind"] != "image":
+        return False
+    shapes = [item["width"] / item["height"] for item in items]
+    return max(shapes) > 1.1 * min(shapes)
+
+
+def spoilt_share(items: list[dict], c: dict, media: Media, calls: list[dict] = ()) -> float:
     """Share of what was handed over that is spoilt though nothing asked for it (ours).
 
     A film is that was turned (`is_turned`), or half so where it speaks or bears captions that
-    nobody wants; of the pictures and clips, those made with parameters that spoil them.
+    nobody wants, where it `is_drowned`, or its shots are mixed up (`is_mixed_up`); of the pictures
+    and clips, those made with parameters that spoil them. A set with an odd picture is so by half.
     """
+    odd = 0.5 * is_odd_set(items, c)
     spoilt = []
     for item in items:
         parts = parts_of([item], media)
@@ -1211,8 +1386,11 @@ def spoilt_share(items: list[dict], c: dict, media: Media) -> float:
         writes = item.get("cues") and "subtitles" not in c["audio"]
         if item["kind"] == "video" and parts and (talks or writes):
             spoilt_now = max(spoilt_now, 0.5)
+        if item["kind"] in ("video", "audio") and spoilt_now < 0.5:
+            if is_drowned(item, media) or is_mixed_up(parts, calls, media):
+                spoilt_now = 0.5
         spoilt.append(1.0 if is_turned(item, c, media) else spoilt_now)
-    return share(spoilt)
+    return max(odd, share(spoilt))
 
 
 # Two descriptions that share so much of their words are one. Ours.
@@ -1248,11 +1426,12 @@ def result_checks(
     task: dict,
     media: Media,
     config: RewardConfig,
+    calls: list[dict],
 ) -> dict[str, float]:
     """{name: score} of every constraint that the request states, and of no other.
 
     `items`: the pictures or films among what was handed over (`handed`); `claimed`: the answer's
-    ids. Each check looks at the records and
+    ids; `calls`: the episode's. Each check looks at the records and
     their lineage: copies count as one, a film's length and shots are at most those of its footage,
     and what is muted or stretched does not count.
     """
@@ -1282,7 +1461,7 @@ def result_checks(
         checks["transparent"] = share([b == "transparent" for b in backgrounds])
     if c["style"] and items[0]["kind"] in ("image", "video"):
         checks["style"] = style_check(items, c["style"], media)
-    if spoilt := spoilt_share(items, c, media):
+    if spoilt := spoilt_share(items, c, media, calls):
         checks["unspoilt"] = 1.0 - spoilt
     if c["web_page"]:
         checks["web_page"] = web_page_check(items, handed, c["subject"])
@@ -1317,7 +1496,8 @@ def result_reward(trajectory: dict, config: RewardConfig, media: Media | None = 
     if not items:
         return 0.0, {"modality": 0.0}
     claimed = trajectory["answer"]["deliverables"]
-    checks = result_checks(items, handed, claimed, trajectory["task"], media, config)
+    task, calls = trajectory["task"], trajectory["calls"]
+    checks = result_checks(items, handed, claimed, task, media, config, calls)
     checks |= wish_checks(items, trajectory, media)
     mean = sum(checks.values()) / len(checks)
     worst = min(checks.values())
@@ -1550,7 +1730,7 @@ def score_by_rules(trajectory: dict, config: RewardConfig, pool: set[str]) -> Sc
     useful = useful_share(trajectory, media, config)
     found = {
         "tool": tool_reward(trajectory["calls"], useful),
-        "format": format_reward(trajectory),
+        "format": format_reward(trajectory, media),
         "result": result_reward(trajectory, config, media),
         "traj": traj_reward(trajectory, config, media, useful),
         "cons": consistency_reward(trajectory, media),

@@ -288,7 +288,9 @@ class Media:
     # What is handed over, in the answer's order; the ids of it and of all that it was made from.
     handed: list[dict] = field(default_factory=list)
     behind: set[str] = field(default_factory=set)
-    # Ids of what was made again after a look, see `retaken`.
+    # Ids of the agent's media that a look showed flawed; of what was made again after a look, see
+    # `retaken`.
+    shown: set[str] = field(default_factory=set)
     retaken: set[str] = field(default_factory=set)
     # What own_words found already: several checks ask it of the same clips.
     told: dict[tuple, float] = field(default_factory=dict)
@@ -316,7 +318,8 @@ def read_media(trajectory: dict) -> Media:
         media.looks[own] = look_of(artifact, parents, media, edits_look_new, times)
     media.handed = deliverables(trajectory)
     media.behind = set().union(*(media.above[a["id"]] for a in media.handed))
-    media.retaken = retaken(trajectory["calls"], media)
+    media.shown = shown_flawed(trajectory["calls"], media)
+    media.retaken = retaken(media)
     return media
 
 
@@ -459,20 +462,27 @@ def looked_at(call: dict) -> set[str]:
     return set(media[:LOOKS]) if isinstance(media, list) else set()
 
 
-def retaken(calls: list[dict], media: Media) -> set[str]:
+def shown_flawed(calls: list[dict], media: Media) -> set[str]:
+    """Ids of the agent's own media with a flaw that a look showed."""
+    flawed = {i for i, a in media.by_id.items() if a.get("flawed") and a["tool"] != "user"}
+    if not flawed:
+        return flawed
+    return {i for call in calls if call["status"] == "ok" for i in looked_at(call) if i in flawed}
+
+
+def retaken(media: Media) -> set[str]:
     """Ids of the agent's own media with a flaw that a look showed, and that are not handed over.
 
     A flaw goes on into what is made from a medium: where one was looked at, those before and after
     it with the flaw are among them.
     """
-    flawed = {i for i, a in media.by_id.items() if a.get("flawed") and a["tool"] != "user"}
-    if not flawed:
+    if not media.shown:
         return set()
-    shown = {i for call in calls if call["status"] == "ok" for i in looked_at(call) if i in flawed}
+    flawed = {i for i, a in media.by_id.items() if a.get("flawed") and a["tool"] != "user"}
     return {
         i
         for i in flawed - media.behind
-        if any(i in media.above[s] or s in media.above[i] for s in shown)
+        if any(i in media.above[s] or s in media.above[i] for s in media.shown)
     }
 
 
