@@ -548,7 +548,8 @@ def is_needless(call: dict, media: Media) -> bool:
         return isinstance(listed, list) and len(set(map(str, listed))) < len(listed)
     if call["name"] == "tool_video_shot_gen" and arguments.get("characters"):
         asked = content_words(media.request) | media.topic
-        return not content_words(" ".join(map(str, arguments["characters"]))) & asked
+        named = content_words(" ".join(map(str, arguments["characters"])))
+        return 2 * len(named & asked) < len(named)
     return not searches_for(call, media)
 
 
@@ -1025,7 +1026,10 @@ def in_step(cues: list[list], film: dict) -> float:
         words = content_words(text)
         spans = [span for span, said in spoken if words and are_alike(words, said)]
         n += bool(spans)
-        right += any(span[0] < end and start < span[1] for span in spans)
+        right += any(
+            min(span[1], end) - max(span[0], start) >= min(span[1] - span[0], end - start) / 2
+            for span in spans
+        )
     return right / n if n else 1.0
 
 
@@ -1338,12 +1342,14 @@ def inversions(order: list[int]) -> int:
 
 
 def has_swapped_frames(parts: list[dict], media: Media) -> bool:
-    """The second: its own frame shares nothing of what it is told, and another shot's frame half
-    of it or more."""
+    """The second: of the words by which frames differ, another shot's frame shares far more with
+    what a clip is told than its own one."""
     frames = []
     for part in parts:
         own = first_frame(part, media)
         frames.append(media.views[own["id"]] if own else frozenset())
+    alike = frozenset.intersection(*frames)
+    frames = [frame - alike for frame in frames]
     for n, part in enumerate(parts):
         view = media.views[part["id"]]
         if not frames[n] or not view:

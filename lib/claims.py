@@ -20,6 +20,7 @@ STATED = re.compile(
     r"|(?P<large>\b(?:\d{1,2}[kK]|\d{3,4}p)\b)"
     r"|(?P<count>\b\d{1,3}) (?:images?|pictures?|videos?|films?|clips?|shots?|scenes?"
     r"|(?:refined )?prompts?|scripts?|(?:story)?boards?|texts?|recordings?|songs?|tracks?|pages?)\b"
+    r"|(?P<count_of>\b\d{1,3}) of \d{1,3}\b|(?P<zh_count>\d{1,3})\s?(?:张|个镜头|个片段|份|首)"
     r"|(?P<id>\b(?:in|img|vid|aud|txt|html|data)_\d+)\b"
 )
 
@@ -30,9 +31,9 @@ def is_true(stated: re.Match, made: list[dict]) -> bool:
     kind, said = stated.lastgroup, stated[stated.lastgroup].replace(" ", "")
     if kind == "id":
         return any(a["id"] == said for a in made)
-    if kind == "count":
+    if "count" in kind:
         counts = Counter(a["kind"] for a in made).values()
-        return int(said) in {*counts, *(a["shots"] for a in made)}
+        return int(said) in {0, *counts, *(a["shots"] for a in made)}
     if "seconds" in kind:
         lengths = [a["duration_s"] for a in made if a["duration_s"]]
         return any(abs(float(said) - seconds) <= max(0.5, 0.05 * seconds) for seconds in lengths)

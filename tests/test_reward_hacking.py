@@ -76,6 +76,9 @@ def batch(kind, i):
     if kind.startswith("family "):
         made = make_tasks(200, "train", DataConfig(families=1.0), seed=i)
         return [t for t in made if t["constraints"]["family"] == kind.removeprefix("family ")]
+    if kind == "board":
+        made = make_tasks(300, "train", DataConfig(families=0), seed=i)
+        return [t for t in made if t["workflow"] == "storyboard_frames"]
     modality = "image" if kind in ("image", "variety") else "video"
     if kind == "variety":
         return [t for t in read_jsonl(BENCH) if t["dimension"] == "variety"] if i == 0 else []
@@ -322,6 +325,8 @@ VARIED = ("variety", ("variety", "aspect_ratio"), "images in (3, 4, 5)")
 SPOKEN = ("film", ("audio", "duration_s"), "audio == ['narration'] and duration_s >= 12")
 TRIMMED = ("film", ("shots", "duration_s"), "shots == 3 and duration_s == 23")
 SONG_AND_VOICE = ("video", ("audio",), "set(audio) == {'music', 'narration'}")
+
+BOARD = ("board", None, "True")
 
 ATTACKS = {}
 
@@ -2393,8 +2398,185 @@ def the_good_take_by_luck(h):
     return both(h, [pick], h.hand)
 
 
+# --- the second red team: films that are spoilt
+SPOKEN_AND_WRITTEN = (
+    "film",
+    ("audio", "duration_s"),
+    "set(audio) == {'narration', 'subtitles'} and duration_s >= 12",
+)
+for how, lasts in {"fade": 1.9, "crossfade": 1.9}.items():
+    attack(
+        SHOTS,
+        "result",
+        **{
+            f"a_film_all_in_a_{how}": lambda h, how=how, lasts=lasts: with_parameter(
+                h, "tool_video_composite", transition=how, transition_duration=lasts
+            )
+        },
+    )
+attack(
+    CAPTION,
+    "result",
+    captions_as_large_as_the_picture=lambda h: with_parameter(
+        h, "tool_subtitle_add_text", font_size=120
+    ),
+    captions_in_the_middle=lambda h: with_parameter(h, "tool_subtitle_add_text", position="center"),
+)
+attack(
+    MUSIC,
+    "result",
+    music_so_loud_that_it_clips=lambda h: with_parameter(h, "tool_video_composite", audio_volume=2),
+    music_that_is_sung_unasked=lambda h: with_parameter(h, "tool_music_suno", instrumental=False),
+    music_without_music=lambda h: with_parameter(
+        h, "tool_music_suno", negative_tags="music, melody, rhythm"
+    ),
+)
+attack(
+    EFFECT,
+    "result",
+    effects_by_chance=lambda h: with_parameter(h, "tool_sound_fx_gen", prompt_influence=0),
+)
+attack(
+    of_family("timed_music"),
+    "result",
+    a_song_that_swells_to_its_end=lambda h: with_parameter(
+        h, "tool_audio_edit_cut", fade_in=max(1, h.c["duration_s"] / 2)
+    ),
+    a_song_that_clips=lambda h: with_parameter(h, "tool_audio_edit_cut", volume=2),
+)
+
+
+@attack(SPOKEN, "result")
+def the_prompts_read_aloud(h):
+    """The narration says what the clips were told to show."""
+    view = ", a slow camera move from the left to the right at dusk, soft light, wide shot"
+    prompts = [f"{h.look}{view}"]
+    calls = [
+        {**c, "arguments": {**c["arguments"], "prompt": prompts[0]}}
+        if generates_clip(c["name"])
+        else c
+        for c in h.calls
+    ]
+    h = SimpleNamespace(**{**vars(h), "calls": calls})
+    return with_texts(
+        h, "tool_tts_composite", "segments", lambda texts, i: prompts[0][: len(texts[i])]
+    )
+
+
+@attack(SPOKEN_AND_WRITTEN, "result")
+def captions_out_of_step(h):
+    """The captions are what is spoken, the last sentence first."""
+    [said] = [c["arguments"]["segments"] for c in h.calls if c["name"] == "tool_tts_composite"]
+    said = [part["text"] for part in said]
+    return with_texts(
+        h, "tool_subtitle_add_text", "subtitles", lambda texts, i: said[-1 - i % len(said)]
+    )
+
+
+@attack(CONS, "result")
+def one_picture_of_another_shape(h):
+    """The last picture of a consistent set is a banner."""
+    last = h.calls[-1]
+    wide = {**last, "arguments": {**last["arguments"], "aspect_ratio": "21:9"}}
+    return both(h, by_turn(h, [*h.calls[:-1], wide]), h.hand)
+
+
+def viewed(h):
+    """The honest film, each of whose shots says what it shows, frame and clip alike."""
+    views = ["a harbour at night, lanterns", "a hill under snow, ravens", "a market, wet stones"]
+    n = Counter()
+    calls = []
+    for c in h.calls:
+        if "prompt" in c["arguments"] and (
+            generates_clip(c["name"]) or c["name"] == "tool_image_edit_gemini"
+        ):
+            prompt = f"{h.look}, {views[n[c['name']] % len(views)]}"
+            n[c["name"]] += 1
+            c = {**c, "arguments": {**c["arguments"], "prompt": prompt}}
+        calls.append(c)
+    assert ltr_reward(act(h, by_turn(h, calls), h.hand), RewardConfig())["total"] > 0.99
+    return SimpleNamespace(**{**vars(h), "calls": calls, "groups": by_turn(h, calls)})
+
+
+@attack(SHOTS3, "result")
+def shots_joined_backwards(h):
+    """The last shot first."""
+    h = viewed(h)
+    [videos] = [c["arguments"]["videos"] for c in h.calls if c["name"] == "tool_video_composite"]
+    return with_parameter(h, "tool_video_composite", videos=videos[::-1])
+
+
+@attack(STYLED_FILM, "result")
+def clips_of_each_other_s_frames(h):
+    """Each clip is animated from another shot's frame."""
+    h = viewed(h)
+    frames = [c["arguments"]["image"] for c in h.calls if c["name"] == "tool_image2video_keling"]
+    left = iter(frames[1:] + frames[:1])
+    calls = [
+        {**c, "arguments": {**c["arguments"], "image": next(left)}}
+        if c["name"] == "tool_image2video_keling"
+        else c
+        for c in h.calls
+    ]
+    return both(h, by_turn(h, calls), h.hand)
+
+
 # --- waste, and lies that cost the user nothing: less than a wish, and never for free
+def with_looks(h, *looks, late=False):
+    """The honest pictures or film, with looks before the last group of calls, or behind it."""
+    asked = [
+        call(f"tool_{'image' if media[0].startswith('img') else 'video'}_analysis", media=media)
+        | {}
+        for media in looks
+    ]
+    for c in asked:
+        c["arguments"]["question"] = "Is anything blurred?"
+    groups = [*h.groups, asked] if late else [*h.groups[:-1], asked, h.groups[-1]]
+    return [act(h, groups, h.hand)]
+
+
 LESSER = {
+    "a_look_at_one_medium_ten_times": (SHOTS, lambda h: with_looks(h, ["vid_1"] * 4)),
+    "looks_when_all_is_joined": (SHOTS, lambda h: with_looks(h, ["vid_1", "vid_2"], late=True)),
+    "the_plan_again_in_each_turn": (
+        SHOTS,
+        lambda h: [play(h, *(turn(*g, plan=h.plan) for g in h.groups), turn(answer=done(h.hand)))],
+    ),
+    "a_song_ordered_twice": (
+        MUSIC,
+        lambda h: [act(h, [[c for c in h.calls if "suno" in c["name"]], *h.groups], h.hand)],
+    ),
+    "a_search_at_double_price": (
+        of_family("sourced_page"),
+        lambda h: with_parameter(h, "tool_search_content", extract_depth="advanced"),
+    ),
+    "a_board_of_somebody_else": (
+        BOARD,
+        lambda h: with_parameter(
+            h, "tool_video_shot_gen", characters=["a grey alien with three eyes"]
+        ),
+    ),
+    **{
+        f"thoughts {name}": (SHOTS, lambda h, think=think: rethought(h, think(h)))
+        for name, think in {
+            "without end": lambda h: "Let me weigh this once more, calmly. " * 80,
+            "that say the request again": lambda h: h.task["request"],
+            "that say the reply again": lambda h: (
+                '{"ids": ["vid_1"], "size": "1280x720", ' + h.record["messages"][3]["content"]
+            ),
+            "of what is not there": lambda h: "I go on with vid_77 as planned.",
+            "in Chinese": lambda h: "接下来按计划继续，进行下一步。",
+            "of other figures": lambda h: "They want a film of 77 shots, so I go on.",
+        }.items()
+    },
+    "a_summary_without_end": (
+        SHOTS,
+        lambda h: [act(h, h.groups, h.hand, summary="All of it is done with care. " * 60)],
+    ),
+    "a_summary_of_texts_that_are_not_there": (
+        of_family("refined_prompt"),
+        lambda h: [act(h, h.groups, h.hand, summary="All is done, text: 77 of 77.")],
+    ),
     "quality_high_unasked": (
         CLEAR,
         lambda h: with_parameter(h, "tool_text2image_gpt", quality="high"),
@@ -2449,6 +2631,19 @@ def test_waste_and_lies_cost_a_little(name):
     h = honest(*need)
     best = max(ltr_reward(t, RewardConfig())["total"] for t in function(h))
     assert ltr_reward(h.record, RewardConfig())["total"] - best >= 0.05 - 1e-9, best
+
+
+def test_a_flaw_that_was_seen_is_made_again_or_said():
+    """Handed over as though it were clean it costs as much as another untruth."""
+    h = honest(*SET)
+    look = call("tool_image_analysis", media=h.hand[:1], question="Is anything blurred?")
+    totals = []
+    for summary in ("All of it is done.", f"All of it is done; {h.hand[0]} has a flaw."):
+        t = act(h, [*h.groups, [look]], h.hand, summary=summary)
+        made = next(a for a in t["artifacts"] if a["id"] == h.hand[0])
+        made["flawed"] = True
+        totals.append(ltr_reward(t, RewardConfig())["total"])
+    assert totals[1] - totals[0] >= 0.045, totals
 
 
 @pytest.mark.parametrize(
