@@ -263,7 +263,8 @@ def executability_facet(plan: list[dict], pool: set[str]) -> float:
 VAGUE = frozenset(
     """do does done doing make go on it its this that these what is in of to and or thing things
     step steps part next now continue proceed work task job stuff ok some something start begin
-    finish more again first second third last another 第 步 做 下 一 继 续 这 那 个 它""".split()
+    finish more again first second third last another
+    第 步 做 下 一 继 续 这 那 个 它""".split()
 )
 
 

@@ -61,6 +61,12 @@ def only_operation(item: dict, episode: Episode, name: str) -> dict | None:
     return done[0] if alone and done[0]["op"] == name else None
 
 
+def only_cut(item: dict, episode: Episode) -> bool:
+    """Nothing was done to the user's film but a cut: it is neither turned nor faded nor sped up."""
+    retimed = any(a["tool"] == "tool_video_speed_adjust" for a in episode.sources(item))
+    return not retimed and not operations(item, episode)
+
+
 # ---------------------------------------------------------------------------- what it was made from
 def from_all(item: dict, episode: Episode) -> bool:
     """One call took all that the user attached."""
@@ -327,6 +333,7 @@ CHECKS: dict[str, Callable[[dict, Episode], float]] = {
         from_all,
         from_user,
         flawless,
+        only_cut,
         found,
         masked,
         few_calls,

@@ -123,8 +123,8 @@ def honest(*need):
 
 
 def taken_apart(task):
-    """The scripted expert's episode on a task: record, and parts for an attack to change. Its
-    prompts are short, so that an attack's words are said of all of a prompt."""
+    """The scripted expert's episode on a task, in few words and without looks: record, and parts
+    for an attack to change."""
     env = VisGenEnv(RolloutConfig(failure_scale=0.0, tool_pool="all"))
     t = vision_agent(task, env, SEED, thoughts="short")
     assert t["ended"] == "answer" and all(call["status"] == "ok" for call in t["calls"])
@@ -2381,6 +2381,16 @@ attack(
     ),
 )
 attack(
+    of_family("best_film"),
+    "result",
+    the_user_s_film_backwards=lambda h: both(
+        h, [*h.groups, [post(h.hand[0], "reverse")]], ["vid_2"]
+    ),
+    the_user_s_film_faded_for_seconds=lambda h: both(
+        h, [*h.groups, [post(h.hand[0], "fade_out", seconds=3)]], ["vid_2"]
+    ),
+)
+attack(
     of_family("voice_file"),
     "result",
     a_voice_that_nobody_hears=lambda h: both(
@@ -2894,8 +2904,8 @@ def graded(h):
             ["vid_1"],
         )
     else:
-        more, other = clip(h.look, 4, n=2), image(h.look)
-        hand, swapped = ids("vid", 2, 1 + last_video(h)), ["img_1"]
+        more, other = clip(h.look, 4), image(h.look)
+        hand, swapped = ids("vid", 1, 1 + last_video(h)), ["img_1"]
     goal = f"{len(hand)} {'images' if h.c['images'] else 'clips'} more of {h.c['subject']}"
     wrong = act(
         h, [*h.groups, [more]], h.hand + hand, [*h.plan, step(len(h.plan) + 1, more["name"], goal)]
