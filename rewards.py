@@ -593,10 +593,10 @@ def useful_share(trajectory: dict, media: Media, config: RewardConfig) -> float:
     call by what it brought (`use_of_call`); and, whatever came of it, as many calls of a tool as
     the expert plan has, such as a search whose finds go into words. A first look at what is handed
     over or led to it, before it is built on, is of use, and so is a take that a look showed flawed
-    and that was made again (`retaken`). Sound that is ordered and left unused counts as a failure
-    as well, and a search at double price (`is_double`) as half. A price above `dear` times the
-    expert's takes the share down by as much, and so does what options cost that no wish asks for
-    (`plain_share`).
+    and that was made again (`retaken`). Sound that is ordered again though some is used counts
+    as a failure as well, and a search at double price (`is_double`) as half. A price above `dear`
+    times the expert's takes the share down by as much, and so does what options cost that no wish
+    asks for (`plain_share`).
     """
     worked = [call for call in trajectory["calls"] if call["status"] == "ok"]
     if not worked:
@@ -626,7 +626,8 @@ def useful_share(trajectory: dict, media: Media, config: RewardConfig) -> float:
             useful += share
         elif not is_needless(call, media):
             idle.append(call["name"])
-            failed += makes(call["name"]) == "audio"
+    # Sound that is ordered again though the first was good.
+    failed += sum(makes(name) == "audio" and left[name] < models[0].tools[name] for name in idle)
     for name in idle:
         if left[name] > 0 and makes(name) not in ("image", "video", "audio"):
             left[name] -= 1

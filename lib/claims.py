@@ -89,9 +89,9 @@ def numbers_asked(task: dict) -> set[str]:
 
 
 # ---------------------------------------------------------------------------- thoughts
-# Characters of a first thought, of a later one and of a summary that are too many: more than twice
-# the full expert's longest.
-LONGEST = {"first": 2400, "later": 1000, "summary": 600}
+# Characters of a first thought, of a later one and of a summary that are too many: more than two to
+# four times the full expert's longest.
+LONGEST = {"first": 2400, "later": 1500, "summary": 600}
 # A reply that is repeated begins with so many characters of its own.
 QUOTE = 40
 # Of an English request's thought, the share in Chinese characters that is too much.
