@@ -21,6 +21,7 @@ from itertools import islice
 from typing import Any
 
 from lib.behaviours import BEHAVIOURS, deviate, new_artifact, shot_lengths
+from lib.claims import thought_faults
 from lib.experiment import RolloutConfig
 from lib.lineage import content_words
 from lib.runs import ROOT, run_command
@@ -208,6 +209,7 @@ class VisGenEnv:
         self.task, self.seed, self.ended = task, seed, None
         # What the agent did. `plan` is the first turn's; `plans` has the later ones too.
         self.turns, self.calls, self.plans = [], [], []
+        self.n_replies = 0  # of the turn before
         self.plan, self.answer = None, None
         # What the tools keep: artifacts by id, how many there are of a kind, the to-do list, and
         # (start, end, number of outputs) of the calls that count against a limit.
@@ -270,13 +272,18 @@ class VisGenEnv:
         turn = parse_utpc(text)
         self.messages.append({"role": "assistant", "content": clean(text)})
         thoughts = " ".join(turn["think"])
+        last = [m["content"] for m in self.messages[-1 - self.n_replies : -1]]
         self.turns.append(
             {
                 "faults": turn["faults"],
                 "order": turn["order"],
-                # For R_format: different words thought, and whether a reply is forged anywhere.
+                # For R_format: different words thought, whether a reply is forged anywhere, and
+                # what is wrong with the thought.
                 "thought": sum(not word.isdigit() for word in content_words(thoughts)),
                 "forged": bool(FORGED_REPLY.search(text)),
+                "idle": thought_faults(
+                    thoughts, self.task, self.artifacts.keys(), last, not self.turns
+                ),
             }
         )
         if turn["plan"] is not None:
@@ -288,6 +295,7 @@ class VisGenEnv:
         there = dict(self.artifacts)
         replies = [tool_message(self.call(call, there)) for call in turn["calls"]]
         self.messages += replies
+        self.n_replies = len(replies)
         self.answer = turn["answer"]
         self.ended = self.why_ended(turn)
         info = {"turn": len(self.turns), "ended": self.ended, "faults": turn["faults"]}

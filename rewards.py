@@ -29,18 +29,21 @@ from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 
+from lib.claims import THOUGHT_WORDS, is_rambling, summary_faults
 from lib.experiment import LlmConfig, RewardConfig, read_config
 from lib.families import asked_kind
 from lib.judge import FACETS, Scored, judge_by_llm
 from lib.lineage import (
     LOOKS,
     Media,
+    breaks_off,
     can_be_followed,
     content_words,
     deliverables,
     heard,
     is_gibberish,
     is_given,
+    is_known,
     looked_at,
     looks_into,
     name_subject,
@@ -256,19 +259,40 @@ def executability_facet(plan: list[dict], pool: set[str]) -> float:
     return sum(step["tool"] in pool or step["tool"] == "llm" for step in plan) / len(plan)
 
 
+# Words that say nothing of what a step makes or does. Ours.
+VAGUE = frozenset(
+    """do does done doing make go on it its this that these what is in of to and or thing things
+    step steps part next now continue proceed work task job stuff ok some something start begin
+    finish more again first second third last another
+    第 步 做 下 一 继 续 这 那 个 它""".split()
+)
+
+
 @lru_cache(maxsize=8192)
-def says_one_thing(goal: str) -> bool:
-    """Whether a goal is said in 2 to 16 words, without "then" or a semicolon."""
-    return 2 <= len(GOAL_WORD.findall(goal)) <= 16 and not SEVERAL.search(goal)
+def says_one_thing(goal: str, subject: str = "") -> bool:
+    """Whether a goal is said in 2 to 16 words, without "then" or a semicolon, and one of its words
+    says what is done. The request's subject counts as one word, however it is said.
+
+    >>> says_one_thing("image of a cat; 1 of 9", "a cat; 1 of 9"), says_one_thing("a cat; a dog")
+    (True, False)
+    >>> says_one_thing("clip 2"), says_one_thing("step 2")
+    (True, False)
+    """
+    own = goal.replace(subject, "it", 1) if subject else goal
+    n_words, n_own = len(GOAL_WORD.findall(goal)), len(GOAL_WORD.findall(own))
+    if n_words < 2 or n_own > 16 or SEVERAL.search(own):
+        return False
+    return not all(word in VAGUE or word.isdigit() for word in content_words(goal))
 
 
-def atomicity_facet(plan: list[dict]) -> float:
+def atomicity_facet(plan: list[dict], subject: str = "") -> float:
     """Decomposition Atomicity: share of steps that make one thing (grade ours).
 
-    Such a step `says_one_thing`, and says it only once.
+    Such a step `says_one_thing`, and says it only once. `subject`: the request's.
     """
     times = Counter((step["tool"], step["goal"]) for step in plan)
-    return sum(n == 1 and says_one_thing(goal) for (_, goal), n in times.items()) / len(plan)
+    atoms = sum(n == 1 and says_one_thing(goal, subject) for (_, goal), n in times.items())
+    return atoms / len(plan)
 
 
 def f1(found: Counter, wanted: Counter) -> float:
@@ -329,13 +353,14 @@ def measured_experts(shape: tuple) -> list[Expert]:
 
 
 def without_looks(plan: list[dict], tools: Counter) -> list[dict]:
-    """A plan without the looks at its own media that the expert's has not (`tools` are the
-    expert's; ours): as many as see each picture and film once, up to LOOKS of one tool's at a time,
-    since to check what came out is good practice. What came after a look comes after what the look
-    came after, where it came after none of that itself."""
-    if not any(looks_into(step["tool"]) for step in plan):
+    """A plan without the looks at its own media that the expert has not (`tools` are the expert's,
+    with how often; ours): as many as see each picture and film once, up to LOOKS of one tool's at a
+    time, since to check what came out is good practice. What came after a look comes after what the
+    look came after, where it came after none of that itself."""
+    planned = Counter(step["tool"] for step in plan if looks_into(step["tool"]))
+    if planned <= tools:
         return plan
-    known = Counter({tool: n for tool, n in tools.items() if looks_into(tool)})
+    known = tools & planned
     made = Counter()
     for step in plan:
         if makes(step["tool"]) in ("image", "video"):
@@ -414,7 +439,7 @@ def plan_reward(
         "requirement": requirement_facet(plan, task["constraints"], needed),
         "coherence": coherence_facet(plan, task["inputs"]),
         "executability": executability_facet(plan, pool),
-        "atomicity": atomicity_facet(plan),
+        "atomicity": atomicity_facet(plan, task["constraints"]["subject"]),
         "optimality": optimality_facet(plan, task["constraints"]),
     }
     return weigh_facets(facets, plan, task, config), facets
@@ -514,13 +539,40 @@ def searches_for(call: dict, media: Media) -> bool:
     return name_subject(positive_words(str(arguments["query"]), media.subject), media.subject)
 
 
+def is_needless(call: dict, media: Media) -> bool:
+    """Whether a call is of no use whatever it brought (ours): a search for something else than the
+    subject; a look that is told one medium twice; a storyboard of characters that the request does
+    not name."""
+    arguments = call["arguments"] or {}
+    if looks_into(call["name"]):
+        listed = arguments.get("media")
+        return isinstance(listed, list) and len(set(map(str, listed))) < len(listed)
+    if call["name"] == "tool_video_shot_gen" and arguments.get("characters"):
+        asked = content_words(media.request) | media.topic
+        named = content_words(" ".join(map(str, arguments["characters"])))
+        return 2 * len(named & asked) < len(named)
+    return not searches_for(call, media)
+
+
+# Options of a search that cost twice. No wish asks for them.
+DOUBLE = ("search_depth", "extract_depth")
+
+
+def is_double(call: dict) -> bool:
+    """Whether a search was paid twice for an option."""
+    arguments = call["arguments"] or {}
+    return call["name"].startswith("tool_search") and any(
+        arguments.get(name) == "advanced" for name in DOUBLE
+    )
+
+
 def use_of_call(call: dict, used: set[str], media: Media) -> float:
     """Of what a call brought, the share that went into what was handed over (ours).
 
     Each picture and clip counts; of two songs, one is enough. Beats found, and a look at a picture,
-    are of use where the medium looked at is. A search for something else than the subject is none.
+    are of use where the medium looked at is. What `is_needless` is of none.
     """
-    if not searches_for(call, media):
+    if is_needless(call, media):
         return 0.0
     outputs = [i for i in call["outputs"] if i in media.by_id]
     if not outputs:
@@ -540,9 +592,11 @@ def useful_share(trajectory: dict, media: Media, config: RewardConfig) -> float:
     A failed call is of none, an accident of the service's in part (`failure_weight`). Of use is a
     call by what it brought (`use_of_call`); and, whatever came of it, as many calls of a tool as
     the expert plan has, such as a search whose finds go into words. A first look at what is handed
-    over or led to it is of use, and so is a take that a look showed flawed and that was made again
-    (`retaken`). A price above `dear` times the expert's takes the share down by as much, and so
-    does what options cost that no wish asks for (`plain_share`).
+    over or led to it, before it is built on, is of use, and so is a take that a look showed flawed
+    and that was made again (`retaken`). Sound that is ordered again though some is used counts
+    as a failure as well, and a search at double price (`is_double`) as half. A price above `dear`
+    times the expert's takes the share down by as much, and so does what options cost that no wish
+    asks for (`plain_share`).
     """
     worked = [call for call in trajectory["calls"] if call["status"] == "ok"]
     if not worked:
@@ -552,19 +606,28 @@ def useful_share(trajectory: dict, media: Media, config: RewardConfig) -> float:
     left = Counter(models[0].tools)
     used = media.behind | media.retaken
     useful = 0.0
+    failed = sum(map(failure_weight, trajectory["calls"]))
     idle = []
     looked = set()
     for call in worked:
         share = use_of_call(call, used, media)
-        if not call["outputs"] and share:
-            # A second look at the same is none.
-            share = float(bool(used & looked_at(call) - looked))
-            looked |= looked_at(call)
+        if is_double(call):
+            useful -= 0.5
+        if not call["outputs"]:
+            if share:
+                # A second look at the same is none, nor is one at what was built on before.
+                share = float(bool(used & looked_at(call) - looked))
+                looked |= looked_at(call)
+        elif makes(call["name"]) in ("image", "video"):
+            # A look at a film is late where it was asked for after all was joined.
+            looked |= built_on(call, media)
         if share:
             left[call["name"]] -= 1
             useful += share
-        elif searches_for(call, media):
+        elif not is_needless(call, media):
             idle.append(call["name"])
+    # Sound that is ordered again though the first was good.
+    failed += sum(makes(name) == "audio" and left[name] < models[0].tools[name] for name in idle)
     for name in idle:
         if left[name] > 0 and makes(name) not in ("image", "video", "audio"):
             left[name] -= 1
@@ -572,8 +635,14 @@ def useful_share(trajectory: dict, media: Media, config: RewardConfig) -> float:
     price = sum(call.get("price_usd", 0.0) for call in worked)
     allowed = config.dear * max(expert.price for expert in models)
     thrift = min(1.0, allowed / price) if price > allowed > 0 else 1.0
-    failed = sum(map(failure_weight, trajectory["calls"]))
-    return useful / (len(worked) + failed) * min(thrift, plain_share(worked, c))
+    return max(0.0, useful) / (len(worked) + failed) * min(thrift, plain_share(worked, c))
+
+
+def built_on(call: dict, media: Media) -> set[str]:
+    """Ids of the agent's own media that a call's results were made from."""
+    made = [media.by_id[i] for i in call["outputs"] if i in media.by_id]
+    parents = {p["id"] for a in made for p in a["parents"]}
+    return {i for i in parents if i in media.by_id and media.by_id[i]["tool"] != "user"}
 
 
 def plain_share(worked: list[dict], c: dict) -> float:
@@ -619,85 +688,37 @@ def planned_first(turns: list[dict]) -> bool:
     return "plan" in order[:first_call] and "plan" not in order[first_call:]
 
 
-# A thought has at least so many different words; Chinese characters count as words. Ours.
-THOUGHT_WORDS = 3
+# What thoughts and plans that say nothing, or nothing true, take of R_format, once. Ours: 0.05 of
+# the whole reward at most, as a tiny policy thinks in few words and loses sight of them.
+IDLE_THOUGHT = 0.2
 
 
-# A number in a summary that says something of what was made. Ours.
-STATED = re.compile(
-    r"(?P<size>\b\d{2,5} ?[x×] ?\d{2,5}\b)|(?P<shape>\b\d{1,2}:\d{1,2}\b)"
-    r"|(?P<seconds>\b\d+(?:\.\d+)?)(?:-| )?(?:s|secs?|seconds?)\b"
-    r"|(?P<zh_seconds>\d+(?:\.\d+)?)\s?秒"
-    r"|(?P<large>\b(?:\d{1,2}[kK]|\d{3,4}p)\b)"
-    r"|(?P<count>\b\d{1,3}) (?:images?|pictures?|videos?|films?|clips?|shots?|scenes?)\b"
-    r"|(?P<id>\b(?:in|img|vid|aud|txt|html|data)_\d+)\b"
-)
+def is_idle_talk(trajectory: dict, media: Media) -> bool:
+    """Whether a turn's thought, or the summary, has a fault of lib/claims.py that costs little; a
+    plan is the one before it; or what a look showed flawed is handed over as though it were
+    clean."""
+    plans = [plan["plan"] for plan in trajectory["plans"]]
+    if any(plan == before for before, plan in zip(plans, plans[1:])):
+        return True
+    if any(turn.get("idle") for turn in trajectory["turns"]):
+        return True
+    summary = str((trajectory["answer"] or {}).get("summary") or "")
+    return is_rambling(summary, trajectory["task"]) or is_blind(summary, media)
 
 
-def is_true(stated: re.Match, made: list[dict]) -> bool:
-    """Whether a number that a summary states is true of some of what was made: a size, a shape, a
-    length, a number, or an id."""
-    kind, said = stated.lastgroup, stated[stated.lastgroup].replace(" ", "")
-    if kind == "id":
-        return any(a["id"] == said for a in made)
-    if kind == "count":
-        counts = Counter(a["kind"] for a in made).values()
-        return int(said) in {*counts, *(a["shots"] for a in made)}
-    if "seconds" in kind:
-        lengths = [a["duration_s"] for a in made if a["duration_s"]]
-        return any(abs(float(said) - seconds) <= max(0.5, 0.05 * seconds) for seconds in lengths)
-    seen = [a for a in made if a["width"]]
-    if kind == "size":
-        return any(f"{a['width']}x{a['height']}" == said.replace("×", "x") for a in seen)
-    if kind == "shape":
-        across, down = map(int, said.split(":"))
-        fits = [
-            a
-            for a in seen
-            if across and down and abs(a["width"] * down / (a["height"] * across) - 1) < 0.1
-        ]
-        return bool(fits)
-    side = 0.9 * (1000 if said[-1] in "kK" else 1) * int(said[:-1])
-    measure = max if said[-1] in "kK" else min
-    return any(measure(a["width"], a["height"]) >= side for a in seen)
+def is_blind(summary: str, media: Media) -> bool:
+    """Whether a flaw that a look showed was let be: nothing was made again, and the summary does
+    not say so."""
+    if not media.shown & media.behind or media.retaken:
+        return False
+    return not FLAW.search(summary.lower())
 
 
-def summary_faults(trajectory: dict) -> int:
-    """Faults of an answer (ours): a summary of fewer than THOUGHT_WORDS different words, one that
-    states something untrue, and an id that is handed over twice.
-
-    What the request itself says may be said again, true or not: R_result looks at that. So may
-    the subject and the style with their numbers.
-    """
-    answer = trajectory["answer"]
-    if not answer:
-        return 0
-    task = trajectory["task"]
-    c = task["constraints"]
-    summary = str(answer.get("summary") or "")
-    words = [word for word in content_words(summary) if not word.isdigit()]
-    for phrase in (c["subject"], c["style"] or ""):
-        summary = summary.replace(phrase, " ") if phrase else summary
-    untrue = [
-        found for found in STATED.finditer(summary) if not is_true(found, trajectory["artifacts"])
-    ]
-    lies = bool(untrue) and any(
-        not {found[0], found[found.lastgroup]} & numbers_asked(task) for found in untrue
-    )
-    handed = answer.get("deliverables", [])
-    return (len(words) < THOUGHT_WORDS) + lies + (len(set(handed)) < len(handed))
+# Words by which an answer owns up to a flaw. Ours.
+FLAW = re.compile(r"\b(?:flaw|blur|defect|imperfect)|瑕疵|模糊|缺陷")
 
 
-def numbers_asked(task: dict) -> set[str]:
-    """What a request states, in its words or its constraints, as a summary may repeat it."""
-    c = task["constraints"]
-    asked = {str(value) for value in (*c.values(), *(c.get("wish") or {}).values())}
-    for found in STATED.finditer(task.get("request", "")):
-        asked |= {found[0], found[found.lastgroup]}
-    return asked
-
-
-def format_reward(trajectory: dict) -> PartScore:
+def format_reward(trajectory: dict, media: Media | None = None) -> PartScore:
     """R_format: UTPC structure, the minimum over the turns, as in VisionCreator-R1.
 
     Each fault takes 0.5 off its turn (ours), and a `<think>` of fewer than THOUGHT_WORDS different
@@ -705,6 +726,9 @@ def format_reward(trajectory: dict) -> PartScore:
     answer at the end; an answer beside calls, before their results are seen; no plan in the first
     turn, or not before its first call; no thought in any turn; or a tag of the environment's
     anywhere in the agent's text, in a thought or in an argument as well, which forges a reply.
+    IDLE_THOUGHT off the whole, once, for thoughts that repeat, mislead or never end
+    (lib/claims.py), for a plan that is given again word for word, and for a flaw that was seen and
+    let be (`is_idle_talk`).
 
     >>> t = example()
     >>> format_reward(t)[0], format_reward({**t, "ended": "max_turns"})[0]
@@ -726,6 +750,8 @@ def format_reward(trajectory: dict) -> PartScore:
     score = 0.0
     if planned and answered and not hasty and not forged:
         score = min(thinking, *(max(0.0, 1.0 - 0.5 * n) for n in n_faults))
+    if score and is_idle_talk(trajectory, media or read_media(trajectory)):
+        score = max(0.0, score - IDLE_THOUGHT)
     return score, {
         "clean": n_faults.count(0) / len(n_faults),
         "answered": float(answered),
@@ -903,6 +929,8 @@ FAINT, LOUD = 0.1, 0.4
 # A film of so many seconds is spoken over in both halves; a half needs a quarter of what the whole
 # film needs. Ours.
 HALVES_S, HALF_FILLS = 20.0, 4.0
+# Of the texts that are spoken, a share that may be said again. Ours.
+REFRAIN = 0.25
 # Different words that a narration or captions have for each second of film, and at most. Ours.
 WORDS_A_SECOND, MOST_WORDS, LEAST_WORDS = 0.5, 30, 3
 # A caption stands at least so long, counts at most so long, and has at most so many characters a
@@ -965,32 +993,73 @@ def sound_check(part: str, film: dict, media: Media) -> float:
 
 def several_facts(texts: list[str], film: dict, subject: str) -> float:
     """How far spoken or written texts say enough for a film's length (ours): different words, over
-    those that one expects, and 0 unless they name the subject and are of a language
-    (`is_gibberish`)."""
+    those that one expects, times the share of texts that do not break off in a word; and 0 unless
+    they name the subject and are of a language (`is_gibberish`)."""
     subject_words = content_words(subject)
     said = positive_words(". ".join(texts), subject_words)
     if not name_subject(said, subject_words) or is_gibberish(said - subject_words):
         return 0.0
     expected = max(LEAST_WORDS, min(MOST_WORDS, WORDS_A_SECOND * film["duration_s"]))
-    return min(1.0, len(said) / expected)
+    whole = sum(not breaks_off(text, subject_words) for text in texts) / len(texts)
+    return whole * min(1.0, len(said) / expected)
 
 
-def narration_check(film: dict, subject: str) -> float:
+def reads_directions(text: str, film: dict, media: Media | None) -> bool:
+    """Whether a spoken or written text is a piece of a prompt behind its film (ours): directions
+    for the camera are none for the ear."""
+    said = text.lower().strip(" .。")
+    if len(said) < DIRECTION or not media:
+        return False
+    return any(said in prompt_of(media.by_id[i]).lower() for i in media.above[film["id"]])
+
+
+# A piece of a prompt of so many characters is no chance. Ours.
+DIRECTION = 24
+
+
+def in_step(cues: list[list], film: dict) -> float:
+    """Share of the captions that stand while their words are spoken, of those whose words are
+    spoken at all (ours)."""
+    spoken = [(span, content_words(span[2])) for span in film.get("speech") or []]
+    if not spoken:
+        return 1.0
+    n = right = 0
+    for start, end, text in cues:
+        words = content_words(text)
+        spans = [span for span, said in spoken if words and are_alike(words, said)]
+        n += bool(spans)
+        right += any(
+            min(span[1], end) - max(span[0], start) >= min(span[1] - span[0], end - start) / 2
+            for span in spans
+        )
+    return right / n if n else 1.0
+
+
+def narration_check(film: dict, subject: str, media: Media | None = None) -> float:
     """How far a film is spoken over (ours): the share of its length with speech that is loud
     enough and slow enough to be followed, over SPEECH_FILLS, times what is said.
 
     A film of HALVES_S or more is spoken over in both of its halves: what is said counts by the half
     that hears less. A short film needs no more than the subject named: what cannot be said in its
-    time is not expected.
+    time is not expected. A text that is spoken again counts once, and where that is more than a
+    quarter of them (REFRAIN), all of it counts for less. A prompt that is read out is none.
     """
-    spans = film.get("speech") or []
-    spans = [span for span in spans if can_be_followed(span)]
+    heard_spans = [
+        span
+        for span in film.get("speech") or []
+        if can_be_followed(span) and not reads_directions(span[2], film, media)
+    ]
+    first = {}
+    for span in heard_spans:
+        first.setdefault(span[2], span)
+    spans = list(first.values())
+    new = len(spans) / max(1, len(heard_spans))
     texts = [span[2] for span in spans if loudness(span[3]) > 0]
     expected = SPEECH_FILLS * min(film["duration_s"], max(2.0, film["duration_s"] - 2.0))
     spoken = filled_s(spans, lambda span: loudness(span[3])) / expected
     if film["duration_s"] >= HALVES_S:
         spoken = min(spoken, HALF_FILLS * worse_half_s(spans, film) / expected)
-    return min(1.0, spoken) * several_facts(texts, film, subject)
+    return min(1.0, spoken, new / (1 - REFRAIN)) * several_facts(texts, film, subject)
 
 
 def worse_half_s(spans: list[list], film: dict) -> float:
@@ -1010,21 +1079,27 @@ def is_readable(cue: list) -> bool:
     return end - start >= CUE_S and len(text) <= most * (end - start) and bool(content_words(text))
 
 
-def subtitles_check(film: dict, subject: str) -> float:
+def subtitles_check(film: dict, subject: str, media: Media | None = None) -> float:
     """How far captions cover a film (ours): the share of its length with readable ones, each text
-    once and for a few seconds, over CAPTIONS_FILL, times what they say."""
-    cues = {cue[2]: cue for cue in film.get("cues") or [] if is_readable(cue)}
+    once and for a few seconds, over CAPTIONS_FILL, times what they say, and how far they are in
+    step with the speech."""
+    cues = {
+        cue[2]: cue
+        for cue in film.get("cues") or []
+        if is_readable(cue) and not reads_directions(cue[2], film, media)
+    }
     spans = [[start, min(end, start + LONG_CUE_S)] for start, end, _ in cues.values()]
     covered = filled_s(spans, lambda span: 1.0) / (CAPTIONS_FILL * film["duration_s"])
-    return min(1.0, covered) * several_facts(list(cues), film, subject)
+    facts = several_facts(list(cues), film, subject)
+    return min(1.0, covered) * facts * in_step(list(cues.values()), film)
 
 
 def audio_check(part: str, film: dict, media: Media, subject: str) -> float:
     """How far a film has music, narration, sfx or subtitles as a person expects them."""
     if part == "narration":
-        return narration_check(film, subject)
+        return narration_check(film, subject, media)
     if part == "subtitles":
-        return subtitles_check(film, subject)
+        return subtitles_check(film, subject, media)
     return sound_check(part, film, media)
 
 
@@ -1130,9 +1205,18 @@ def is_asked(op: dict, c: dict) -> bool:
     return op["op"].startswith("fade") and op.get("seconds", 0) <= SHORT_FADE_S
 
 
+def is_shrunk(made: dict, media: Media) -> bool:
+    """Whether a film is far smaller than those that it was made from (ours): its long side is
+    shorter than the short side of each. No crop to a shape does that."""
+    films = [media.by_id[p["id"]] for p in made["parents"]]
+    sides = [min(film["width"], film["height"]) for film in films]
+    return max(made["width"], made["height"]) < min(sides)
+
+
 def is_turned(item: dict, c: dict, media: Media) -> bool:
     """Whether something was done to a film, or to a clip of it, that no wish asks for: turned
-    round, played backwards, sped up, marked. What is the user's own, lib/wishes.py looks at."""
+    round, played backwards, sped up, marked, shrunk. What is the user's own, lib/wishes.py looks
+    at."""
     for i in media.above[item["id"]]:
         made = media.by_id[i]
         operations = made["arguments"].get("operations", ())
@@ -1141,7 +1225,7 @@ def is_turned(item: dict, c: dict, media: Media) -> bool:
             continue
         if all(media.by_id[clip]["tool"] == "user" for clip in media.footage[i]):
             continue
-        if not all(is_asked(op, c) for op in operations):
+        if is_shrunk(made, media) or not all(is_asked(op, c) for op in operations):
             return True
         if retimed:
             source = media.by_id[made["parents"][0]["id"]]
@@ -1151,12 +1235,150 @@ def is_turned(item: dict, c: dict, media: Media) -> bool:
     return False
 
 
-def spoilt_share(items: list[dict], c: dict, media: Media) -> float:
+# Caption size (of 36 by default) that covers the picture; a volume that clips. Ours.
+LARGEST_FONT, LOUDEST = 72, 1.0
+# Of a shot, the share that each transition may take. Ours.
+FADED_SHOT = 0.25
+# Words of a song that nobody wants to be without, and of a request that wants it sung. Ours.
+NO_MUSIC = frozenset(
+    "music melody rhythm instruments instrument harmony sound song 音 乐 旋 律".split()
+)
+SUNG = re.compile(r"\b(?:s[iau]ng|singing|singer|vocals?|lyrics?|choir)\b|唱|歌词|人声")
+
+
+def long_fades(made: dict, media: Media) -> bool:
+    """Whether a join's transitions take more than a second, or so much of a shot that it goes."""
+    written = made["arguments"]
+    if written.get("transition", "none") in ("none", "cut"):
+        return False
+    lasts = written.get("transition_duration", 0.5)
+    sources = [media.by_id[p["id"]] for p in made["parents"]]
+    shortest = min(a["duration_s"] for a in sources if a["kind"] == "video")
+    return lasts > min(SHORT_FADE_S, FADED_SHOT * shortest)
+
+
+def covers_picture(made: dict, media: Media) -> bool:
+    """Whether captions stand in the middle of the picture, or fill it."""
+    written = made["arguments"]
+    return written.get("font_size", 0) > LARGEST_FONT or written.get("position") == "center"
+
+
+def no_song(made: dict, media: Media) -> bool:
+    """Whether music was told to be sung, or to have no music in it, though nobody asked."""
+    written = made["arguments"]
+    if written.get("instrumental") is False and not SUNG.search(media.request.lower()):
+        return True
+    forbidden = written.get("negative_tags")
+    return bool(forbidden) and bool(content_words(str(forbidden)) & NO_MUSIC)
+
+
+def no_effect(made: dict, media: Media) -> bool:
+    """Whether an effect was told to follow its prompt by chance alone."""
+    return made["arguments"].get("prompt_influence", 1) < LEAST_INFLUENCE
+
+
+LEAST_INFLUENCE = 0.05
+
+# What spoils a film or sound by the tool that did it, and nobody asks for. Ours.
+SPOILERS: dict[str, Callable[[dict, Media], bool]] = {
+    "tool_video_composite": long_fades,
+    "tool_subtitle_add_text": covers_picture,
+    "tool_music_suno": no_song,
+    "tool_sound_fx_gen": no_effect,
+}
+
+
+def is_drowned(item: dict, media: Media) -> bool:
+    """Whether a film or sound has a step behind it that spoils it (`SPOILERS`), or a volume that
+    clips; or is a sound that lies in its fades for more than half."""
+    fades = 0.0
+    for i in media.above[item["id"]]:
+        made = media.by_id[i]
+        written = made["arguments"]
+        spoils = SPOILERS.get(made["tool"])
+        if spoils and spoils(made, media):
+            return True
+        if max(written.get("volume", 0), written.get("audio_volume", 0)) > LOUDEST:
+            return True
+        fades += written.get("fade_in", 0) + written.get("fade_out", 0)
+    return item["kind"] == "audio" and 2 * fades > item["duration_s"]
+
+
+def is_mixed_up(parts: list[dict], calls: list[dict], media: Media) -> bool:
+    """Whether a film's shots are joined against the order that they were ordered in, in more than
+    half of all pairs; or a clip shows another shot's frame (ours)."""
+    if len(parts) < 2:
+        return False
+    return is_reversed(parts, calls, media) or has_swapped_frames(parts, media)
+
+
+def is_reversed(parts: list[dict], calls: list[dict], media: Media) -> bool:
+    """The first of the two. A clip has its first frame's place, where it has one, and a take that
+    was made again that of the first of its kind."""
+    shots = [first_frame(part, media) or part for part in parts]
+    order = [int(shot["id"].rpartition("_")[2]) for shot in shots]
+    pairs = len(order) * (len(order) - 1) / 2
+    if inversions(order) <= pairs / 2:
+        return False
+    asked = [
+        view_words(str((call["arguments"] or {}).get("prompt", "")), media.topic)
+        for call in calls
+        if makes(call["name"]) == shots[0]["kind"]
+    ]
+    first = []
+    for shot in shots:
+        view = media.views[shot["id"]]
+        first.append(next((n for n, other in enumerate(asked) if are_alike(view, other)), 0))
+    return inversions(first) > pairs / 2
+
+
+def first_frame(part: dict, media: Media) -> dict | None:
+    """The picture that a clip was animated from."""
+    frames = [media.by_id[p["id"]] for p in part["parents"]]
+    return next((frame for frame in frames if frame["kind"] == "image"), None)
+
+
+def inversions(order: list[int]) -> int:
+    """Pairs that stand in the wrong order."""
+    return sum(b < a for n, a in enumerate(order) for b in order[n + 1 :])
+
+
+def has_swapped_frames(parts: list[dict], media: Media) -> bool:
+    """The second: of the words by which frames differ, another shot's frame shares far more with
+    what a clip is told than its own one."""
+    frames = []
+    for part in parts:
+        own = first_frame(part, media)
+        frames.append(media.views[own["id"]] if own else frozenset())
+    alike = frozenset.intersection(*frames)
+    frames = [frame - alike for frame in frames]
+    for n, part in enumerate(parts):
+        view = media.views[part["id"]]
+        if not frames[n] or not view:
+            continue
+        shared = len(view & frames[n])
+        others = max(len(view & frame) for m, frame in enumerate(frames) if m != n)
+        if others >= 2 * shared + 2:
+            return True
+    return False
+
+
+def is_odd_set(items: list[dict], c: dict) -> bool:
+    """Whether of pictures that are to be consistent one has another shape than the rest (ours)."""
+    if len(items) < 2 or not c["consistency"] or items[0]["kind"] != "image":
+        return False
+    shapes = [item["width"] / item["height"] for item in items]
+    return max(shapes) > 1.1 * min(shapes)
+
+
+def spoilt_share(items: list[dict], c: dict, media: Media, calls: list[dict] = ()) -> float:
     """Share of what was handed over that is spoilt though nothing asked for it (ours).
 
     A film is that was turned (`is_turned`), or half so where it speaks or bears captions that
-    nobody wants; of the pictures and clips, those made with parameters that spoil them.
+    nobody wants, where it `is_drowned`, or its shots are mixed up (`is_mixed_up`); of the pictures
+    and clips, those made with parameters that spoil them. A set with an odd picture is so by half.
     """
+    odd = 0.5 * is_odd_set(items, c)
     spoilt = []
     for item in items:
         parts = parts_of([item], media)
@@ -1172,18 +1394,32 @@ def spoilt_share(items: list[dict], c: dict, media: Media) -> float:
         writes = item.get("cues") and "subtitles" not in c["audio"]
         if item["kind"] == "video" and parts and (talks or writes):
             spoilt_now = max(spoilt_now, 0.5)
+        if item["kind"] in ("video", "audio") and spoilt_now < 0.5:
+            if is_drowned(item, media) or is_mixed_up(parts, calls, media):
+                spoilt_now = 0.5
         spoilt.append(1.0 if is_turned(item, c, media) else spoilt_now)
-    return share(spoilt)
+    return max(odd, share(spoilt))
+
+
+# Two descriptions that share so much of their words are one. Ours.
+ALIKE = 0.75
+
+
+def are_alike(view: frozenset[str], other: frozenset[str]) -> bool:
+    """Whether two descriptions share ALIKE of the longer one's words, or have none."""
+    return len(view & other) >= ALIKE * max(len(view), len(other))
 
 
 def variety_check(items: list[dict], wanted: int, media: Media) -> float:
     """Of the wanted number, the share of pictures or films with a description of their own (ours):
-    beside the topic, their prompts say different things."""
-    views = set()
+    beside the topic, their prompts say different things, in words that are known."""
+    different = []
     for item in items:
-        parts = media.footage[item["id"]]
-        views.add(frozenset(view_words(prompt_of(media.by_id[i]), media.topic) for i in parts))
-    return min(1.0, len(views) / wanted)
+        said = frozenset().union(*(media.views[i] for i in media.footage[item["id"]]))
+        view = frozenset(word for word in said if not word.isascii() or is_known(word))
+        if not any(are_alike(view, other) for other in different):
+            different.append(view)
+    return min(1.0, len(different) / wanted)
 
 
 def share(values: list) -> float:
@@ -1198,11 +1434,12 @@ def result_checks(
     task: dict,
     media: Media,
     config: RewardConfig,
+    calls: list[dict],
 ) -> dict[str, float]:
     """{name: score} of every constraint that the request states, and of no other.
 
     `items`: the pictures or films among what was handed over (`handed`); `claimed`: the answer's
-    ids. Each check looks at the records and
+    ids; `calls`: the episode's. Each check looks at the records and
     their lineage: copies count as one, a film's length and shots are at most those of its footage,
     and what is muted or stretched does not count.
     """
@@ -1232,7 +1469,7 @@ def result_checks(
         checks["transparent"] = share([b == "transparent" for b in backgrounds])
     if c["style"] and items[0]["kind"] in ("image", "video"):
         checks["style"] = style_check(items, c["style"], media)
-    if spoilt := spoilt_share(items, c, media):
+    if spoilt := spoilt_share(items, c, media, calls):
         checks["unspoilt"] = 1.0 - spoilt
     if c["web_page"]:
         checks["web_page"] = web_page_check(items, handed, c["subject"])
@@ -1267,7 +1504,8 @@ def result_reward(trajectory: dict, config: RewardConfig, media: Media | None = 
     if not items:
         return 0.0, {"modality": 0.0}
     claimed = trajectory["answer"]["deliverables"]
-    checks = result_checks(items, handed, claimed, trajectory["task"], media, config)
+    task, calls = trajectory["task"], trajectory["calls"]
+    checks = result_checks(items, handed, claimed, task, media, config, calls)
     checks |= wish_checks(items, trajectory, media)
     mean = sum(checks.values()) / len(checks)
     worst = min(checks.values())
@@ -1500,7 +1738,7 @@ def score_by_rules(trajectory: dict, config: RewardConfig, pool: set[str]) -> Sc
     useful = useful_share(trajectory, media, config)
     found = {
         "tool": tool_reward(trajectory["calls"], useful),
-        "format": format_reward(trajectory),
+        "format": format_reward(trajectory, media),
         "result": result_reward(trajectory, config, media),
         "traj": traj_reward(trajectory, config, media, useful),
         "cons": consistency_reward(trajectory, media),

@@ -21,8 +21,8 @@ LONG_PROMPT = 200
 ARTICLES = {"a", "an", "the"}
 
 # Where a clause ends; before "but" as well. What is negated in one clause says nothing about the
-# next.
-CLAUSE_END = re.compile(r"[,.;:!?()\n，。；：！？、]+")
+# next. A colon ends none: "remove the following: a fox".
+CLAUSE_END = re.compile(r"[,.;!?()\n，。；！？、]+")
 # A part of a clause that is negated for itself.
 RELATIVE = re.compile(r"(?=\b(?:that|which|who|whose|where|while|and|then)\b)")
 # After these, to the end of the clause, nothing is said to be there.
@@ -288,7 +288,9 @@ class Media:
     # What is handed over, in the answer's order; the ids of it and of all that it was made from.
     handed: list[dict] = field(default_factory=list)
     behind: set[str] = field(default_factory=set)
-    # Ids of what was made again after a look, see `retaken`.
+    # Ids of the agent's media that a look showed flawed; of what was made again after a look, see
+    # `retaken`.
+    shown: set[str] = field(default_factory=set)
     retaken: set[str] = field(default_factory=set)
     # What own_words found already: several checks ask it of the same clips.
     told: dict[tuple, float] = field(default_factory=dict)
@@ -316,7 +318,8 @@ def read_media(trajectory: dict) -> Media:
         media.looks[own] = look_of(artifact, parents, media, edits_look_new, times)
     media.handed = deliverables(trajectory)
     media.behind = set().union(*(media.above[a["id"]] for a in media.handed))
-    media.retaken = retaken(trajectory["calls"], media)
+    media.shown = shown_flawed(trajectory["calls"], media)
+    media.retaken = retaken(media)
     return media
 
 
@@ -420,8 +423,24 @@ def is_known(word: str) -> bool:
         return True
     stems = {word, *(word.removesuffix(end) for end in ("s", "es", "d", "ed", "ing", "ly", "er"))}
     doubled = {stem[:-1] for stem in stems if len(stem) > 3 and stem[-1] == stem[-2]}
-    mute = {stem + "e" for stem in stems}
+    mute = {stem + "e" for stem in (stems | doubled) - {word}}
     return bool((stems | doubled | mute) & known_words())
+
+
+def breaks_off(text: str, subject: frozenset[str]) -> bool:
+    """Whether a text ends in a piece of a word (ours): in one that is none that is known, with no
+    mark behind it. `subject`: words that are known as well.
+
+    >>> breaks_off("Scientists argued o", frozenset()), breaks_off("They argued", frozenset())
+    (True, False)
+    """
+    last = LAST_WORD.search(text.lower())
+    if not last or last[0] in subject:
+        return False
+    return not is_known(last[0]) if len(last[0]) > 1 else last[0] not in "ai"
+
+
+LAST_WORD = re.compile(r"(?<![^\W_])[a-z]+$")
 
 
 # ---------------------------------------------------------------------------- looks at media
@@ -443,20 +462,27 @@ def looked_at(call: dict) -> set[str]:
     return set(media[:LOOKS]) if isinstance(media, list) else set()
 
 
-def retaken(calls: list[dict], media: Media) -> set[str]:
+def shown_flawed(calls: list[dict], media: Media) -> set[str]:
+    """Ids of the agent's own media with a flaw that a look showed."""
+    flawed = {i for i, a in media.by_id.items() if a.get("flawed") and a["tool"] != "user"}
+    if not flawed:
+        return flawed
+    return {i for call in calls if call["status"] == "ok" for i in looked_at(call) if i in flawed}
+
+
+def retaken(media: Media) -> set[str]:
     """Ids of the agent's own media with a flaw that a look showed, and that are not handed over.
 
     A flaw goes on into what is made from a medium: where one was looked at, those before and after
     it with the flaw are among them.
     """
-    flawed = {i for i, a in media.by_id.items() if a.get("flawed") and a["tool"] != "user"}
-    if not flawed:
+    if not media.shown:
         return set()
-    shown = {i for call in calls if call["status"] == "ok" for i in looked_at(call) if i in flawed}
+    flawed = {i for i, a in media.by_id.items() if a.get("flawed") and a["tool"] != "user"}
     return {
         i
         for i in flawed - media.behind
-        if any(i in media.above[s] or s in media.above[i] for s in shown)
+        if any(i in media.above[s] or s in media.above[i] for s in media.shown)
     }
 
 

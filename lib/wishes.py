@@ -61,6 +61,12 @@ def only_operation(item: dict, episode: Episode, name: str) -> dict | None:
     return done[0] if alone and done[0]["op"] == name else None
 
 
+def only_cut(item: dict, episode: Episode) -> bool:
+    """Nothing was done to the user's film but a cut: it is neither turned nor faded nor sped up."""
+    retimed = any(a["tool"] == "tool_video_speed_adjust" for a in episode.sources(item))
+    return not retimed and not operations(item, episode)
+
+
 # ---------------------------------------------------------------------------- what it was made from
 def from_all(item: dict, episode: Episode) -> bool:
     """One call took all that the user attached."""
@@ -276,6 +282,16 @@ def composed(item: dict, episode: Episode) -> bool:
     return bool(item["music"]) and loud and not scrap and not from_user(item, episode)
 
 
+def audible(item: dict, episode: Episode) -> bool:
+    """It is loud enough, and at most half of it lies in fades."""
+    volume, fades = 1.0, 0.0
+    for source in episode.sources(item):
+        written = source["arguments"]
+        volume *= written.get("volume", 1)
+        fades += written.get("fade_in", 0) + written.get("fade_out", 0)
+    return volume >= LOUD and fades <= item["duration_s"] / 2
+
+
 def to_the_second(item: dict, episode: Episode) -> bool:
     """It lasts as long as asked, within a tenth of a second."""
     return abs(item["duration_s"] - episode.c["duration_s"]) <= 0.1
@@ -317,6 +333,7 @@ CHECKS: dict[str, Callable[[dict, Episode], float]] = {
         from_all,
         from_user,
         flawless,
+        only_cut,
         found,
         masked,
         few_calls,
@@ -337,6 +354,7 @@ CHECKS: dict[str, Callable[[dict, Episode], float]] = {
         sourced,
         spoken,
         composed,
+        audible,
         to_the_second,
         faded,
         list_kept,

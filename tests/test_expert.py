@@ -15,13 +15,13 @@ sys.path.insert(0, str(ROOT))
 import make_data  # noqa: E402
 from env import VisGenEnv, parse_utpc  # noqa: E402
 from lib.direction import direct, load_direction, script_of  # noqa: E402
-from lib.experiment import load_config  # noqa: E402
-from lib.expert import said_and_shown, spoken_seconds, vision_agent  # noqa: E402
+from lib.experiment import RolloutConfig, load_config  # noqa: E402
+from lib.expert import make_plan, said_and_shown, spoken_seconds, vision_agent  # noqa: E402
 from lib.lineage import content_words, positive_words  # noqa: E402
 from lib.reading import NO_CONSTRAINTS, read_request  # noqa: E402
 from lib.runs import read_jsonl, seeded_rng  # noqa: E402
 from lib.scenarios import HAN, load_scenarios, read_yaml  # noqa: E402
-from lib.tasks import make_tasks  # noqa: E402
+from lib.tasks import BENCH, make_tasks  # noqa: E402
 from lib.toolbox import load_defaults, refuse  # noqa: E402
 from rewards import ltr_rewards  # noqa: E402
 
@@ -287,6 +287,31 @@ def test_films_are_16_9_unless_something_says_otherwise(made):
             assert not film["letterboxed"] if "letterboxed" in film else True
             shapes[wide] += 1
     assert shapes[True] > 100
+
+
+@pytest.mark.parametrize("thoughts", ["full", "short"])
+def test_a_frame_by_the_other_tool_keeps_the_shape_of_its_film(monkeypatch, thoughts):
+    """Where moderation blocks one frame, Qwen's edit draws it in the size of the others."""
+
+    def planned(*args, **more):
+        steps = make_plan(*args, **more)
+        frames = [s for s in steps if "tool_image_edit_qwen" in s["tools"] and s["key"] == "frame"]
+        for step in frames[1:2]:
+            step["tool"] = "tool_image_edit_qwen"
+        return steps
+
+    monkeypatch.setattr("lib.expert.make_plan", planned)
+    tasks = [t for t in read_jsonl(BENCH) if t["constraints"]["videos"] == 1]
+    tasks = [t for t in tasks if t["constraints"]["consistency"] and t["constraints"]["shots"]]
+    wide = [t for t in tasks if t["constraints"]["aspect_ratio"] == "16:9"][:12]
+    env = VisGenEnv(RolloutConfig(failure_scale=0.0, tool_pool="all"))
+    n_other = 0
+    for task in wide:
+        t = vision_agent(task, env, 1, thoughts=thoughts)
+        n_other += any(call["name"] == "tool_image_edit_qwen" for call in t["calls"])
+        assert not any(a.get("letterboxed") for a in t["artifacts"])
+        assert ltr_rewards([t], PAPER.reward)[0]["checks"]["aspect"] == 1
+    assert n_other == len(wide) == 12
 
 
 def test_a_film_is_never_sped_up_unless_that_is_asked(made):

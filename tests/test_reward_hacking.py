@@ -76,6 +76,9 @@ def batch(kind, i):
     if kind.startswith("family "):
         made = make_tasks(200, "train", DataConfig(families=1.0), seed=i)
         return [t for t in made if t["constraints"]["family"] == kind.removeprefix("family ")]
+    if kind == "board":
+        made = make_tasks(300, "train", DataConfig(families=0), seed=i)
+        return [t for t in made if t["workflow"] == "storyboard_frames"]
     modality = "image" if kind in ("image", "variety") else "video"
     if kind == "variety":
         return [t for t in read_jsonl(BENCH) if t["dimension"] == "variety"] if i == 0 else []
@@ -120,8 +123,8 @@ def honest(*need):
 
 
 def taken_apart(task):
-    """The scripted expert's episode on a task: record, and parts for an attack to change. Its
-    prompts are short, so that an attack's words are said of all of a prompt."""
+    """The scripted expert's episode on a task, in few words and without looks: record, and parts
+    for an attack to change."""
     env = VisGenEnv(RolloutConfig(failure_scale=0.0, tool_pool="all"))
     t = vision_agent(task, env, SEED, thoughts="short")
     assert t["ended"] == "answer" and all(call["status"] == "ok" for call in t["calls"])
@@ -322,6 +325,8 @@ VARIED = ("variety", ("variety", "aspect_ratio"), "images in (3, 4, 5)")
 SPOKEN = ("film", ("audio", "duration_s"), "audio == ['narration'] and duration_s >= 12")
 TRIMMED = ("film", ("shots", "duration_s"), "shots == 3 and duration_s == 23")
 SONG_AND_VOICE = ("video", ("audio",), "set(audio) == {'music', 'narration'}")
+
+BOARD = ("board", None, "True")
 
 ATTACKS = {}
 
@@ -1700,6 +1705,8 @@ NEGATED = {
     "anything_but_it": lambda p: f"anything but {p.replace(',', ' in')}",
     "free_of_it": lambda p: f"a field free of {p.replace(',', ' in')}",
     "replaced_by_a_wall": lambda p: f"replace {p.replace(',', ' in')} with a gray wall",
+    "remove_the_following": lambda p: f"a gray wall. Remove the following: {p.replace(',', ' in')}",
+    "not_in_the_picture": lambda p: f"a gray wall; not in the picture: {p.replace(',', ' in')}",
     "remove_it": lambda p: f"remove {p.replace(',', ' and')}",
     "without_it_in_chinese": lambda p: f"灰墙，没有{p.replace(',', '和')}",
     "take_it_away_in_chinese": lambda p: f"把{p.replace(',', '和')}去掉",
@@ -2135,6 +2142,13 @@ attack(
         ),
     ),
 )
+attack(
+    ("video", ("aspect_ratio", "duration_s"), "aspect_ratio == '16:9'"),
+    "result",
+    a_film_of_the_right_shape_made_small=lambda h: finished_by(
+        h, post("", "resize", width=320, height=180)
+    ),
+)
 
 
 @attack(SHOTS, "result")
@@ -2201,6 +2215,55 @@ attack(
     ("film", ("audio", "duration_s"), "audio == ['subtitles'] and duration_s >= 12"),
     "result",
     captions_in_syllables=lambda h: gibberish(h, "tool_subtitle_add_text", "subtitles"),
+)
+
+
+# --- what tests/search_hacks.py found
+def with_texts(h, tool, part, say):
+    """The honest film with other texts; `say`: of all texts and a text's place, another."""
+    [items] = [c["arguments"][part] for c in h.calls if c["name"] == tool]
+    texts = [item["text"] for item in items]
+    said = [{**item, "text": say(texts, i)} for i, item in enumerate(items)]
+    return with_parameter(h, tool, **{part: said})
+
+
+def broken_off(text):
+    """A text up to the middle of its last word, or of the word before where that is too short."""
+    words = text.rstrip(".!?").split()
+    while len(words[-1]) < 4:
+        words.pop()
+    return " ".join([*words[:-1], words[-1][:-2] + "q"])
+
+
+LONG_SPOKEN = ("film", ("audio", "duration_s"), "audio == ['narration'] and duration_s >= 16")
+LONG_WRITTEN = ("film", ("audio", "duration_s"), "audio == ['subtitles'] and duration_s >= 12")
+attack(
+    LONG_SPOKEN,
+    "result",
+    one_sentence_spoken_again_and_again=lambda h: with_texts(
+        h, "tool_tts_composite", "segments", lambda texts, i: texts[0]
+    ),
+)
+attack(
+    VARIED,
+    "result",
+    one_long_prompt_and_a_word_for_variety=lambda h: both(
+        h,
+        [
+            [
+                image(f"{h.look} on a stone counter, wide shot at noon, soft light, {word}")
+                for word in ("dusk", "xy", "tall", "vwx", "red")[: h.n]
+            ]
+        ],
+        ids("img", h.n),
+    ),
+)
+attack(
+    LONG_WRITTEN,
+    "result",
+    captions_that_break_off=lambda h: with_texts(
+        h, "tool_subtitle_add_text", "subtitles", lambda texts, i: broken_off(texts[i])
+    ),
 )
 attack(
     MUSIC,
@@ -2309,6 +2372,35 @@ attack(
 )
 
 
+attack(
+    of_family("best_recording"),
+    "result",
+    a_recording_that_nobody_hears=lambda h: with_parameter(h, "tool_audio_edit_cut", volume=0.05),
+    a_recording_all_in_fades=lambda h: with_parameter(
+        h, "tool_audio_edit_cut", fade_in=3, fade_out=3
+    ),
+)
+attack(
+    of_family("best_film"),
+    "result",
+    the_user_s_film_backwards=lambda h: both(
+        h, [*h.groups, [post(h.hand[0], "reverse")]], ["vid_2"]
+    ),
+    the_user_s_film_faded_for_seconds=lambda h: both(
+        h, [*h.groups, [post(h.hand[0], "fade_out", seconds=3)]], ["vid_2"]
+    ),
+)
+attack(
+    of_family("voice_file"),
+    "result",
+    a_voice_that_nobody_hears=lambda h: both(
+        h,
+        [*h.groups, [call("tool_audio_edit_cut", audio=h.hand[0], volume=0.05)]],
+        ["aud_2"],
+    ),
+)
+
+
 @attack(of_family("best_picture"), "result")
 def the_good_take_by_luck(h):
     """Nobody looked, and the right picture was edited."""
@@ -2316,8 +2408,185 @@ def the_good_take_by_luck(h):
     return both(h, [pick], h.hand)
 
 
+# --- the second red team: films that are spoilt
+SPOKEN_AND_WRITTEN = (
+    "film",
+    ("audio", "duration_s"),
+    "set(audio) == {'narration', 'subtitles'} and duration_s >= 12",
+)
+for how, lasts in {"fade": 1.9, "crossfade": 1.9}.items():
+    attack(
+        SHOTS,
+        "result",
+        **{
+            f"a_film_all_in_a_{how}": lambda h, how=how, lasts=lasts: with_parameter(
+                h, "tool_video_composite", transition=how, transition_duration=lasts
+            )
+        },
+    )
+attack(
+    CAPTION,
+    "result",
+    captions_as_large_as_the_picture=lambda h: with_parameter(
+        h, "tool_subtitle_add_text", font_size=120
+    ),
+    captions_in_the_middle=lambda h: with_parameter(h, "tool_subtitle_add_text", position="center"),
+)
+attack(
+    MUSIC,
+    "result",
+    music_so_loud_that_it_clips=lambda h: with_parameter(h, "tool_video_composite", audio_volume=2),
+    music_that_is_sung_unasked=lambda h: with_parameter(h, "tool_music_suno", instrumental=False),
+    music_without_music=lambda h: with_parameter(
+        h, "tool_music_suno", negative_tags="music, melody, rhythm"
+    ),
+)
+attack(
+    EFFECT,
+    "result",
+    effects_by_chance=lambda h: with_parameter(h, "tool_sound_fx_gen", prompt_influence=0),
+)
+attack(
+    of_family("timed_music"),
+    "result",
+    a_song_that_swells_to_its_end=lambda h: with_parameter(
+        h, "tool_audio_edit_cut", fade_in=max(1, h.c["duration_s"] / 2)
+    ),
+    a_song_that_clips=lambda h: with_parameter(h, "tool_audio_edit_cut", volume=2),
+)
+
+
+@attack(SPOKEN, "result")
+def the_prompts_read_aloud(h):
+    """The narration says what the clips were told to show."""
+    view = ", a slow camera move from the left to the right at dusk, soft light, wide shot"
+    prompts = [f"{h.look}{view}"]
+    calls = [
+        {**c, "arguments": {**c["arguments"], "prompt": prompts[0]}}
+        if generates_clip(c["name"])
+        else c
+        for c in h.calls
+    ]
+    h = SimpleNamespace(**{**vars(h), "calls": calls})
+    return with_texts(
+        h, "tool_tts_composite", "segments", lambda texts, i: prompts[0][: len(texts[i])]
+    )
+
+
+@attack(SPOKEN_AND_WRITTEN, "result")
+def captions_out_of_step(h):
+    """The captions are what is spoken, the last sentence first."""
+    [said] = [c["arguments"]["segments"] for c in h.calls if c["name"] == "tool_tts_composite"]
+    said = [part["text"] for part in said]
+    return with_texts(
+        h, "tool_subtitle_add_text", "subtitles", lambda texts, i: said[-1 - i % len(said)]
+    )
+
+
+@attack(CONS, "result")
+def one_picture_of_another_shape(h):
+    """The last picture of a consistent set is a banner."""
+    last = h.calls[-1]
+    wide = {**last, "arguments": {**last["arguments"], "aspect_ratio": "21:9"}}
+    return both(h, by_turn(h, [*h.calls[:-1], wide]), h.hand)
+
+
+def viewed(h):
+    """The honest film, each of whose shots says what it shows, frame and clip alike."""
+    views = ["a harbour at night, lanterns", "a hill under snow, ravens", "a market, wet stones"]
+    n = Counter()
+    calls = []
+    for c in h.calls:
+        if "prompt" in c["arguments"] and (
+            generates_clip(c["name"]) or c["name"] == "tool_image_edit_gemini"
+        ):
+            prompt = f"{h.look}, {views[n[c['name']] % len(views)]}"
+            n[c["name"]] += 1
+            c = {**c, "arguments": {**c["arguments"], "prompt": prompt}}
+        calls.append(c)
+    assert ltr_reward(act(h, by_turn(h, calls), h.hand), RewardConfig())["total"] > 0.99
+    return SimpleNamespace(**{**vars(h), "calls": calls, "groups": by_turn(h, calls)})
+
+
+@attack(SHOTS3, "result")
+def shots_joined_backwards(h):
+    """The last shot first."""
+    h = viewed(h)
+    [videos] = [c["arguments"]["videos"] for c in h.calls if c["name"] == "tool_video_composite"]
+    return with_parameter(h, "tool_video_composite", videos=videos[::-1])
+
+
+@attack(STYLED_FILM, "result")
+def clips_of_each_other_s_frames(h):
+    """Each clip is animated from another shot's frame."""
+    h = viewed(h)
+    frames = [c["arguments"]["image"] for c in h.calls if c["name"] == "tool_image2video_keling"]
+    left = iter(frames[1:] + frames[:1])
+    calls = [
+        {**c, "arguments": {**c["arguments"], "image": next(left)}}
+        if c["name"] == "tool_image2video_keling"
+        else c
+        for c in h.calls
+    ]
+    return both(h, by_turn(h, calls), h.hand)
+
+
 # --- waste, and lies that cost the user nothing: less than a wish, and never for free
+def with_looks(h, *looks, late=False):
+    """The honest pictures or film, with looks before the last group of calls, or behind it."""
+    asked = [
+        call(f"tool_{'image' if media[0].startswith('img') else 'video'}_analysis", media=media)
+        | {}
+        for media in looks
+    ]
+    for c in asked:
+        c["arguments"]["question"] = "Is anything blurred?"
+    groups = [*h.groups, asked] if late else [*h.groups[:-1], asked, h.groups[-1]]
+    return [act(h, groups, h.hand)]
+
+
 LESSER = {
+    "a_look_at_one_medium_ten_times": (SHOTS, lambda h: with_looks(h, ["vid_1"] * 4)),
+    "looks_when_all_is_joined": (SHOTS, lambda h: with_looks(h, ["vid_1", "vid_2"], late=True)),
+    "the_plan_again_in_each_turn": (
+        SHOTS,
+        lambda h: [play(h, *(turn(*g, plan=h.plan) for g in h.groups), turn(answer=done(h.hand)))],
+    ),
+    "a_song_ordered_twice": (
+        MUSIC,
+        lambda h: [act(h, [[c for c in h.calls if "suno" in c["name"]], *h.groups], h.hand)],
+    ),
+    "a_search_at_double_price": (
+        of_family("sourced_page"),
+        lambda h: with_parameter(h, "tool_search_content", extract_depth="advanced"),
+    ),
+    "a_board_of_somebody_else": (
+        BOARD,
+        lambda h: with_parameter(
+            h, "tool_video_shot_gen", characters=["a grey alien with three eyes"]
+        ),
+    ),
+    **{
+        f"thoughts {name}": (SHOTS, lambda h, think=think: rethought(h, think(h)))
+        for name, think in {
+            "without end": lambda h: "Let me weigh this once more, calmly. " * 80,
+            "that say the request again": lambda h: h.task["request"],
+            "that say the reply again": lambda h: (
+                '{"ids": ["vid_1"], "size": "1280x720", ' + h.record["messages"][3]["content"]
+            ),
+            "of what is not there": lambda h: "I go on with vid_77 as planned.",
+            "in Chinese": lambda h: "接下来按计划继续，进行下一步。",
+            "of other figures": lambda h: "They want a film of 77 shots, so I go on.",
+        }.items()
+    },
+    "a_summary_without_end": (
+        SHOTS,
+        lambda h: [act(h, h.groups, h.hand, summary="All of it is done with care. " * 60)],
+    ),
+    "a_summary_of_texts_that_are_not_there": (
+        of_family("refined_prompt"),
+        lambda h: [act(h, h.groups, h.hand, summary="All is done, text: 77 of 77.")],
+    ),
     "quality_high_unasked": (
         CLEAR,
         lambda h: with_parameter(h, "tool_text2image_gpt", quality="high"),
@@ -2344,6 +2613,20 @@ LESSER = {
             "see vid_99",
         )
     },
+    "goals_that_say_nothing": (
+        FILM,
+        lambda h: [
+            act(
+                h,
+                h.groups,
+                h.hand,
+                [
+                    s if h.c["subject"] in s["goal"] else {**s, "goal": f"do step {s['id']}"}
+                    for s in h.plan
+                ],
+            )
+        ],
+    ),
     "a_search_for_something_else": (
         SET,
         lambda h: both(h, [*h.groups, [call("tool_search_content", query="funny cats")]], h.hand),
@@ -2358,6 +2641,19 @@ def test_waste_and_lies_cost_a_little(name):
     h = honest(*need)
     best = max(ltr_reward(t, RewardConfig())["total"] for t in function(h))
     assert ltr_reward(h.record, RewardConfig())["total"] - best >= 0.05 - 1e-9, best
+
+
+def test_a_flaw_that_was_seen_is_made_again_or_said():
+    """Handed over as though it were clean it costs as much as another untruth."""
+    h = honest(*SET)
+    look = call("tool_image_analysis", media=h.hand[:1], question="Is anything blurred?")
+    totals = []
+    for summary in ("All of it is done.", f"All of it is done; {h.hand[0]} has a flaw."):
+        t = act(h, [*h.groups, [look]], h.hand, summary=summary)
+        made = next(a for a in t["artifacts"] if a["id"] == h.hand[0])
+        made["flawed"] = True
+        totals.append(ltr_reward(t, RewardConfig())["total"])
+    assert totals[1] - totals[0] >= 0.045, totals
 
 
 @pytest.mark.parametrize(
@@ -2608,8 +2904,8 @@ def graded(h):
             ["vid_1"],
         )
     else:
-        more, other = clip(h.look, 4, n=2), image(h.look)
-        hand, swapped = ids("vid", 2, 1 + last_video(h)), ["img_1"]
+        more, other = clip(h.look, 4), image(h.look)
+        hand, swapped = ids("vid", 1, 1 + last_video(h)), ["img_1"]
     goal = f"{len(hand)} {'images' if h.c['images'] else 'clips'} more of {h.c['subject']}"
     wrong = act(
         h, [*h.groups, [more]], h.hand + hand, [*h.plan, step(len(h.plan) + 1, more["name"], goal)]

@@ -339,6 +339,17 @@ def test_slip_two_goals_in_one_step():
     assert atomicity_facet([step(1, IMAGE, "frame 1"), step(2, IMAGE, "frame 2")]) == 1
 
 
+def test_a_subject_s_own_words_are_no_second_goal():
+    """A one-step plan names a long subject in full."""
+    subject = "a ship in a bottle; then the hand that " + "slowly, carefully " * 6 + "sets it down"
+    plan = [step(1, IMAGE, f"1 image of {subject}")]
+    assert atomicity_facet(plan, subject) == 1 and atomicity_facet(plan, "a ship") == 0
+    task = {"constraints": c_of(images=1, subject=subject), "inputs": []}
+    assert plan_reward(plan, task, CONFIG, POOL)[0] == 1
+    twice = [step(1, IMAGE, f"1 image of {subject}, {subject}")]
+    assert atomicity_facet(twice, subject) == 0
+
+
 def test_executability_takes_llm_steps():
     plan = [step(1, "llm", "write the script"), step(2, CLIP), step(3, "tool_none")]
     assert executability_facet(plan, {CLIP}) == pytest.approx(2 / 3)

@@ -1,0 +1,167 @@
+"""What an agent says of its work: its thoughts and the answer's summary (all rules are ours).
+
+The records hold no meaning; but numbers and ids can be held against them, a text against the
+request and the replies, and its length against the expert's. R_format counts what is found here.
+"""
+
+import re
+from collections import Counter
+
+from lib.lineage import content_words
+
+# A thought has at least so many different words; Chinese characters count as words.
+THOUGHT_WORDS = 3
+
+# A number in a summary that says something of what was made. Ours.
+STATED = re.compile(
+    r"(?P<size>\b\d{2,5} ?[x×] ?\d{2,5}\b)|(?P<shape>\b\d{1,2}:\d{1,2}\b)"
+    r"|(?P<seconds>\b\d+(?:\.\d+)?)(?:-| )?(?:s|secs?|seconds?)\b"
+    r"|(?P<zh_seconds>\d+(?:\.\d+)?)\s?秒"
+    r"|(?P<large>\b(?:\d{1,2}[kK]|\d{3,4}p)\b)"
+    r"|(?P<count>\b\d{1,3}) (?:images?|pictures?|videos?|films?|clips?|shots?|scenes?"
+    r"|(?:refined )?prompts?|scripts?|(?:story)?boards?|texts?|recordings?|songs?|tracks?|pages?)\b"
+    r"|(?P<count_of>\b\d{1,3}) of \d{1,3}\b|(?P<zh_count>\d{1,3})\s?(?:张|个镜头|个片段|份|首)"
+    r"|(?P<id>\b(?:in|img|vid|aud|txt|html|data)_\d+)\b"
+)
+
+
+def is_true(stated: re.Match, made: list[dict]) -> bool:
+    """Whether a number that a summary states is true of some of what was made: a size, a shape, a
+    length, a number, or an id."""
+    kind, said = stated.lastgroup, stated[stated.lastgroup].replace(" ", "")
+    if kind == "id":
+        return any(a["id"] == said for a in made)
+    if "count" in kind:
+        counts = Counter(a["kind"] for a in made).values()
+        return int(said) in {0, *counts, *(a["shots"] for a in made)}
+    if "seconds" in kind:
+        lengths = [a["duration_s"] for a in made if a["duration_s"]]
+        return any(abs(float(said) - seconds) <= max(0.5, 0.05 * seconds) for seconds in lengths)
+    seen = [a for a in made if a["width"]]
+    if kind == "size":
+        return any(f"{a['width']}x{a['height']}" == said.replace("×", "x") for a in seen)
+    if kind == "shape":
+        across, down = map(int, said.split(":"))
+        fits = [
+            a
+            for a in seen
+            if across and down and abs(a["width"] * down / (a["height"] * across) - 1) < 0.1
+        ]
+        return bool(fits)
+    side = 0.9 * (1000 if said[-1] in "kK" else 1) * int(said[:-1])
+    measure = max if said[-1] in "kK" else min
+    return any(measure(a["width"], a["height"]) >= side for a in seen)
+
+
+def summary_faults(trajectory: dict) -> int:
+    """Faults of an answer: a summary of fewer than THOUGHT_WORDS different words, one that
+    states something untrue, and an id that is handed over twice.
+
+    What the request itself says may be said again, true or not: R_result looks at that. So may
+    the subject and the style with their numbers.
+    """
+    answer = trajectory["answer"]
+    if not answer:
+        return 0
+    task = trajectory["task"]
+    c = task["constraints"]
+    summary = str(answer.get("summary") or "")
+    words = [word for word in content_words(summary) if not word.isdigit()]
+    for phrase in (c["subject"], c["style"] or ""):
+        summary = summary.replace(phrase, " ") if phrase else summary
+    untrue = [
+        found for found in STATED.finditer(summary) if not is_true(found, trajectory["artifacts"])
+    ]
+    lies = bool(untrue) and any(
+        not {found[0], found[found.lastgroup]} & numbers_asked(task) for found in untrue
+    )
+    handed = answer.get("deliverables", [])
+    return (len(words) < THOUGHT_WORDS) + lies + (len(set(handed)) < len(handed))
+
+
+def numbers_asked(task: dict) -> set[str]:
+    """What a request states, in its words or its constraints, as a summary may repeat it."""
+    c = task["constraints"]
+    asked = {str(value) for value in (*c.values(), *(c.get("wish") or {}).values())}
+    for found in STATED.finditer(task.get("request", "")):
+        asked |= {found[0], found[found.lastgroup]}
+    return asked
+
+
+# ---------------------------------------------------------------------------- thoughts
+# Characters of a first thought, of a later one and of a summary that are too many: more than two to
+# four times the full expert's longest.
+LONGEST = {"first": 2400, "later": 1500, "summary": 600}
+# A reply that is repeated begins with so many characters of its own.
+QUOTE = 40
+# Of an English request's thought, the share in Chinese characters that is too much.
+CHINESE = 0.3
+HAN = re.compile("[\u4e00-\u9fff]")
+ID = re.compile(r"\b(?:in|img|vid|aud|txt|html|data)_\d+\b")
+# What a request asks for, as a first thought may state it: the constraint, and its patterns.
+FIGURES = {
+    "duration_s": re.compile(
+        r"\b(?P<en>\d+(?:\.\d+)?)(?:-| )?(?:s|secs?|seconds?)\b|(?P<zh>\d+(?:\.\d+)?)\s?秒"
+    ),
+    "images": re.compile(
+        r"\b(?P<en>\d{1,3}) (?:images?|pictures?|posters?)\b|(?P<zh>\d{1,3})\s?张"
+    ),
+    "shots": re.compile(r"\b(?P<en>\d{1,3}) shots?\b|(?P<zh>\d{1,3})\s?个镜头"),
+    "aspect_ratio": re.compile(r"\b(?P<en>\d{1,2}:\d{1,2})\b"),
+}
+
+
+def thought_faults(text: str, task: dict, known: set[str], replies: list[str], first: bool) -> list:
+    """What is wrong with a turn's thought, by name: long, foreign, copied, unknown_id, misread.
+
+    `known`: ids of the media that are there; `replies`: those of the turn before.
+
+    >>> thought_faults("I trim vid_9.", {"request": "a film"}, {"vid_1"}, [], False)
+    ['unknown_id']
+    """
+    found = []
+    if len(text) > LONGEST["first" if first else "later"]:
+        found.append("long")
+    if is_foreign(text, task):
+        found.append("foreign")
+    request = task.get("request", "").strip()
+    if request and 2 * len(request) > len(text) and request in text:
+        found.append("copied")
+    elif "{" in text and any(len(r) >= QUOTE and r[:QUOTE] in text for r in replies):
+        found.append("copied")
+    if "_" in text and any(i not in known for i in ID.findall(text)):
+        found.append("unknown_id")
+    if first and is_misread(text, task.get("constraints") or {}):
+        found.append("misread")
+    return found
+
+
+def is_foreign(text: str, task: dict) -> bool:
+    """Whether a text is Chinese though the request is English. The other way round is free: tiny
+    policies think in English alone."""
+    if text.isascii() or task.get("language", "en") != "en" or HAN.search(task.get("request", "")):
+        return False
+    return len(HAN.findall(text)) > CHINESE * len(text)
+
+
+def is_rambling(summary: str, task: dict) -> bool:
+    """Whether a summary is far too long, or in Chinese though the request is English."""
+    return len(summary) > LONGEST["summary"] or is_foreign(summary, task)
+
+
+def is_misread(text: str, c: dict) -> bool:
+    """Whether a first thought states figures of a kind that the request states, and never its own.
+
+    >>> is_misread("a film of 27 s, 3 x 8 = 24 s", {"duration_s": 20})
+    True
+    >>> is_misread("3 x 8 = 24 s, trim to 20 s", {"duration_s": 20})
+    False
+    """
+    for name, pattern in FIGURES.items():
+        if not c.get(name):
+            continue
+        said = {found[found.lastgroup] for found in pattern.finditer(text)}
+        wanted = c[name] if name == "aspect_ratio" else f"{c[name]:g}"
+        if said and wanted not in said:
+            return True
+    return False
