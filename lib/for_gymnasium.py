@@ -10,6 +10,7 @@ last turn, 0.0 before it; `info` has the messages as a chat template takes them 
 trajectory and all parts of the reward.
 """
 
+import copy
 import string
 from typing import Any
 
@@ -73,7 +74,8 @@ class VisGenGymnasium(gymnasium.Env):
         self.episode = VisGenEnv(self.rollout)
         messages, info = self.episode.reset(task, env_seed)
         text = "\n\n".join(message["content"] for message in messages)
-        return text[:MAX_LENGTH], {**info, "messages": messages, "task": task}
+        # Copies: a user may keep what came back, and change it.
+        return text[:MAX_LENGTH], copy.deepcopy({**info, "messages": messages, "task": task})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """One turn of UTPC text. RuntimeError after the episode's end."""
@@ -84,7 +86,7 @@ class VisGenGymnasium(gymnasium.Env):
             found = ltr_reward(info["trajectory"], self.reward_config, self.episode.pool)
             reward, info["reward"] = float(found["total"]), found
         text = "\n".join(tag("tool_response", reply["content"]) for reply in replies)
-        return text[:MAX_LENGTH], reward, terminated, truncated, info
+        return text[:MAX_LENGTH], reward, terminated, truncated, copy.deepcopy(info)
 
     def render(self) -> str | None:
         """The episode so far as text."""

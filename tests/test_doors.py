@@ -173,25 +173,25 @@ def test_two_steps_of_trl(tmp_path):
     base = ROOT / "data" / "base"
     tokenizer = for_trl.prepare_tokenizer(AutoTokenizer.from_pretrained(base), NAMES)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    task = min(TASKS, key=lambda task: task["constraints"]["images"] or 9)
+    task = TASKS[2]
     [row] = for_trl.rows([task], NAMES)
     messages = expert_episode(task, row["seed"], thoughts="short")["messages"]
     ids, mask = encode_trajectory(tokenizer, messages)
     labels = [i if m else -100 for i, m in zip(ids, mask)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(60):
+    for _ in range(120):
         loss = model(torch.tensor([ids]), labels=torch.tensor([labels])).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if loss < 0.15:
+        if loss < 0.012:
             break
 
     args = GRPOConfig(
         output_dir=str(tmp_path),
         max_steps=2,
-        per_device_train_batch_size=4,
-        num_generations=4,
+        per_device_train_batch_size=8,
+        num_generations=8,
         max_completion_length=len(ids),
         max_tool_calling_iterations=6,
         learning_rate=1e-4,
@@ -206,8 +206,127 @@ def test_two_steps_of_trl(tmp_path):
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     trainer.train()
     log = [entry for entry in trainer.state.log_history if "reward" in entry]
-    print(json.dumps(log, indent=1))
     assert trainer.state.global_step == 2 and len(log) == 2
-    assert all(entry["tools/call_frequency"] > 0 for entry in log)
-    changed = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
-    assert changed
+    for entry in log:
+        print({name: entry[name] for name in ("reward", "reward_std", "plan", "fine", "grad_norm")})
+        assert entry["tools/call_frequency"] > 0.5 and 0 < entry["reward"] < 1
+        assert entry["reward_std"] > 0 and entry["grad_norm"] > 0
+        assert 0 < entry["plan"] <= 1 and 0 < entry["fine"] <= 1
+    assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+# ---------------------------------------------------------------------------- Gymnasium
+def test_gymnasium_makes_and_checks_it():
+    import gymnasium
+    from gymnasium.utils.env_checker import check_env
+
+    env = gymnasium.make("lib.for_gymnasium:VisGenEnv-v0", render_mode="ansi")
+    assert env.spec.id == "VisGenEnv-v0"
+    check_env(env.unwrapped)
+
+
+def test_an_episode_through_gymnasium_is_the_one_that_step_plays():
+    import gymnasium
+
+    env = gymnasium.make("lib.for_gymnasium:VisGenEnv-v0", rollout=NAMES)
+    task = TASKS[3]
+    seen, info = env.reset(seed=5, options={"task": task})
+    assert task["request"] in seen and info["task"] == task
+    inner = env.unwrapped.episode
+    trajectory = expert_episode(task, inner.seed)
+    turns = [m["content"] for m in trajectory["messages"] if m["role"] == "assistant"]
+    total = 0.0
+    for text in turns:
+        assert env.action_space.contains(text)
+        seen, reward, terminated, truncated, info = env.step(text)
+        assert env.observation_space.contains(seen)
+        total += reward
+    assert terminated and not truncated
+    assert {**info["trajectory"], "reward": {}} == {**trajectory, "reward": {}}
+    assert total == reward == ltr_reward(trajectory, RewardConfig())["total"] > 0.5
+
+    one = gymnasium.make("VisGenEnv-v0")
+    assert one.reset(seed=1)[0] == one.reset(seed=1)[0] != one.reset(seed=2)[0]
+
+
+# ---------------------------------------------------------------------------- OpenEnv
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """The address of an OpenEnv server on loopback, with TASKS as its tasks."""
+    pytest.importorskip(
+        "openenv", reason='OpenEnv is not installed: pip install "openenv>=0.10,<0.11"'
+    )
+    tasks = tmp_path_factory.mktemp("served") / "tasks.jsonl"
+    tasks.write_text("\n".join(map(json.dumps, TASKS)))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "lib.for_openenv", "--port", str(port), "--tasks", str(tasks)]
+    server = subprocess.Popen(command, cwd=ROOT)
+    try:
+        limit = time.time() + 120
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                assert server.poll() is None and time.time() < limit, "the server did not start"
+                time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def test_an_episode_through_openenv_is_the_one_that_step_plays(served):
+    from openenv.core import GenericEnvClient
+
+    rollout = RolloutConfig()
+    with GenericEnvClient(base_url=served).sync() as client:
+        opened = client.reset(seed=7, index=3, episode_id="mine")
+        inner = VisGenEnv(rollout)
+        messages, _ = inner.reset(TASKS[3], 7)
+        assert opened.observation["messages"] == messages and not opened.done
+        trajectory = vision_agent(TASKS[3], inner, 7)
+        turns = [m["content"] for m in trajectory["messages"] if m["role"] == "assistant"]
+        replies = []
+        for text in turns:
+            result = client.step({"text": text})
+            replies += result.observation["messages"]
+            assert result.done == (text is turns[-1])
+        assert replies == [m for m in trajectory["messages"] if m["role"] == "tool"]
+        pool = TASKS[3]["pool"]
+        wanted = ltr_reward(trajectory, RewardConfig(), pool)
+        assert result.reward == wanted["total"] > 0.5
+        assert result.observation["ended"] == "answer"
+        assert result.observation["parts"]["plan"] == wanted["plan"]
+        state = client.state()
+        assert (state["episode_id"], state["task_id"]) == ("mine", TASKS[3]["id"])
+        assert state["step_count"] == len(turns) and state["ended"] == "answer"
+        assert state["calls"] == len(trajectory["calls"])
+
+        # Its own task, and two sessions beside each other.
+        given = client.reset(seed=1, task=TASKS[8])
+        assert TASKS[8]["request"] in given.observation["messages"][1]["content"]
+        with GenericEnvClient(base_url=served).sync() as other:
+            other.reset(seed=1, index=0)
+            other.step({"text": "not a turn"})
+            assert other.state()["ended"] == "malformed"
+        assert client.state()["ended"] is None
+        with pytest.raises(RuntimeError, match="VALIDATION_ERROR"):
+            client.step({"words": "no such field"})
+
+
+def test_openenv_finds_its_own_rules_kept(served):
+    from openenv.cli._validation import validate_running_environment
+    from openenv.validation.parsers.openenv_yaml import OpenEnvYamlParser
+
+    report = validate_running_environment(served, timeout_s=30)
+    assert report["passed"], report["criteria"]
+    manifest = OpenEnvYamlParser().parse(ROOT / "docs" / "openenv")
+    assert manifest.name == "visgenenv" and manifest.reward.range == (0.0, 1.0)
+
+
+# ---------------------------------------------------------------------------- datasets
+def test_visgendata_loads_with_datasets(tmp_path):
+    pass
