@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -327,6 +326,105 @@ def test_openenv_finds_its_own_rules_kept(served):
     assert manifest.name == "visgenenv" and manifest.reward.range == (0.0, 1.0)
 
 
-# ---------------------------------------------------------------------------- datasets
-def test_visgendata_loads_with_datasets(tmp_path):
-    pass
+# ---------------------------------------------------------------------------- hubs
+@pytest.mark.parametrize("tools", ["names", "schema"])
+def test_visgendata_loads_with_datasets(tmp_path, monkeypatch, tools):
+    """As written, but for reals: they come back to ten digits."""
+    import datasets
+
+    from lib.runs import read_jsonl, write_jsonl
+    from make_data import chat_record, listed_tools
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rollout = RolloutConfig(tools=tools)
+    trajectories = []
+    for task in TASKS:
+        made = expert_episode(task, 1, rollout)
+        made["reward"] = ltr_reward(made, RewardConfig(), task["pool"])
+        trajectories.append({**made, "tools": listed_tools(made, rollout), "review": "unreviewed"})
+    written = {"visgen": trajectories, "chat": [chat_record(t) for t in trajectories]}
+    for name, records in written.items():
+        file = tmp_path / f"{name}.jsonl"
+        write_jsonl(file, records)
+        loaded = datasets.load_dataset(
+            "json", data_files=str(file), split="train", cache_dir=str(tmp_path / "cache")
+        )
+        assert len(loaded) == len(records)
+        for found, record in zip(loaded, read_jsonl(file)):
+            assert rounded(found) == rounded(record)
+
+
+def rounded(value):
+    """A JSON value with its reals at nine digits, whole ones as integers."""
+    if isinstance(value, dict):
+        return {name: rounded(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [rounded(inner) for inner in value]
+    return round(value, 9) if isinstance(value, float) else value
+
+
+def test_an_exported_policy_has_a_card_and_loads(request):
+    import shutil
+
+    import torch
+    from huggingface_hub import ModelCard
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import bench
+    from lib.experiment import load_config
+    from lib.runs import open_run
+
+    config = load_config(ROOT / "configs/quick.yaml", ["name=test-export"])
+    folder = ROOT / "runs/test-export"
+    request.addfinalizer(lambda: shutil.rmtree(folder, ignore_errors=True))
+    shutil.rmtree(folder, ignore_errors=True)
+    run = open_run(config)
+    with pytest.raises(SystemExit, match="has no trained policy"):
+        bench.export_policy(config, run, run / "hub")
+    shutil.copytree(ROOT / "data/base", run / "pst/final")
+    (run / "vrl").mkdir()
+    parts = dict.fromkeys(("plan", "fine", *bench.PARTS, "strict"), 0.25)
+    before = {"greedy": {"reward": 0.125, **parts, "cons": None}}
+    (run / "vrl/before.json").write_text(json.dumps(before))
+    bench.export_policy(config, run, run / "hub")
+    with pytest.raises(SystemExit, match="is there already"):
+        bench.export_policy(config, run, run / "hub")
+
+    card = ModelCard.load(run / "hub/README.md")
+    assert card.data.license == "apache-2.0" and card.data.library_name == "transformers"
+    assert card.data.language == ["en"] and not hasattr(card.data, "base_model")
+    assert "| reward | 0.125 |" in card.text and "| cons | - |" in card.text
+    assert "after PST" in card.text and "name: test-export" in card.text
+    model = AutoModelForCausalLM.from_pretrained(run / "hub", dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(ROOT / "data/base", dtype=torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), base.parameters()))
+    template = (ROOT / "data/templates/chatml.jinja").read_text()
+    assert AutoTokenizer.from_pretrained(run / "hub").chat_template == template
+
+
+# ---------------------------------------------------------------------------- SkyRL
+def test_an_episode_through_skyrl_gym_is_the_one_that_step_plays(tmp_path):
+    pytest.importorskip("skyrl_gym", reason="skyrl-gym is not installed: pip install skyrl-gym")
+    import skyrl_gym
+
+    from lib import for_skyrl
+
+    tasks, out = tmp_path / "tasks.jsonl", tmp_path / "rows.jsonl"
+    tasks.write_text("\n".join(map(json.dumps, TASKS)))
+    for_skyrl.write_rows(str(tasks), str(out))
+    row = json.loads(out.read_text().splitlines()[3])
+    prompt = row.pop("prompt")
+    for_skyrl.register()
+    env = skyrl_gym.make(row.pop("env_class"), env_config={}, extras={**row, "max_turns": 32})
+    assert env.init(prompt)[0] == prompt
+
+    trajectory = vision_agent(TASKS[3], VisGenEnv(for_skyrl.ROLLOUT), row["seed"])
+    turns = [m["content"] for m in trajectory["messages"] if m["role"] == "assistant"]
+    outputs = [env.step(text + "<|im_end|>") for text in turns]
+    assert [said for output in outputs for said in output["observations"]] == [
+        m for m in trajectory["messages"] if m["role"] == "tool"
+    ]
+    assert [output["done"] for output in outputs] == [False] * (len(turns) - 1) + [True]
+    wanted = ltr_reward(trajectory, RewardConfig(), TASKS[3]["pool"])
+    assert sum(output["reward"] for output in outputs) == wanted["total"] > 0.5
+    assert env.get_metrics()["plan"] == wanted["plan"]
