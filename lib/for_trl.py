@@ -46,7 +46,12 @@ RESPONSE_TEMPLATE = {
             "content": "json",
             "transform": {"type": "function", "function": "{content}"},
         },
-        "content": {"close_pattern": r"<\|im_end\|>\s*", "content": "text", "repeats": True, "join": ""},
+        "content": {
+            "close_pattern": r"<\|im_end\|>\s*",
+            "content": "text",
+            "repeats": True,
+            "join": "",
+        },
     },
 }
 
@@ -244,6 +249,7 @@ def main() -> None:
     parser.add_argument("--vllm", action="store_true", help="rollouts by vLLM, on the same GPUs")
     given = parser.parse_args()
     try:
+        import torch
         from transformers import AutoTokenizer
         from trl import GRPOConfig
     except ImportError as e:
@@ -259,6 +265,7 @@ def main() -> None:
         max_completion_length=given.max_tokens,
         max_tool_calling_iterations=rollout.max_turns,
         use_vllm=given.vllm,
+        use_cpu=not torch.cuda.is_available(),
         report_to="none",
         logging_steps=1,
     )

@@ -4,6 +4,8 @@ What is not installed skips its tests: `pip install "trl>=1.16,<2" "openenv>=0.1
 """
 
 import json
+import os
+import re
 import socket
 import subprocess
 import sys
@@ -17,10 +19,10 @@ sys.path.insert(0, str(ROOT))
 
 from env import VisGenEnv, parse_utpc  # noqa: E402
 from lib import for_trl  # noqa: E402
-from lib.expert import vision_agent  # noqa: E402
 from lib.experiment import DataConfig, RewardConfig, RolloutConfig  # noqa: E402
+from lib.expert import vision_agent  # noqa: E402
 from lib.tasks import make_tasks  # noqa: E402
-from lib.toolbox import check_schema, load_tools, tool_schemas  # noqa: E402
+from lib.toolbox import load_tools, tool_schemas  # noqa: E402
 from rewards import ltr_reward  # noqa: E402
 
 NAMES = RolloutConfig(tools="names", tool_pool="all", failure_scale=0)
@@ -392,7 +394,7 @@ def test_an_exported_policy_has_a_card_and_loads(request):
 
     card = ModelCard.load(run / "hub/README.md")
     assert card.data.license == "apache-2.0" and card.data.library_name == "transformers"
-    assert card.data.language == ["en"] and not hasattr(card.data, "base_model")
+    assert card.data.language == ["en"] and card.data.base_model is None
     assert "| reward | 0.125 |" in card.text and "| cons | - |" in card.text
     assert "after PST" in card.text and "name: test-export" in card.text
     model = AutoModelForCausalLM.from_pretrained(run / "hub", dtype=torch.float32)
@@ -428,3 +430,31 @@ def test_an_episode_through_skyrl_gym_is_the_one_that_step_plays(tmp_path):
     wanted = ltr_reward(trajectory, RewardConfig(), TASKS[3]["pool"])
     assert sum(output["reward"] for output in outputs) == wanted["total"] > 0.5
     assert env.get_metrics()["plan"] == wanted["plan"]
+
+
+# ---------------------------------------------------------------------------- the page
+def test_the_page_names_options_that_are_there():
+    page = (ROOT / "docs/scale.md").read_text().replace("\\\n", " ")
+    commands = re.findall(r"-m (lib\.for_\w+)(.*)", page)
+    assert {module for module, _ in commands} >= {"lib.for_trl", "lib.for_openenv", "lib.for_skyrl"}
+    for module, words in commands:
+        source = (ROOT / f"{module.replace('.', '/')}.py").read_text()
+        options = re.findall(r"--[a-z-]+", words)
+        assert all(f'"{option}"' in source for option in options), (module, options)
+
+
+@pytest.mark.parametrize("module", ["for_trl", "for_openenv", "for_skyrl"])
+def test_a_missing_package_is_one_line(module, tmp_path):
+    """As where it is not installed: a package of the name that cannot be imported."""
+    package = {"for_trl": "trl", "for_openenv": "openenv", "for_skyrl": "skyrl_gym"}[module]
+    (tmp_path / f"{package}.py").write_text("raise ImportError('no such package')")
+    arguments = ["data/base", "data/visgenbench.jsonl"] if module == "for_trl" else []
+    done = subprocess.run(
+        [sys.executable, "-m", f"lib.{module}", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and done.stderr.startswith("error: no such package")
+    assert "pip install" in done.stderr and len(done.stderr.splitlines()) == 1
