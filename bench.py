@@ -5,6 +5,7 @@ python bench.py --config configs/tiny.yaml                  # untrained, PST, VR
 python bench.py --table runs/tiny runs/tiny-1 runs/tiny-2   # mean and spread over measured runs
 python bench.py curves runs/quick runs/no-kl                # VRL's curves in one picture
 python bench.py --config configs/tiny.yaml --agent policy   # VisGenBench-104; --subset, --sampled
+python bench.py --config configs/tiny.yaml --export FOLDER  # the last policy with a card, for a hub
 
 A FOLDER is what --agent made, runs/<name>/bench/<agent>-<subset>:
 
@@ -62,7 +63,7 @@ from lib.runs import (
 )
 from lib.tables import SUBJECTIVE, columns_of, compare, grades_name, tables
 from lib.tasks import BENCH
-from lib.text import to_json
+from lib.text import fill_template, to_json
 from make_data import make_trajectories
 from rewards import PARTS, consistency_reward
 
@@ -480,6 +481,39 @@ def load_stage(config: Config, run: Path, name: str, device, tokenizer):
     return model.eval().requires_grad_(False)
 
 
+def export_policy(config: Config, run: Path, folder: Path) -> None:
+    """Write the run's last policy as transformers and vLLM load it, any adapter merged, with a
+    model card (README.md), as a hub takes it. SystemExit: no policy, or the folder is there."""
+    if folder.exists():
+        raise SystemExit(f"error: {folder} is there already; give a new folder")
+    name, where = last_policy(config, run)
+
+    from lib.policy import save_policy, set_up
+    from lib.tokens import load_tokenizer
+
+    tokenizer = load_tokenizer(config, run)
+    model = load_stage(config, run, name, set_up(config), tokenizer)
+    evaluations = {}
+    for when in ("before", "after"):
+        path = run / "vrl" / f"{when}.json"
+        if path.is_file():
+            evaluations[when] = json.loads(path.read_text(encoding="utf-8"))
+    card = fill_template(
+        "templates/policy_card.jinja",
+        config=config,
+        config_text=(run / "config.yaml").read_text(encoding="utf-8").strip(),
+        stage=name,
+        step=where.name.removeprefix("step-") if name == "vrl" else None,
+        n_parameters=sum(p.numel() for p in model.parameters()),
+        evaluations=evaluations,
+        parts=PARTS,
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    save_policy(model, tokenizer, folder)
+    write_atomic(folder / "README.md", card + "\n")
+    print(f"{folder}: the policy after {name.upper()}, its tokenizer, and README.md, its card")
+
+
 def measure(config: Config, run: Path) -> dict[str, dict]:
     """Evaluate each policy that the run has on its held-out tasks. Returns {policy: figures}.
 
@@ -701,6 +735,7 @@ def measure_run() -> None:
             "llm), policy (what the run trained)",
         ),
         ("--subset", None, "VisGenBench: 104 (default), a number up to 1200, or heldout"),
+        ("--export", None, "write the run's last policy with its card into this new folder"),
     ]
     switches = [
         ("--no-files", "VisGenBench: read the simulator's records, measure no files"),
@@ -724,6 +759,9 @@ def measure_run() -> None:
             f"error: {run.relative_to(ROOT)} has no data yet; "
             "`python train_vrl.py --config ...` makes the run"
         )
+    if "--export" in given:
+        export_policy(config, run, Path(given["--export"]))
+        return
     print_table([measure(config, run)])
 
 

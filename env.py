@@ -269,6 +269,21 @@ class VisGenEnv:
         """
         if self.ended:
             raise RuntimeError(f"the episode is over ({self.ended}); call reset first")
+        turn = self.read_turn(text)
+        # The calls of one turn run side by side: what one makes is not there for another.
+        self.turn_began = self.virtual_s
+        there = dict(self.artifacts)
+        replies = [tool_message(self.call(call, there)) for call in turn["calls"]]
+        self.messages += replies
+        self.n_replies = len(replies)
+        self.answer = turn["answer"]
+        self.ended = self.why_ended(turn)
+        info = {"turn": len(self.turns), "ended": self.ended, "faults": turn["faults"]}
+        terminated = self.ended in ("answer", "malformed")
+        return replies, 0.0, terminated, self.ended == "max_turns", info
+
+    def read_turn(self, text: str) -> dict:
+        """Keep what a turn says, but run none of its calls; returns it as parse_utpc does."""
         turn = parse_utpc(text)
         self.messages.append({"role": "assistant", "content": clean(text)})
         thoughts = " ".join(turn["think"])
@@ -290,17 +305,7 @@ class VisGenEnv:
             self.plans.append({"turn": len(self.turns), "plan": turn["plan"]})
             if len(self.turns) == 1:
                 self.plan = turn["plan"]
-        # The calls of one turn run side by side: what one makes is not there for another.
-        self.turn_began = self.virtual_s
-        there = dict(self.artifacts)
-        replies = [tool_message(self.call(call, there)) for call in turn["calls"]]
-        self.messages += replies
-        self.n_replies = len(replies)
-        self.answer = turn["answer"]
-        self.ended = self.why_ended(turn)
-        info = {"turn": len(self.turns), "ended": self.ended, "faults": turn["faults"]}
-        terminated = self.ended in ("answer", "malformed")
-        return replies, 0.0, terminated, self.ended == "max_turns", info
+        return turn
 
     def why_ended(self, turn: dict) -> str | None:
         """What ends the episode with this turn: answer, malformed, max_turns; or None."""

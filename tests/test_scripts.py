@@ -465,6 +465,7 @@ def shell_commands(path):
         "docs/judge.md",
         "docs/bench.md",
         "docs/gpu.md",
+        "docs/scale.md",
     ],
 )
 def test_commands_of_the_pages_are_true(page):
