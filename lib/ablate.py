@@ -257,9 +257,10 @@ def run_row(row: str, seed: int, path: Path, home: Callable[[], Path] | None) ->
 
 
 def copy_shared_parts(source: Path, run: Path) -> None:
-    """Copy data and base from the run `source` into a run that lacks them; whole or not at all."""
+    """Copy data and base, if it has one, from the run `source` into a run that lacks them; whole
+    or not at all."""
     for part in ("data", "base/final"):
-        if not (run / part).is_dir():
+        if (source / part).is_dir() and not (run / part).is_dir():
             draft = run / f"{part}.tmp"
             shutil.copytree(source / part, draft, dirs_exist_ok=True)
             os.rename(draft, run / part)
