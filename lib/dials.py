@@ -29,6 +29,7 @@ from lib.toolbox import chance, load_tools, refuse
 DEARER = 3.0
 FEE_USD = 0.01
 FAILED_SHARE = 0.5
+NO_ERROR = {"code": None, "param": None, "message": None, "retryable": False}
 # Of a reply: what other versions of an API leave out.
 UNTOLD = ("ids", "size", "duration_s", "sound", "warning")
 
@@ -99,10 +100,11 @@ def told_otherwise(reply: dict) -> dict:
     {'status': 'succeeded', 'media': ['img_1']}
     """
     if "error" in reply:
-        return {"error": {"code": "request_failed", "message": "The request was not completed."}}
+        message = "The request was not completed."
+        return {"error": {**NO_ERROR, "code": "request_failed", "message": message}}
     rest = {name: value for name, value in reply.items() if name not in UNTOLD}
     media = {"media": reply["ids"]} if "ids" in reply else {}
-    return {"status": "succeeded", **media, **({"output": rest} if rest else {})}
+    return {"status": "succeeded", **media, **rest}
 
 
 def other_price(price_usd: float) -> float:
