@@ -27,6 +27,7 @@ RETURNS = {"vision": "R_vision's stand-in", "ltr": "R_vrt in both environments"}
 # R_vrt that counts as near-optimal in Corollary 4.3: the paper's "exceeding 95%".
 NEAR_OPTIMAL = 0.95
 VIRTUAL = "1"
+ROUNDING = 1e-9
 
 
 # ------------------------------------------------------------------------------- the points' values
@@ -159,9 +160,9 @@ def against_bound(point: dict, name: str, constants: tuple, flat: float) -> dict
         **{k: point[k] for k in ("run", "policy", "real", "c_tool")},
         "gap": gap["gap"],
         "bound": right,
-        "holds": gap["gap"] <= right + 1e-9,
-        "beyond_noise": gap["gap_low"] <= right + 1e-9,
-        "flat_holds": gap["gap"] <= flat + 1e-9,
+        "holds": gap["gap"] <= right + ROUNDING,
+        "beyond_noise": gap["gap_low"] <= right + ROUNDING,
+        "flat_holds": gap["gap"] <= flat + ROUNDING,
         "flat": flat,
     }
 
@@ -241,11 +242,11 @@ def corollary_43(study: Study, name: str) -> dict:
     for i in range(len(reals) - 1):
         step = with_interval(gains, lambda means, i=i: means[i + 1] - means[i], level)
         steps.append({"from": reals[i], "to": reals[i + 1], "step": step})
-    falls = [s for s in steps if s["step"][2] < 0]
+    falls = [s for s in steps if s["step"][2] < -ROUNDING]
     verdict = "not decided: the interval of the slope holds 0"
-    if falls or steepness[2] < 0:
+    if falls or steepness[2] < -ROUNDING:
         verdict = "refuted: the gain falls as C_tool grows"
-    elif steepness[1] > 0:
+    elif steepness[1] > ROUNDING:
         verdict = "agrees: the gain grows with C_tool, and no step falls beyond noise"
     reward = [mean_of(study.at[run, "vrl", VIRTUAL]["episodes"], "ltr") for run in study.runs]
     return {
