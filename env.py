@@ -310,7 +310,7 @@ class VisGenEnv:
 
         there: the artifacts that it may name, by id. Without them the call is a turn of its own.
         Whatever happens to the call, nothing but its record and the clock changes unless it
-        succeeds.
+        succeeds; a service that deviates may bill a failed one (lib/dials.py).
         """
         if there is None:
             there, self.turn_began = self.artifacts, self.virtual_s

@@ -276,6 +276,8 @@ def played_points(
     from lib.tokens import load_tokenizer
 
     own = policies[0].config
+    # Whoever judged in training: an LLM's verdicts would cost as many requests as episodes.
+    own = replace(own, reward=replace(own.reward, judge="rules"))
     device, tokenizer = set_up(own), load_tokenizer(own, run)
     tasks = read_jsonl(run / "data" / "heldout.jsonl")
     reference = load(own, run, "pst", device, tokenizer)
@@ -421,7 +423,7 @@ def transfer(arguments: list[str], load: Callable) -> None:
         "rollouts": given.rollouts,
         "steps": given.steps,
         "seeds_of_c_tool": given.outcomes,
-        "judge": first.reward.judge,
+        "judge": "rules",
         "failure_scale": first.rollout.failure_scale,
     }
     folder = ROOT / "runs" / first.name / "transfer"
