@@ -87,7 +87,7 @@ class Policy:
 
 
 # ------------------------------------------------------------------------------------------ C_tool
-def outcome(base: VisGenEnv, case: dict, rollout: RolloutConfig, seed: int) -> str:
+def outcome(base: VisGenEnv, case: dict, rollout: RolloutConfig, seed: str) -> str:
     """A digest of all that comes of one call of the audit's: reply, price and what it made.
 
     base: a studio, which stays as it is. Times are left out: they vary without end.
@@ -108,16 +108,17 @@ def outcome(base: VisGenEnv, case: dict, rollout: RolloutConfig, seed: int) -> s
 def c_tool(real: Real, seeds: int, cases: list[dict] | None = None) -> float:
     """C_tool: 1 - the mean total variation of outcomes over the audit's calls (A.1), measured.
 
-    Each call of data/fidelity.jsonl is made with `seeds` seeds in the simulator and in the real
-    environment, from the same state. With the same seeds, what is random in both is no difference.
+    Each call of data/fidelity.jsonl is made with `seeds` seeds of its own, in the simulator and in
+    the real environment, from the same state. With the same seeds, what is random in both is no
+    difference.
     """
     base = studio()
     distances = []
-    for case in cases or read_cases():
+    for i, case in enumerate(cases or read_cases()):
         shares = []
         for where in (VIRTUAL, real):
             rollout = where.rollout(base.rollout)
-            seen = Counter(outcome(base, case, rollout, seed) for seed in range(seeds))
+            seen = Counter(outcome(base, case, rollout, f"{i} {s}") for s in range(seeds))
             shares.append({key: count / seeds for key, count in seen.items()})
         distances.append(total_variation(*shares))
     return 1 - statistics.mean(distances)

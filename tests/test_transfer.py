@@ -292,7 +292,7 @@ def test_c_tool_is_measured():
     assert c_tool(Real(0.0), 3, cases) == 0
     for part in PARTS:
         assert c_tool(Real(0.0, part), 2, cases) == 0
-        assert abs(c_tool(Real(0.7, part), 40, cases) - 0.7) < 0.06
+        assert abs(c_tool(Real(0.7, part), 20, cases) - 0.7) < 0.05
 
 
 def test_vision_reward_of_records():
