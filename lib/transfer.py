@@ -325,15 +325,24 @@ def side_runs(config: Config, given: argparse.Namespace) -> dict[str, dict]:
 
 def own_is_side(config: Config, given: argparse.Namespace) -> bool:
     """Whether the run's own VRL is what a run beside it would be, and so stands for it."""
-    in_simulator = config.rollout.fidelity == 1
-    return config.vrl.tune == "lora" and config.vrl.steps == given.steps and in_simulator
+    v = config.vrl
+    as_long = v.steps == given.steps and (given.lr or v.lr) == v.lr
+    return v.tune == "lora" and as_long and config.rollout.fidelity == 1
 
 
-def side_config(run: Path, config: Config, name: str, sections: dict, steps: int) -> Path:
+def side_config(
+    run: Path, config: Config, name: str, sections: dict, given: argparse.Namespace
+) -> Path:
     """Write runs/<run>/transfer/<name>.yaml, the config of a run beside it: from the same PST, with
     an adapter (the KL needs it), the fall of its rate as long in proportion."""
-    cooldown = round(config.vrl.cooldown * steps / config.vrl.steps)
-    vrl = {"tune": "lora", "steps": steps, "cooldown": cooldown, **sections["vrl"]}
+    cooldown = round(config.vrl.cooldown * given.steps / config.vrl.steps)
+    vrl = {
+        "tune": "lora",
+        "steps": given.steps,
+        "lr": given.lr or config.vrl.lr,
+        "cooldown": cooldown,
+        **sections["vrl"],
+    }
     values = {
         "extends": "../config.yaml",
         "name": f"{run.name}-{name}",
@@ -379,7 +388,7 @@ def policies_of(config: Config, run: Path, given: argparse.Namespace) -> list[Po
     policies = [Policy("pst", config, "pst"), Policy("vrl", config, "vrl")]
     missing, sides = {}, {}
     for name, sections in side_runs(config, given).items():
-        path = side_config(run, config, name, sections, given.steps)
+        path = side_config(run, config, name, sections, given)
         sides[name] = load_config(path)
         find_run(sides[name])
         if not is_finished(sides[name]):
@@ -477,6 +486,7 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--steps", type=int, help="of VRL, of the runs beside it (default: vrl.steps)"
     )
+    parser.add_argument("--lr", type=float, help="of theirs (default: vrl.lr)")
     parser.add_argument("--jobs", type=int, default=1, help="runs trained at a time (default 1)")
     parser.add_argument(
         "--outcomes", type=int, default=20, help="seeds by which C_tool is measured (default 20)"

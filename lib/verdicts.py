@@ -347,6 +347,8 @@ def transfer_lines(result: dict) -> list[str]:
         f"temperature 1; judge: {settings['judge']}; 95 % intervals over runs and tasks",
         f"Phi_plan: {phi}",
     ]
+    if not any(p["j_vrt"] for p in result["points"]):
+        lines.append("R_vrt is 0 throughout: these runs are too short to say anything")
     for name, title in RETURNS.items():
         found = result[name]
         lines += ["", f"=== the real return sums {title}", *policy_lines(result, name)]

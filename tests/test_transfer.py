@@ -460,6 +460,7 @@ def test_kappa_and_randomisation_by_hand():
     result["settings"] = {"tasks": N_TASKS, "rollouts": 1, "judge": "rules"}
     text = "\n".join(transfer_lines(result))
     assert "anchoring helps transfer" in text and "Corollary 4.3: " in text
+    assert "too short" not in text
 
 
 def test_the_picture_is_drawn(tmp_path):
@@ -548,13 +549,15 @@ def test_the_numbers_of_a_stopped_study_are_those_of_a_whole_one(stage):
 # ---------------------------------------------------------------------------------- the command
 def test_runs_beside_it_and_what_stands_for_one():
     config = replace(load_config(ROOT / "configs/tiny.yaml"), name="tiny")
-    given = Namespace(kl=[0.0, 0.01, 0.04, 0.2], randomised=0.7, steps=60)
+    given = Namespace(kl=[0.0, 0.01, 0.04, 0.2], randomised=0.7, steps=60, lr=None)
     # tiny.yaml's own VRL has kl_coef .04 and 60 steps.
     assert set(transfer.side_runs(config, given)) == {"kl-0", "kl-0.01", "kl-0.2", "random-0.7"}
     trained = {"kl-0", "kl-0.2", "random-0.7"}
     coefs, twins = transfer.kinds_of(config, given, trained | {"vrl"})
     assert coefs == {"kl-0": 0.0, "kl-0.2": 0.2, "vrl": 0.04} and twins == ("random-0.7", "vrl")
-    given.steps = 20
+    given.lr = 5e-4
+    assert not transfer.own_is_side(config, given)
+    given.steps, given.lr = 20, None
     assert len(transfer.side_runs(config, given)) == 5
     assert transfer.kinds_of(config, given, {"kl-0.04"})[1] == ("random-0.7", "kl-0.04")
 
@@ -571,9 +574,10 @@ def test_the_config_of_a_run_beside_it(tmp_path):
 
     (run / "config.yaml").write_text(yaml.safe_dump(asdict(config)))
     sections = {"vrl": {"kl_coef": 0.2}, "rollout": {"fidelity": 0.7}}
-    side = load_config(transfer.side_config(run, config, "kl-0.2", sections, steps=30))
+    given = Namespace(steps=30, lr=None)
+    side = load_config(transfer.side_config(run, config, "kl-0.2", sections, given))
     assert side.name == "x-kl-0.2" and side.pst.init_from == "runs/x/pst/final"
-    assert (side.vrl.steps, side.vrl.cooldown) == (30, 10)
+    assert (side.vrl.steps, side.vrl.cooldown, side.vrl.lr) == (30, 10, config.vrl.lr)
     # The KL takes an adapter, whatever the run itself trains.
     assert (side.vrl.tune, side.vrl.kl_coef, side.rollout.fidelity) == ("lora", 0.2, 0.7)
     assert (side.data, side.model, side.seed) == (config.data, config.model, config.seed)
