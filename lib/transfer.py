@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -213,7 +213,7 @@ def state_logprobs(model, rollout):
 # -------------------------------------------------------------------------------------- the points
 def key_of(record: dict) -> tuple:
     """What a point is of; a point that is there under the same key is not played again."""
-    names = ("run", "policy", "from", "fidelity", "part", "tasks", "rollouts")
+    names = ("run", "policy", "from", "config", "fidelity", "part", "tasks", "rollouts")
     return tuple(record[name] for name in names)
 
 
@@ -241,6 +241,7 @@ def play_points(
             "seed": policy.config.seed,
             "policy": policy.name,
             "from": weights_of(policy),
+            "config": trained_as(policy.config),
             "real": real.name,
             "fidelity": real.fidelity,
             "part": real.part,
@@ -267,6 +268,12 @@ def weights_of(policy: Policy) -> str:
     elif policy.config.pst.init_from:
         folder = ROOT / policy.config.pst.init_from
     return Path(os.path.relpath(folder, ROOT)).as_posix()
+
+
+def trained_as(config: Config) -> str:
+    """A digest of what decides a policy's numbers, so that one trained anew is another policy."""
+    sections = asdict(config)
+    return digest(to_json({k: v for k, v in sections.items() if k not in ("bench", "llm")}), size=4)
 
 
 def played_points(
@@ -308,7 +315,7 @@ def side_runs(config: Config, given: argparse.Namespace) -> dict[str, dict]:
     """{name: sections of its config} of the runs beside a study's own: one a kl_coef, and one
     trained with the dials turned (domain randomisation).
 
-    What the run's own VRL is already is left out: see stands_for_own.
+    What the run's own VRL is already is left out (`own_is_side`).
     """
     runs = {}
     for coef in given.kl:

@@ -510,11 +510,11 @@ def stage(tmp_path, monkeypatch):
         load = lambda config, run, stage, device, tokenizer: stage  # noqa: E731
         return play_points(run, policies, reals, given, load)
 
-    return run, go, asked, given
+    return run, go, asked, given, policies
 
 
 def test_a_study_goes_on_where_it_stopped(stage):
-    run, go, asked, given = stage
+    run, go, asked, given, policies = stage
     with pytest.raises(Broken):
         go(most=4)
     path = run / "transfer" / "transfer.jsonl"
@@ -534,6 +534,9 @@ def test_a_study_goes_on_where_it_stopped(stage):
     # Other tasks are other points.
     given.tasks = 3
     assert all(len(r["episodes"]) == 3 for r in go()) and len(asked) == 13
+    # And so is a policy that was trained otherwise.
+    policies[1] = replace(policies[1], config=replace(Config(), name="a", seed=1))
+    assert go()[3]["seed"] == 1 and len(asked) == 16
 
 
 def test_the_numbers_of_a_stopped_study_are_those_of_a_whole_one(stage):
