@@ -19,6 +19,7 @@ python bench.py controls FOLDER --set llm.url=...   # does the VLM-Grader look a
 python bench.py sheet FOLDER [FOLDER ...]           # a blind sheet for people to score on
 python bench.py calibrate scores.csv [FOLDER ...]   # the VLM-Grader's scores against people's
 python bench.py human scores.csv [FOLDER ...]       # Tables 3, 5 and 6 from people's scores
+python bench.py transfer --config configs/tiny.yaml # from the simulator to real tools: Sec. 4.3.3
 python bench.py media [FOLDER]                      # draw the media database, or add your files
 """
 
@@ -64,6 +65,7 @@ from lib.runs import (
 from lib.tables import SUBJECTIVE, columns_of, compare, grades_name, tables
 from lib.tasks import BENCH
 from lib.text import fill_template, to_json
+from lib.transfer import transfer
 from make_data import make_trajectories
 from rewards import PARTS, consistency_reward
 
@@ -693,6 +695,11 @@ def media_command(arguments: list[str]) -> None:
     media(arguments, ROOT / "data" / "media")
 
 
+def transfer_command(arguments: list[str]) -> None:
+    """`bench.py transfer`."""
+    transfer(arguments, load_stage)
+
+
 COMMANDS = {
     "report": report_command,
     "demo": demo_command,
@@ -705,6 +712,7 @@ COMMANDS = {
     "calibrate": calibrate_command,
     "human": human_command,
     "media": media_command,
+    "transfer": transfer_command,
 }
 
 

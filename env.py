@@ -22,6 +22,7 @@ from typing import Any
 
 from lib.behaviours import BEHAVIOURS, deviate, new_artifact, shot_lengths
 from lib.claims import thought_faults
+from lib.dials import deviating_part, fail_or_not, other_price, refuse_settings, told_otherwise
 from lib.experiment import RolloutConfig
 from lib.lineage import content_words
 from lib.runs import ROOT, run_command
@@ -322,7 +323,7 @@ class VisGenEnv:
 
         there: the artifacts that it may name, by id. Without them the call is a turn of its own.
         Whatever happens to the call, nothing but its record and the clock changes unless it
-        succeeds.
+        succeeds; a service that deviates may bill a failed one (lib/dials.py).
         """
         if there is None:
             there, self.turn_began = self.artifacts, self.virtual_s
@@ -338,15 +339,19 @@ class VisGenEnv:
             "virtual_s": 0.0,
             "price_usd": 0.0,
         }
-        fidelity = self.rollout.fidelity
-        deviates = fidelity < 1 and self.chance("fidelity") >= fidelity
+        # Where this call deviates, if it does: "observation", "action", "transition", "reward".
+        part = None
+        if self.rollout.fidelity < 1:
+            part = deviating_part(self.rollout, self.seed, len(self.calls), call)
         try:
+            if part == "action":
+                refuse_settings(call)
             tool = self.find_tool(call)
-            reply = self.run_tool(tool, call["arguments"], there, outcome, deviates)
+            reply = self.run_tool(tool, call["arguments"], there, outcome, part)
         except ToolError as error:
-            reply = self.error_reply(error, outcome, deviates)
+            reply = self.error_reply(error, outcome, part)
         self.calls.append(outcome)
-        return reply
+        return told_otherwise(reply) if part == "observation" else reply
 
     def find_tool(self, call: dict) -> dict:
         """The entry of the tool that a call names. ToolError if it cannot be called."""
@@ -360,16 +365,19 @@ class VisGenEnv:
             refuse("name", f"no tool {to_json(call['name']):.40} here; {known}", "unknown_tool")
         return load_tools()[call["name"]]
 
-    def error_reply(self, error: ToolError, outcome: dict, deviates: bool) -> dict:
+    def error_reply(self, error: ToolError, outcome: dict, part: str | None) -> dict:
         """The reply to a call that failed, in the service's manner; it takes time as well.
 
-        A simulator that deviates gives another failure instead.
+        A service that deviates (`part`) gives another failure instead, or bills this one.
         """
         self.errors += 1
         code, param, message, retryable = error.args
-        if deviates:
+        if part == "transition":
             code, param, retryable = "service_error", None, True
             message = "internal error, try again"
+        elif part == "reward":
+            outcome["price_usd"] = other_price(0)
+            self.price_usd = round(self.price_usd + outcome["price_usd"], 6)
         if code in load_defaults()["invalid"]:
             message = load_tools()[outcome["name"]]["provider"]["invalid"] + message
         outcome["status"] = "error"
@@ -384,14 +392,14 @@ class VisGenEnv:
         return {"error": outcome["error"]}
 
     def run_tool(
-        self, tool: dict, written: dict, there: dict, outcome: dict, deviates: bool
+        self, tool: dict, written: dict, there: dict, outcome: dict, part: str | None
     ) -> dict:
         """Check the arguments, fail as services fail, make the outputs and file them (Sec. 4.3.1:
         parameter validation, state transitions, output specifications). Returns the reply.
 
         written: the arguments as the agent wrote them; there: what they may name; outcome: what
-        `call` keeps, to be filled in. ToolError for every refusal and failure; the episode's state
-        changes after the last of them.
+        `call` keeps, to be filled in; part: where the service deviates (lib/dials.py). ToolError
+        for every refusal and failure; the episode's state changes after the last of them.
         """
         check_schema(written, tool["parameters"], "")
         args = {**tool["blank"], **written}
@@ -411,19 +419,23 @@ class VisGenEnv:
         self.check_limits(tool, args, start)
         self.fail_by_accident(tool, outcome)
         outputs, more = self.lose_outputs(tool, args, outputs, more)
-        if deviates:
+        if part == "transition":
+            fail_or_not(self.chance("fails"))
             outputs, more = deviate(outputs, more)
 
         seconds = bill(tool["virtual_seconds"], args, outputs, given, self.chance)
         outcome["virtual_s"] = round(seconds, 3)
         outcome["price_usd"] = round(bill(tool["price_usd"], args, outputs, given), 6)
+        if part == "reward":
+            outcome["price_usd"] = other_price(outcome["price_usd"])
         end = round(start + outcome["virtual_s"], 3)
         self.virtual_s = max(self.virtual_s, end)
         self.price_usd = round(self.price_usd + outcome["price_usd"], 6)
         self.todo = more.pop("todo", self.todo)
         # Once for each model that a limit counts, though several limits may count one.
         for model in dict.fromkeys(limit["of"] for limit in tool["limits"]):
-            self.used.setdefault(model, []).append((start, end, len(outputs)))
+            counted = (start, end, len(outputs))
+            self.used.setdefault(model, []).extend([counted] * (2 if part == "reward" else 1))
         self.file_outputs(tool, written, parents, outputs, end)
         outcome["outputs"] = [output["id"] for output in outputs]
         return describe(tool["makes"], outputs, more)

@@ -23,6 +23,8 @@ from lib.runs import ROOT
 
 # How R_plan and R_fine's parts make R_vrt (key reward.form).
 FORMS = ("plan*fine", "plan*(result+format)", "result+format", "plan+fine")
+# The parts of the MDP in which a "real" service may differ from the simulator (lib/dials.py).
+DEVIATIONS = ("observation", "action", "transition", "reward")
 
 
 # Upper limit of what is counted: more of anything than a run can hold. It catches slips.
@@ -521,6 +523,12 @@ class RolloutConfig:
         "C_tool of the simulator: 1 - fidelity of the calls deviate from the real service; 0: all",
         at_least=0,
         at_most=1,
+    )
+    deviations: dict = key(
+        dict.fromkeys(DEVIATIONS, 1),
+        "parts of the MDP that a deviating call deviates in, by weight (lib/dials.py); 0: never",
+        at_least=0,
+        at_most=1000,
     )
 
     __post_init__ = check_values

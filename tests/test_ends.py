@@ -231,6 +231,11 @@ COMMANDS = {
     "compare": ("bench.py compare {run}/bench/expert-12 {run}/bench/expert-12", ""),
     "sheet": ("bench.py sheet {run}/bench/expert-12", "run"),
     "ablate": ("bench.py ablate", ""),
+    "transfer": (
+        "bench.py transfer {given} --no-training --tasks 1 --rollouts 1 --fidelities 1,0.5 "
+        "--outcomes 1",
+        "run",
+    ),
 }
 # They read no file of the run.
 APART = ("keys", "console", "tools", "audit", "ablate", "metacognition")
@@ -282,6 +287,10 @@ OTHERS = (
     "--only",
     "--config",
     "--show-batch",
+    "--runs",
+    "--no-training",
+    "--tasks",
+    "--fidelities",
     "controls",
     "calibrate",
     "human",

@@ -10,6 +10,7 @@ import sys
 import time
 import tracemalloc
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
@@ -24,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from env import VisGenEnv, audit, parse_utpc, read_cases  # noqa: E402
 from lib import toolbox  # noqa: E402
 from lib.behaviours import BEHAVIOURS, speech_seconds  # noqa: E402
-from lib.experiment import RolloutConfig  # noqa: E402
+from lib.experiment import DEVIATIONS, RolloutConfig  # noqa: E402
 from lib.text import to_json  # noqa: E402
 from lib.toolbox import (  # noqa: E402
     RULES,
@@ -972,31 +973,38 @@ DIAL_CALLS = [
 ]
 
 
-def outcomes(name, args, fidelity, n=600):
-    """Shares of the distinct outcomes of one call. What a faithful service picks from a continuum
-    (a song's length) is left out."""
-    env, seen = studio(failure_scale=1.0, fidelity=fidelity) if fidelity == 1 else None, Counter()
-    if env is None:
-        env = studio(failure_scale=1.0)
-        env.rollout = RolloutConfig(fidelity=fidelity)
-    for _ in range(n):
+def outcomes(name, args, fidelity, deviations=None, n=600):
+    """Shares of the distinct outcomes of one call over n episodes. What a faithful service picks
+    from a continuum (a song's length) is left out; a price is part of the outcome."""
+    env, seen = studio(failure_scale=1.0), Counter()
+    env.rollout = RolloutConfig(
+        fidelity=fidelity, deviations=deviations or RolloutConfig().deviations
+    )
+    for seed in range(n):
+        env.seed = f"{name} {args} {seed}"
         env.used.clear()
         env.errors = 0
         reply = env.call({"name": name, "arguments": args, "error": None})
+        media = reply.get("ids", reply.get("media", []))
         more = {
             k: v
             for k, v in reply.items()
-            if k != "ids" and (name, k) != ("tool_music_suno", "duration_s")
+            if k not in ("ids", "media") and (name, k) != ("tool_music_suno", "duration_s")
         }
-        seen[to_json([len(reply.get("ids", [])), more])] += 1
+        priced = name not in ("tool_music_suno",) and env.calls[-1]["price_usd"]
+        seen[to_json([len(media), more, priced])] += 1
     return {key: count / n for key, count in seen.items()}
 
 
-def test_the_fidelity_dial_is_the_total_variation():
+@pytest.mark.parametrize("part", [*DEVIATIONS, "all"])
+def test_the_fidelity_dial_is_the_total_variation(part):
+    weights = None if part == "all" else {part: 1.0}
     distances = {}
     for i, (name, args) in enumerate(DIAL_CALLS):
+        if part in ("reward", "all") and name == "tool_music_suno":
+            continue  # its price goes by its length
         args = {**args, "n": 1} if name == "tool_search_inspire" else args  # four sizes, not 4 ** n
-        faithful, loose = outcomes(name, args, 1.0), outcomes(name, args, 0.8)
+        faithful, loose = outcomes(name, args, 1.0), outcomes(name, args, 0.8, weights)
         distances[name, i] = (
             sum(abs(faithful.get(k, 0) - loose.get(k, 0)) for k in {*faithful, *loose}) / 2
         )
@@ -1252,7 +1260,7 @@ def test_a_call_that_fails_changes_nothing():
     """At fidelity 0 every tool without media answers service_error; a refusal changes no state."""
     todo = {"action": "create", "tasks": [{"id": 1, "title": "draw"}]}
     env = studio()
-    env.rollout = RolloutConfig(fidelity=0, max_turns=1000)
+    env.rollout = RolloutConfig(fidelity=0, deviations={"transition": 1}, max_turns=1000)
 
     def state():
         return copy.deepcopy((env.artifacts, env.counts, env.todo, env.used, env.price_usd))
@@ -1752,11 +1760,10 @@ def test_any_arguments_get_one_reply(name, data):
             else st.lists(st.sampled_from(["in_1", "in_2", "in_3", "in_4"]), max_size=3)
         )
         args[param] = data.draw(near | JSON)
-    env = studio(
-        failure_scale=data.draw(st.sampled_from([0, 1.0])),
-        fidelity=data.draw(st.sampled_from([1.0, 0.5])),
-        seed=3,
-    )
+    env = studio(failure_scale=data.draw(st.sampled_from([0, 1.0])), seed=3)
+    # The studio's own call comes before: it is made by a faithful service.
+    fidelity = data.draw(st.sampled_from([1.0, 0.5]))
+    env.rollout = replace(env.rollout, fidelity=fidelity)
     replies, *_ = env.step(turn((name, args)))
     assert len(replies) == 1 and isinstance(json.loads(replies[0]["content"]), dict)
     for artifact in env.artifacts.values():

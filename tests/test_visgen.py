@@ -32,7 +32,10 @@ from rewards import ltr_rewards  # noqa: E402
 
 @pytest.fixture(scope="module")
 def config():
-    return load_config(ROOT / "configs" / "visgen.yaml", ["data.queries=210", "data.lapses=0", "data.languages=[en]"])
+    return load_config(
+        ROOT / "configs" / "visgen.yaml",
+        ["data.queries=210", "data.lapses=0", "data.languages=[en]"],
+    )
 
 
 @pytest.fixture(scope="module")
