@@ -452,7 +452,7 @@ def kappa_lines(found: dict) -> list[str]:
     ]
     for row in found["rows"]:
         lines.append(
-            f"  {row['kl_coef']:8g}{row['kl_token']:10.4f}{row['kappa']:8.4f}  "
+            f"  {row['kl_coef']:8g}{row['kl_token']:10.2g}{row['kappa']:8.4f}  "
             f"{said(row['virtual_gain'], '+'):26}{said(row['real_gain'], '+'):26}"
             f"{said(row['loss'], '+')}"
         )
