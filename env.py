@@ -289,17 +289,16 @@ class VisGenEnv:
         self.messages.append({"role": "assistant", "content": clean(text)})
         thoughts = " ".join(turn["think"])
         last = [m["content"] for m in self.messages[-1 - self.n_replies : -1]]
+        idle = thought_faults(thoughts, self.task, self.artifacts.keys(), last, not self.turns)
         self.turns.append(
             {
                 "faults": turn["faults"],
                 "order": turn["order"],
                 # For R_format: different words thought, whether a reply is forged anywhere, and
-                # what is wrong with the thought.
+                # what is wrong with the thought, if anything is.
                 "thought": sum(not word.isdigit() for word in content_words(thoughts)),
                 "forged": bool(FORGED_REPLY.search(text)),
-                "idle": thought_faults(
-                    thoughts, self.task, self.artifacts.keys(), last, not self.turns
-                ),
+                **({"idle": idle} if idle else {}),
             }
         )
         if turn["plan"] is not None:
