@@ -1,7 +1,7 @@
 """VisGenEnv for TRL's GRPOTrainer, by its `environment_factory` (TRL 1.16, transformers 5.13 on):
 
     pip install "trl>=1.16,<2"
-    python -m lib.for_trl data/base data/visgenbench.jsonl --steps 2 --out runs/trl
+    python -m lib.for_trl runs/quick/pst/final runs/quick/data/train.jsonl --out runs/trl
 
 VisGenTools has `reset` and the 36 tools of tools.yaml as methods with types and docstrings, from
 which TRL makes the schemas; `reward` is LtrReward of finished rollouts. The policy writes UTPC as
