@@ -6,35 +6,38 @@
 import re
 from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 from lib.runs import each_line
 from lib.tasks import BENCH
 from lib.text import to_json
+from lib.tokenizer import train_tokenizer
 
 
 def statistics_of(folder: Path) -> dict:
     """Fig. 5's figures of visgen.jsonl, and its diversity, by the names that the templates use.
 
     Actions are UTPC's blocks: the paper's a_t are reasoning tokens, planning steps and tool calls.
-    Tokens are those of all messages and listed tools. SystemExit if there is no trajectory.
+    Tokens are those of all messages and listed tools, and `said` those of the messages alone, both
+    of COUNTED trajectories at equal distances. SystemExit if there is no trajectory.
     """
-    count, unit = token_counter(folder)
+    counted = counted_texts(folder)
+    count, unit = token_counter(folder, [said for said, _ in counted.values()])
+    count_tools = lru_cache(maxsize=4096)(count)  # many trajectories list the same
+    lengths = {i: (count(said), count_tools(tools)) for i, (said, tools) in counted.items()}
     rows, plans, runs, requests = [], {}, set(), set()
-    for trajectory in each_line(folder / "visgen.jsonl"):
+    for i, trajectory in enumerate(each_line(folder / "visgen.jsonl")):
         task = trajectory["task"]
-        text = "\n".join(message["content"] for message in trajectory["messages"])
-        if trajectory["tools"]:
-            text = to_json(trajectory["tools"]) + text
-        rows.append(
-            {
-                "actions": sum(len(turn["order"]) for turn in trajectory["turns"]),
-                "calls": len(trajectory["calls"]),
-                "scenario": task["scenario"],
-                "difficulty": task["difficulty"],
-                "tokens": count(text),
-            }
-        )
+        row = {
+            "actions": sum(len(turn["order"]) for turn in trajectory["turns"]),
+            "calls": len(trajectory["calls"]),
+            "scenario": task["scenario"],
+            "difficulty": task["difficulty"],
+        }
+        if i in lengths:
+            row |= {"said": lengths[i][0], "tokens": sum(lengths[i])}
+        rows.append(row)
         shape = to_json([(step["tool"], step["after"]) for step in trajectory["plan"] or []])
         plans.setdefault(task["scenario"], set()).add(shape)
         requests.add(task["request"])
@@ -47,9 +50,12 @@ def statistics_of(folder: Path) -> dict:
 
     hard = [row for row in rows if row["difficulty"] == "hard"]
     bench = [word_runs(task["request"]) for task in each_line(BENCH)]
-    means = {
-        name: sum(row[name] for row in rows) / len(rows) for name in ("actions", "calls", "tokens")
+    # {what is counted: its values}, the tokens' of fewer rows.
+    values = {
+        name: [row[name] for row in rows if name in row]
+        for name in ("actions", "calls", "tokens", "said")
     }
+    means = {name: sum(numbers) / len(numbers) for name, numbers in values.items()}
     return {
         "rows": rows,
         "n": len(rows),
@@ -57,28 +63,52 @@ def statistics_of(folder: Path) -> dict:
         "types": Counter(row["scenario"] for row in rows),
         "difficulty": Counter(row["difficulty"] for row in rows),
         "mean": means,
-        "quartiles": {name: quartiles([row[name] for row in rows]) for name in means},
+        "counted": len(lengths),
+        "quartiles": {name: quartiles(numbers) for name, numbers in values.items()},
         "requests": len(requests),
         "over_20": {name: share_over(rows, name, 20) for name in ("actions", "calls")},
         # Of the hard ones, those with 20 and more.
         "hard_20": {name: share_over(hard, name, 19) for name in ("actions", "calls")},
         "hard": len(hard),
-        "over_32k": share_over(rows, "tokens", 32_000),
+        "over_32k": sum(n > 32_000 for n in values["tokens"]) / len(values["tokens"]),
         "plans": sorted(len(shapes) for shapes in plans.values()),
         # Of the bench's runs of five words, those that occur in the data too.
         "overlap": sum(len(some & runs) for some in bench) / sum(len(some) for some in bench),
     }
 
 
-def token_counter(folder: Path) -> tuple[Callable[[str], int], str]:
-    """(how many tokens a text has, what is counted): the tokens of the run's tokenizer or, where
-    there is none, a quarter of the characters."""
-    if not (folder / "tokenizer").is_dir():
-        return (lambda text: len(text) // 4), "characters / 4"
+# Trajectories whose tokens are counted, and tokens of the vocabulary that is trained where the run
+# has none. Both ours.
+COUNTED = 1000
+VOCABULARY = 16_384
+
+
+def counted_texts(folder: Path) -> dict[int, tuple[str, str]]:
+    """{place in visgen.jsonl: (its messages, its tools' schemas)} of at most COUNTED trajectories,
+    at equal distances."""
+    n = sum(1 for _ in each_line(folder / "visgen.jsonl"))
+    step = max(1, n // COUNTED)
+    found = {}
+    for i, trajectory in enumerate(each_line(folder / "visgen.jsonl")):
+        if i % step == 0 and len(found) < COUNTED:
+            said = "\n".join(message["content"] for message in trajectory["messages"])
+            found[i] = said, to_json(trajectory["tools"]) if trajectory["tools"] else ""
+    return found
+
+
+def token_counter(folder: Path, texts: list[str]) -> tuple[Callable[[str], int], str]:
+    """(how many tokens a text has, what is counted): those of the run's tokenizer or, where there
+    is none, of a byte-level BPE that is trained on `texts`."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    unit = f"tokens of the run's BPE of {len(tokenizer)}"
+    path = folder / "tokenizer"
+    whose = "the run's BPE"
+    if not path.is_dir():
+        path, whose = folder / "bpe", "a BPE trained on them"
+        if not path.is_dir():
+            train_tokenizer(texts, 2, VOCABULARY, path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    unit = f"tokens of {whose}, of {len(tokenizer):,}"
     return (lambda text: len(tokenizer(text)["input_ids"])), unit
 
 
@@ -136,7 +166,7 @@ def plot_statistics(found: dict, path: Path) -> None:
         (actions, "actions", "actions of a trajectory", 15, "steps"),
         (tokens, "tokens", found["unit"], 29_000, "tokens"),
     ):
-        values = [row[name] for row in found["rows"]]
+        values = [row[name] for row in found["rows"] if name in row]
         axis.hist(values, bins=bins_of(values), color="tab:blue", alpha=0.6)
         low, middle, high = quartiles(values)
         axis.axvspan(
