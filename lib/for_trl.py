@@ -121,14 +121,23 @@ class VisGenTools:
         """The Trajectory of the episode, once TRL has the rollout's messages."""
         env = copy.deepcopy(self._env)
         ran, env.calls = iter(env.calls), []
+        # A thought is judged by what was there when it was written: the user's media, then those
+        # of the calls before it.
+        made = env.artifacts
+        env.artifacts = {i: medium for i, medium in made.items() if medium["tool"] == "user"}
         for message in completion:
             if message["role"] == "tool":
                 env.messages.append({"role": "tool", "content": message["content"]})
+                env.n_replies += 1
                 continue
             turn = env.read_turn(text_of(message))
+            env.n_replies = 0
             env.answer = turn["answer"]
             for call in message.get("tool_calls") or unreadable(turn):
                 file_call(env, call.get("function", call), ran)
+                for i in env.calls[-1]["outputs"] if env.calls else ():
+                    env.artifacts[i] = made[i]
+        env.artifacts = made
         env.ended = why_ended(env, completion)
         return env.trajectory()
 

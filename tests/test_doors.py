@@ -160,6 +160,29 @@ def test_what_trl_refuses_is_an_error_of_the_episode():
     assert parse_utpc(for_trl.text_of(as_trl_reads(good)))["faults"] == []
 
 
+def test_a_thought_is_judged_by_what_was_there_when_it_was_written():
+    task = TASKS[0]
+    call = (
+        '<tool_call>{"name": "tool_text2image_gpt", "arguments": {"prompt": "a fox"}}</tool_call>'
+    )
+    answer = '<answer>{"deliverables": ["img_1"], "summary": "A fox."}</answer>'
+    env = VisGenEnv(NAMES)
+    [row] = for_trl.rows([task], NAMES)
+    env.reset(task, row["seed"])
+    texts = [f"<think>Now I look at img_1, made before.</think>{call}"]
+    [reply] = env.step(texts[0])[0]
+    texts.append(f"<think>{reply['content']}</think>{call}")
+    env.step(texts[1])
+    texts.append(f"<think>Here are img_1 and img_2.</think>{answer}")
+    env.step(texts[2])
+
+    tools = for_trl.VisGenTools(NAMES)
+    tools.reset(**row)
+    found = tools._trajectory(play_as_trl(tools, texts))
+    assert found["turns"] == env.turns and found["artifacts"] == list(env.artifacts.values())
+    assert [turn.get("idle") for turn in env.turns][::2] == [["unknown_id"], None]
+
+
 def test_two_steps_of_trl(tmp_path):
     """GRPOTrainer on the tiny base, which has first learnt one expert episode by heart: rollouts
     call tools, their rewards differ, and both steps change the policy."""
