@@ -20,7 +20,8 @@ STATED = re.compile(
     r"|(?P<large>\b(?:\d{1,2}[kK]|\d{3,4}p)\b)"
     r"|(?P<count>\b\d{1,3}) (?:images?|pictures?|videos?|films?|clips?|shots?|scenes?"
     r"|(?:refined )?prompts?|scripts?|(?:story)?boards?|texts?|recordings?|songs?|tracks?|pages?)\b"
-    r"|(?P<count_of>\b\d{1,3}) of \d{1,3}\b|(?P<zh_count>\d{1,3})\s?(?:张|个镜头|个片段|份|首)"
+    r"|(?P<count_of>\b\d{1,3}) of \d{1,3}\b"
+    r"|(?P<zh_count>\d{1,3})\s?(?:张|个镜头|个片段|份|首)"
     r"|(?P<id>\b(?:in|img|vid|aud|txt|html|data)_\d+)\b"
 )
 
