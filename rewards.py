@@ -29,7 +29,13 @@ from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 
-from lib.claims import THOUGHT_WORDS, is_rambling, summary_faults
+from lib.claims import (
+    THOUGHT_WORDS,
+    first_thought,
+    is_misread,
+    is_rambling,
+    summary_faults,
+)
 from lib.experiment import LlmConfig, RewardConfig, read_config
 from lib.families import asked_kind
 from lib.judge import FACETS, Scored, judge_by_llm
@@ -701,6 +707,9 @@ def is_idle_talk(trajectory: dict, media: Media) -> bool:
     if any(plan == before for before, plan in zip(plans, plans[1:])):
         return True
     if any(turn.get("idle") for turn in trajectory["turns"]):
+        return True
+    thought = first_thought(trajectory["messages"])
+    if is_misread(thought, trajectory["task"]["constraints"]):
         return True
     summary = str((trajectory["answer"] or {}).get("summary") or "")
     return is_rambling(summary, trajectory["task"]) or is_blind(summary, media)

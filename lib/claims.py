@@ -113,7 +113,7 @@ FIGURES = {
 
 
 def thought_faults(text: str, task: dict, known: set[str], replies: list[str], first: bool) -> list:
-    """What is wrong with a turn's thought, by name: long, foreign, copied, unknown_id, misread.
+    """What is wrong with a turn's thought, by name: long, foreign, copied, unknown_id.
 
     `known`: ids of the media that are there; `replies`: those of the turn before.
 
@@ -132,8 +132,6 @@ def thought_faults(text: str, task: dict, known: set[str], replies: list[str], f
         found.append("copied")
     if "_" in text and any(i not in known for i in ID.findall(text)):
         found.append("unknown_id")
-    if first and is_misread(text, task.get("constraints") or {}):
-        found.append("misread")
     return found
 
 
@@ -148,6 +146,14 @@ def is_foreign(text: str, task: dict) -> bool:
 def is_rambling(summary: str, task: dict) -> bool:
     """Whether a summary is far too long, or in Chinese though the request is English."""
     return len(summary) > LONGEST["summary"] or is_foreign(summary, task)
+
+
+def first_thought(messages: list[dict]) -> str:
+    """What the agent's first turn thinks."""
+    for message in messages:
+        if message["role"] == "assistant":
+            return message["content"].partition("</think>")[0]
+    return ""
 
 
 def is_misread(text: str, c: dict) -> bool:
