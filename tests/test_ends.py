@@ -270,7 +270,7 @@ def test_all_commands_of_the_pages_are_here():
     assert len(named) > 8 and not lacking
 
 
-# Options of the commands above, and what has tests of its own (tests/test_grader.py, test_doors.py).
+# Options of the commands above, and what has tests of its own (test_grader.py, test_doors.py).
 OTHERS = (
     "--help",
     "--verdicts",
