@@ -273,7 +273,7 @@ def test_another_config_on_the_same_folder_is_refused(smoke):
     name, _, _ = smoke
     for script, override, where in (
         ("make_data.py", "seed=1", "`seed` is 0 there and 1 now"),
-        ("bench.py", "vrl.lr=0.5", "`vrl.lr` is 0.0015 there and 0.5 now"),
+        ("bench.py", "vrl.lr=0.5", "`vrl.lr` is 0.0005 there and 0.5 now"),
     ):
         refused(finish(script, name, override), name, where)
 
