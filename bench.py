@@ -39,7 +39,6 @@ from tqdm import tqdm
 
 from lib.ablate import ablate
 from lib.calibration import calibrate
-from lib.curves import curves
 from lib.experiment import Config, RewardConfig, command_line, load_config
 from lib.families import asked_kind
 from lib.grader import controls, subjective_grades
@@ -700,12 +699,19 @@ def transfer_command(arguments: list[str]) -> None:
     transfer(arguments, load_stage)
 
 
+def curves_command(arguments: list[str]) -> None:
+    """`bench.py curves`: see lib/curves.py, with which torch comes along."""
+    from lib.curves import curves
+
+    curves(arguments)
+
+
 COMMANDS = {
     "report": report_command,
     "demo": demo_command,
     "tables": tables,
     "compare": compare,
-    "curves": curves,
+    "curves": curves_command,
     "ablate": ablate,
     "controls": controls_command,
     "sheet": sheet_command,

@@ -21,6 +21,7 @@ from lib.sampler import SlotCache, read_tokens  # noqa: E402
 LAYER = SimpleNamespace(is_causal=True, training=False)
 # Query heads, key heads and the size of one, by `model.path`: docs/node.md's table.
 PRETRAINED = {
+    "data/base": (4, 2, 32),
     "HuggingFaceTB/SmolLM2-135M-Instruct": (9, 3, 64),
     "Qwen/Qwen3-0.6B": (16, 8, 128),
     "Qwen/Qwen3-VL-8B-Thinking": (32, 8, 128),

@@ -21,7 +21,7 @@ from lib.runs import seeded_rng  # noqa: E402
 from lib.scenarios import load_scenarios, material, split_list  # noqa: E402
 from lib.tasks import combination_split, make_task, make_tasks, task_types  # noqa: E402
 
-TINY = ROOT / "configs" / "tiny.yaml"
+TINY = ROOT / "configs" / "base.yaml"  # tiny.yaml with the whole world
 DATA = load_config(TINY).data
 
 

@@ -436,7 +436,7 @@ def test_readme_commands_are_those_that_ci_runs():
     for line in (
         "pip install -r requirements.txt",
         "pytest",
-        "python train_vrl.py --config configs/tiny.yaml",
+        "python train_vrl.py --config configs/quick.yaml",
     ):
         assert line in readme, line
         assert re.search(rf"^{re.escape(line)}|&& {re.escape(line)}", ci, re.M), line
