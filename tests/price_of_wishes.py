@@ -101,7 +101,9 @@ def play(task, scale, seed, leave_out, monkeypatch):
     """R_vrt of the expert's episode; `leave_out` changes what it reads in the request."""
     monkeypatch.setattr(expert, "read_request", lambda text: leave_out(read_request(text)))
     env = VisGenEnv(RolloutConfig(failure_scale=scale, tool_pool="all"))
-    trajectory = expert.vision_agent(task, env, seed)
+    # In full it gives each picture a prompt of its own, variety asked or not.
+    thoughts = "short" if task["constraints"]["variety"] else "full"
+    trajectory = expert.vision_agent(task, env, seed, thoughts=thoughts)
     return ltr_reward(trajectory, RewardConfig(), env.pool)["total"]
 
 
