@@ -551,9 +551,9 @@ def test_the_numbers_of_a_stopped_study_are_those_of_a_whole_one(stage):
 
 # ---------------------------------------------------------------------------------- the command
 def test_runs_beside_it_and_what_stands_for_one():
-    config = replace(load_config(ROOT / "configs/tiny.yaml"), name="tiny")
+    anchored = ["name=tiny", "vrl.tune=lora", "vrl.kl_coef=0.04", "vrl.steps=60"]
+    config = load_config(ROOT / "configs/tiny.yaml", anchored)
     given = Namespace(kl=[0.0, 0.01, 0.04, 0.2], randomised=0.7, steps=60, lr=None)
-    # tiny.yaml's own VRL has kl_coef .04 and 60 steps.
     assert set(transfer.side_runs(config, given)) == {"kl-0", "kl-0.01", "kl-0.2", "random-0.7"}
     trained = {"kl-0", "kl-0.2", "random-0.7"}
     coefs, twins = transfer.kinds_of(config, given, trained | {"vrl"})
