@@ -558,7 +558,7 @@ def test_runs_beside_it_and_what_stands_for_one():
     trained = {"kl-0", "kl-0.2", "random-0.7"}
     coefs, twins = transfer.kinds_of(config, given, trained | {"vrl"})
     assert coefs == {"kl-0": 0.0, "kl-0.2": 0.2, "vrl": 0.04} and twins == ("random-0.7", "vrl")
-    given.lr = 5e-4
+    given.lr = 1e-3
     assert not transfer.own_is_side(config, given)
     given.steps, given.lr = 20, None
     assert len(transfer.side_runs(config, given)) == 5
