@@ -708,7 +708,7 @@ def is_idle_talk(trajectory: dict, media: Media) -> bool:
         return True
     if any(turn.get("idle") for turn in trajectory["turns"]):
         return True
-    thought = first_thought(trajectory["messages"])
+    thought = first_thought(trajectory.get("messages", []))
     if is_misread(thought, trajectory["task"]["constraints"]):
         return True
     summary = str((trajectory["answer"] or {}).get("summary") or "")
