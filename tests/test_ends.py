@@ -229,6 +229,7 @@ COMMANDS = {
     "demo": ("bench.py demo {run}/bench/expert-12/trajectories.jsonl", "run"),
     "tables": ("bench.py tables {run}/bench/expert-12", ""),
     "compare": ("bench.py compare {run}/bench/expert-12 {run}/bench/expert-12", ""),
+    "curves": ("bench.py curves {run} --out {run}/curves.png", "run"),
     "sheet": ("bench.py sheet {run}/bench/expert-12", "run"),
     "ablate": ("bench.py ablate", ""),
     "transfer": (
