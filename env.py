@@ -65,10 +65,12 @@ TAGS = ("think", "plan", "tool_call", "answer")
 ANY_TAG = "|".join(TAGS)
 
 # A block is a tag, its body, and its end. A body goes on to its own end or to the next tag that
-# opens. The possessive `++` and `*+` give nothing back, so that a search stays linear.
-BLOCK = re.compile(rf"<({ANY_TAG})>((?:[^<]++|<(?!/\1>|(?:{ANY_TAG})>))*+)(</\1>)?")
+# opens. A search is linear: what follows the body is optional, so nothing is ever given back. (The
+# possessive `++` and `*+` would say so, but Python 3.11.0 to 3.11.4, Debian's among them, reads
+# them wrongly inside of a group.)
+BLOCK = re.compile(rf"<({ANY_TAG})>((?:[^<]+|<(?!/\1>|(?:{ANY_TAG})>))*)(</\1>)?")
 # Outside of blocks: another tag, or the end of one that is not open.
-ODD_TAG = re.compile(r"</?([A-Za-z_-]++)>")
+ODD_TAG = re.compile(r"</?([A-Za-z_-]+)>")
 # In a tool's reply: what could open or close a turn, beside the control tokens `<|...|>`.
 FORGED_TAG = re.compile(r"<(?=/?(?:think|plan|tool_call|tool_response|answer)\b)")
 # In the agent's text, wherever it stands: a reply or a control token that only others write.

@@ -162,33 +162,16 @@ def add_rewards(trajectories, pools, config):
 def sift(trajectories: Iterable[dict], config: Config) -> tuple[dict[str, str], list[dict]]:
     """Stage 3, the algorithmic filter: {id: review.key_of it} of what is kept, in order, and
     records {id, stage, reason} of what goes.
-
-    What LtrReward passes is thinned out to `data.per_type` a task type: first one trajectory of
-    each plan, then a second of each, and so on, so that rare plans stay and common ones do not fill
-    the data (ours; the paper keeps 6k of 16k by LtrReward and VLM-Grader).
     """
     keys, removed = {}, []
-    places = {}  # scenario -> [(how many had this plan, how many came before, id)] of what passed
-    alike = Counter()  # (scenario, its plan's tools and order) -> how many passed
     for trajectory in trajectories:
-        task = trajectory["task"]
+        i = trajectory["task"]["id"]
         if fault := fault_of(trajectory, config.data.min_reward):
             stage, reason = fault
-            removed.append({"id": task["id"], "stage": stage, "reason": reason})
-            continue
-        shape = to_json([(step["tool"], step["after"]) for step in trajectory["plan"] or []])
-        alike[task["scenario"], shape] += 1
-        same_type = places.setdefault(task["scenario"], [])
-        same_type.append((alike[task["scenario"], shape], len(same_type), task["id"]))
-        keys[task["id"]] = key_of(trajectory)
-    most = config.data.per_type
-    extra = set()
-    if most:
-        for same_type in places.values():
-            extra.update(i for _, _, i in sorted(same_type)[most:])
-    reason = f"{most} of its task type stay, and enough of them have its plan"
-    removed += [{"id": i, "stage": "filter", "reason": reason} for i in sorted(extra)]
-    return {i: keys[i] for i in sorted(keys) if i not in extra}, removed
+            removed.append({"id": i, "stage": stage, "reason": reason})
+        else:
+            keys[i] = key_of(trajectory)
+    return {i: keys[i] for i in sorted(keys)}, removed
 
 
 def fault_of(trajectory, min_reward):

@@ -31,9 +31,9 @@ from pathlib import Path
 
 from lib.claims import (
     THOUGHT_WORDS,
-    first_thought,
     is_misread,
     is_rambling,
+    opening_thought,
     summary_faults,
 )
 from lib.experiment import LlmConfig, RewardConfig, read_config
@@ -708,7 +708,7 @@ def is_idle_talk(trajectory: dict, media: Media) -> bool:
         return True
     if any(turn.get("idle") for turn in trajectory["turns"]):
         return True
-    thought = first_thought(trajectory.get("messages", []))
+    thought = opening_thought(trajectory.get("messages", []))
     if is_misread(thought, trajectory["task"]["constraints"]):
         return True
     summary = str((trajectory["answer"] or {}).get("summary") or "")

@@ -12,8 +12,9 @@ its tokens and loss masks are lib/tokens.py.
     accelerate launch --config_file configs/fsdp.yaml train_pst.py --config ...      # lib/fsdp.py
 
 A policy from scratch first gets a base, which copies and reads (`base_policy`); the paper has a
-pretrained model. Writes runs/<name>/base/final and pst/final (the policy, fp32 safetensors,
-tokenizer beside it), pst/stage-I-step-N and metrics.jsonl.
+pretrained model. `--base data/base` makes that of tiny.yaml and stops there. Writes
+runs/<name>/base/final and pst/final (the policy, fp32 safetensors, tokenizer beside it),
+pst/stage-I-step-N and metrics.jsonl.
 """
 
 import bisect
@@ -723,7 +724,7 @@ def base_policy(
     """The policy before PST: `model.path`, or random weights that have learnt to copy and read.
 
     The paper starts from a pretrained model, which can read and copy; random weights cannot, and
-    D_vis alone does not teach it (configs/tiny.yaml has the figures). So a Qwen3 from scratch is
+    D_vis alone does not teach it (docs/learning.md has figures). So a Qwen3 from scratch is
     trained on `model.base_examples` copying exercises and `model.base_general` general examples
     first (ours), and kept in runs/<name>/base/final. `quantize`: in nf4.
     """
@@ -963,6 +964,11 @@ def main() -> None:
     option = ("--base", None, "train the base alone, and put it into this folder in bfloat16")
     config, given = command_line(__doc__, [switch], [option])
     shown = "--show-batch" in given
+    if "--base" in given and (config.model.path or not config.model.base_examples):
+        raise SystemExit(
+            "error: --base trains a base from scratch: config key `model.path` must be empty, and "
+            "`model.base_examples` above 0; configs/base.yaml is such a config"
+        )
     check_training(config, () if shown or config.pst.init_from else ("pst",))
     run = ranks.first(lambda: open_run(config))
     if shown:

@@ -1,7 +1,8 @@
 """Virtual Reinforcement Learning (Sec. 4.3): GRPO in VisGenEnv under LtrReward, from PST's policy.
 
-One step: 24 tasks x 4 rollouts (Sec. 4.3.1) -> R_vrt of each -> advantages inside each group -> one
-update of the LoRA adapter (and, with vrl.norm_lr, of the final norm).
+One step: 24 tasks x 4 rollouts (Sec. 4.3.1; tiny.yaml has 16 x 8) -> R_vrt of each -> advantages
+inside each group -> one update of the LoRA adapter (and, with vrl.norm_lr, of the final norm), or
+of all weights (vrl.tune).
 
 This file holds the advantages, the loss as a pure function of tensors, the batches, the update and
 the loop, in that order. Read beside it `token_logprobs` in lib/policy.py, which scores tokens;

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 
 from lib.lineage import content_words
+from lib.scenarios import HAN
 
 # A thought has at least so many different words; Chinese characters count as words.
 THOUGHT_WORDS = 3
@@ -97,7 +98,6 @@ LONGEST = {"first": 2400, "later": 1500, "summary": 600}
 QUOTE = 40
 # Of an English request's thought, the share in Chinese characters that is too much.
 CHINESE = 0.3
-HAN = re.compile("[\u4e00-\u9fff]")
 ID = re.compile(r"\b(?:in|img|vid|aud|txt|html|data)_\d+\b")
 # What a request asks for, as a first thought may state it: the constraint, and its patterns.
 FIGURES = {
@@ -148,7 +148,7 @@ def is_rambling(summary: str, task: dict) -> bool:
     return len(summary) > LONGEST["summary"] or is_foreign(summary, task)
 
 
-def first_thought(messages: list[dict]) -> str:
+def opening_thought(messages: list[dict]) -> str:
     """What the agent's first turn thinks."""
     for message in messages:
         if message["role"] == "assistant":

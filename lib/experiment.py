@@ -208,13 +208,6 @@ class DataConfig:
         at_least=1,
         at_most=MANY,
     )
-    per_type: int = key(
-        0,
-        "most trajectories of one task type; those with a plan that few have stay first; 0: all "
-        "stay",
-        at_least=0,
-        at_most=MANY,
-    )
     max_shots: int = key(3, "most shots of a video task", at_least=1, at_most=1000)
     max_images: int = key(6, "most images of an image task", at_least=1, at_most=1000)
     max_steps: int = key(

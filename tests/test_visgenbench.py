@@ -62,15 +62,19 @@ def runs(text):
     return {tuple(words[i : i + 5]) for i in range(len(words) - 4)}
 
 
-@pytest.fixture(scope="module")
-def reader():
+def reader_of(language):
     """Reads which kinds of clause a text states, as TaskAgent does."""
-    patterns = clause_patterns("en")
+    patterns = clause_patterns(language)
     return lambda text: {
         kind
         for kind, several in patterns.items()
         if any(piece in text and re.search(p, text) for piece, p in several)
     }
+
+
+@pytest.fixture(scope="module")
+def reader():
+    return reader_of("en")
 
 
 def test_everything_is_there_once():
@@ -210,12 +214,7 @@ def characters(text):
 
 @pytest.fixture(scope="module")
 def reader_zh():
-    patterns = clause_patterns("zh")
-    return lambda text: {
-        kind
-        for kind, several in patterns.items()
-        if any(piece in text and re.search(p, text) for piece, p in several)
-    }
+    return reader_of("zh")
 
 
 def test_the_chinese_words_are_there_once_and_their_own():
