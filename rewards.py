@@ -611,6 +611,9 @@ def useful_share(trajectory: dict, media: Media, config: RewardConfig) -> float:
     models = measured_experts(shape_of(c))
     left = Counter(models[0].tools)
     used = media.behind | media.retaken
+    if all(a["kind"] != asked_for(c)[0] for a in media.handed):
+        # Another kind than the one asked for is of use to nobody.
+        used = set()
     useful = 0.0
     failed = sum(map(failure_weight, trajectory["calls"]))
     idle = []

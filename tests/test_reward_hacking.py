@@ -2904,8 +2904,8 @@ def graded(h):
             ["vid_1"],
         )
     else:
-        more, other = clip(h.look, 4), image(h.look)
-        hand, swapped = ids("vid", 1, 1 + last_video(h)), ["img_1"]
+        more, other = clip(h.look, 4, n=2), image(h.look)
+        hand, swapped = ids("vid", 2, 1 + last_video(h)), ["img_1"]
     goal = f"{len(hand)} {'images' if h.c['images'] else 'clips'} more of {h.c['subject']}"
     wrong = act(
         h, [*h.groups, [more]], h.hand + hand, [*h.plan, step(len(h.plan) + 1, more["name"], goal)]
