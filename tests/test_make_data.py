@@ -892,14 +892,13 @@ def test_agent_gives_up_after_three_failures_of_a_step(tasks, monkeypatch):
 
 
 def test_visgen_keeps_what_the_reward_passes(tasks, tmp_path):
-    # At this scale each picture and clip has a flaw, which costs an eighth.
-    data = DataConfig(min_reward=0.86, thoughts="short")
+    data = DataConfig(min_reward=0.97, thoughts="short")
     config = Config(data=data, rollout=RolloutConfig(failure_scale=10.0))
     write_jsonl(tmp_path / "queries.jsonl", tasks["train"][:126])
     make_trajectories(config, tmp_path)
     counts, kept = make_visgen(config, tmp_path), read_jsonl(tmp_path / "visgen.jsonl")
     assert counts["queries"] == 126 and counts["kept"] == len(kept) < counts["answered"] <= 126
-    assert min(r["reward"]["total"] for r in kept) >= 0.86 and all(
+    assert min(r["reward"]["total"] for r in kept) >= 0.97 and all(
         r["ended"] == "answer" for r in kept
     )
     assert {
