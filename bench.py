@@ -43,7 +43,7 @@ from lib.experiment import Config, RewardConfig, command_line, load_config
 from lib.families import asked_kind
 from lib.grader import controls, subjective_grades
 from lib.human import export_sheet, human_tables
-from lib.lineage import content_words, deliverables, on_topic, read_media
+from lib.lineage import deliverables, on_topic, read_media
 from lib.media import SUFFIXES, from_tool, materialize, media, probe, real_file
 from lib.pages import demo_command, report_command
 from lib.reading_exercises import reading_rows
@@ -65,6 +65,7 @@ from lib.tables import SUBJECTIVE, columns_of, compare, grades_name, tables
 from lib.tasks import BENCH
 from lib.text import fill_template, to_json
 from lib.transfer import transfer
+from lib.words import content_words
 from make_data import make_trajectories
 from rewards import PARTS, consistency_reward
 

@@ -24,7 +24,6 @@ from lib.behaviours import BEHAVIOURS, deviate, new_artifact, shot_lengths
 from lib.claims import thought_faults
 from lib.dials import deviating_part, fail_or_not, other_price, refuse_settings, told_otherwise
 from lib.experiment import RolloutConfig
-from lib.lineage import content_words
 from lib.runs import ROOT, run_command
 from lib.text import clean, fill_template, is_json, read_json, tag, to_json
 from lib.toolbox import (
@@ -43,6 +42,7 @@ from lib.toolbox import (
     tool_signature,
     whole_frames,
 )
+from lib.words import content_words
 
 
 @lru_cache(maxsize=256)

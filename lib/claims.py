@@ -7,8 +7,8 @@ request and the replies, and its length against the expert's. R_format counts wh
 import re
 from collections import Counter
 
-from lib.lineage import content_words
 from lib.scenarios import HAN
+from lib.words import content_words
 
 # A thought has at least so many different words; Chinese characters count as words.
 THOUGHT_WORDS = 3

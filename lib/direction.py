@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from lib.lineage import content_words
 from lib.reading import find_noun
 from lib.runs import seeded_rng
 from lib.scenarios import HAN, load_scenarios, read_yaml
+from lib.words import content_words
 from lib.workflows import n_shots
 
 # Words by which a request says that a film is watched on a phone. Ours.

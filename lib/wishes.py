@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lib.families import load_families
-from lib.lineage import Media, can_be_followed, content_words, looked_at, positive_words, shows
+from lib.lineage import Media, looked_at
 from lib.toolbox import category
+from lib.words import can_be_followed, content_words, positive_words, shows
 
 # Ours: what is quieter does not count as music, a shorter piece in a loop is no song, and a shorter
 # fade is a cut.

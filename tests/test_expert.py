@@ -17,12 +17,12 @@ from env import VisGenEnv, parse_utpc  # noqa: E402
 from lib.direction import direct, load_direction, script_of  # noqa: E402
 from lib.experiment import RolloutConfig, load_config  # noqa: E402
 from lib.expert import make_plan, said_and_shown, spoken_seconds, vision_agent  # noqa: E402
-from lib.lineage import content_words, positive_words  # noqa: E402
 from lib.reading import NO_CONSTRAINTS, read_request  # noqa: E402
 from lib.runs import read_jsonl, seeded_rng  # noqa: E402
 from lib.scenarios import HAN, load_scenarios, read_yaml  # noqa: E402
 from lib.tasks import BENCH, make_tasks  # noqa: E402
 from lib.toolbox import load_defaults, refuse  # noqa: E402
+from lib.words import content_words, positive_words  # noqa: E402
 from rewards import ltr_rewards  # noqa: E402
 
 SHARP = "crisp|sharp detail|清晰"  # words of a retake's prompt

@@ -26,12 +26,13 @@ from lib.families import (  # noqa: E402
     load_families,
     wish_sentence,
 )
-from lib.lineage import content_words, read_media  # noqa: E402
+from lib.lineage import read_media  # noqa: E402
 from lib.reading import NO_CONSTRAINTS, clause_patterns, facts_of, read_request  # noqa: E402
 from lib.runs import read_jsonl, seeded_rng  # noqa: E402
 from lib.tasks import BENCH, combination_split, make_tasks  # noqa: E402
 from lib.toolbox import brings, load_tools, makes  # noqa: E402
 from lib.wishes import CHECKS, wish_checks, wish_words  # noqa: E402
+from lib.words import content_words  # noqa: E402
 from lib.workflows import expand_workflow, fitting_workflows, load_workflows  # noqa: E402
 from rewards import explain, ltr_reward, result_reward  # noqa: E402
 

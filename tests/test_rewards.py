@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import rewards  # noqa: E402
 from env import VisGenEnv  # noqa: E402
-from lib import lineage, toolbox, workflows  # noqa: E402
+from lib import result_checks, toolbox, words, workflows  # noqa: E402
 from lib.experiment import (  # noqa: E402
     FORMS,
     Config,
@@ -31,6 +31,7 @@ from lib.expert import vision_agent  # noqa: E402
 from lib.judge import FACETS  # noqa: E402
 from lib.lineage import deliverables  # noqa: E402
 from lib.reading import NO_CONSTRAINTS, read_request  # noqa: E402
+from lib.result_checks import narration_check  # noqa: E402
 from lib.tasks import make_tasks  # noqa: E402
 from lib.text import to_json  # noqa: E402
 from lib.toolbox import load_tools  # noqa: E402
@@ -170,7 +171,7 @@ def expert():
 
 
 def test_doctests():
-    for module, least in ((rewards, 5), (lineage, 3), (workflows, 1)):
+    for module, least in ((rewards, 3), (result_checks, 3), (words, 3), (workflows, 1)):
         result = doctest.testmod(module)
         assert result.attempted >= least and result.failed == 0
 
@@ -1211,11 +1212,11 @@ SAID = (
 
 @given(st.lists(st.sampled_from(SAID), max_size=6), st.sampled_from([", ", ". ", "，", " "]))
 def test_plain_clauses_are_read_as_closely_as_the_others(parts, between):
-    text, wanted = between.join(parts), lineage.content_words("a hidden door")
-    read = lineage.positive_words.__wrapped__
+    text, wanted = between.join(parts), words.content_words("a hidden door")
+    read = words.positive_words.__wrapped__
     with pytest.MonkeyPatch.context() as patch:
         found = read(text, wanted)
-        patch.setattr(lineage, "is_plain", lambda clause: False)
+        patch.setattr(words, "is_plain", lambda clause: False)
         assert read(text, wanted) == found
 
 
@@ -1241,9 +1242,9 @@ def test_a_long_film_is_spoken_over_in_both_halves():
     text = "A red fox runs over the white hill, looking for its young."
     parts = [[5.0 * i, 5.0 * i + 4, f"{text} {i}", 1.0] for i in range(6)]
     film = {"duration_s": 30.0, "speech": parts}
-    assert rewards.narration_check(film, "a red fox") == 1
-    assert rewards.narration_check({**film, "speech": parts[:3]}, "a red fox") == 0
-    assert rewards.narration_check({**film, "speech": parts[::2]}, "a red fox") < 1
+    assert narration_check(film, "a red fox") == 1
+    assert narration_check({**film, "speech": parts[:3]}, "a red fox") == 0
+    assert narration_check({**film, "speech": parts[::2]}, "a red fox") < 1
 
 
 @pytest.mark.parametrize(
@@ -1257,7 +1258,7 @@ def test_a_long_film_is_spoken_over_in_both_halves():
     ],
 )
 def test_prompts_that_a_red_team_got_through(prompt):
-    from lib.lineage import content_words, told
+    from lib.words import content_words, told
 
     assert told(prompt, content_words("a red fox"), 200) < 0.5
 
