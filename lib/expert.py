@@ -421,7 +421,8 @@ GPT_SIZES = {"1:1": "1024x1024", "3:2": "1536x1024", "2:3": "1024x1536"}
 
 def call_arguments(step: dict, job: Job) -> dict:
     """The arguments of a plan step's call, by its key in data/workflows.yaml. Optional ones are
-    written only where the request, or the use, asks for something."""
+    written only where the request, or the use, asks for something; but no service's mark is left
+    on, and a wish for one is met by other tools."""
     made = {}  # step key -> ids that came back
     for other in job.steps:
         if other["ids"]:
@@ -430,6 +431,8 @@ def call_arguments(step: dict, job: Job) -> dict:
         arguments = WISHES[step["key"]](step, job, made)
     else:
         arguments = usual_arguments(step, job, made)
+    if "watermark" in load_tools()[step["tool"]]["parameters"]["properties"]:
+        arguments["watermark"] = False
     change = job.c["wish"].get("change")
     if change and step["key"] in ("frame", "clip") and 2 * step["index"] >= n_shots(job.c):
         arguments["prompt"] += f", {change}"
@@ -850,7 +853,7 @@ def exact_call(step, job, made):
     size = job.c["wish"]["exact_size"]
     if step["tool"] == "tool_text2image_qwen":
         return {"prompt": pictured(step, job), "size": size.replace("x", "*")}
-    return {"prompt": pictured(step, job), "size": size, "watermark": False}
+    return {"prompt": pictured(step, job), "size": size}
 
 
 def marked_call(step, job, made):
