@@ -1116,6 +1116,11 @@ def test_each_service_words_its_block_and_veo_asks_who_is_shown():
     assert "61493863" in error(env, "tool_text2video_veo", prompt="a scene of gore")["message"]
     assert "58061214" in error(env, "tool_text2video_veo", prompt="a child at sea")["message"]
     assert error_code(env, "tool_text2image_qwen", prompt="a child at sea") != "content_blocked"
+    alone = {"name": "tool_text2video_veo", "person_generation": "dont_allow"}
+    assert error_code(env, prompt="an orc pastry chef", **alone) == "content_blocked"
+    assert error_code(env, prompt="一位守灯塔的老人", **alone) == "content_blocked"
+    assert error_code(env, prompt="a red fox at dusk", **alone) != "content_blocked"
+    assert error_code(env, "tool_text2video_veo", prompt="a chef at work") != "content_blocked"
     assert (
         error(env, "tool_music_suno", prompt="like the Beatles")["message"]
         == "SENSITIVE_WORD_ERROR: Beatles"
