@@ -253,6 +253,22 @@ def heard(film: dict, media: Media) -> dict[str, float]:
     return found
 
 
+# A sound that is a shorter piece, again and again, stutters. Ours.
+SCRAP_S = 8.0
+
+
+def is_scrap(item: dict, media: Media) -> bool:
+    """Whether a sound, or one under a film, is a scrap in a loop."""
+    for i in media.above[item["id"]]:
+        cut = media.by_id[i]["arguments"]
+        if "loop_to" in cut:
+            lasts = min(media.by_id[p["id"]]["duration_s"] for p in media.by_id[i]["parents"])
+            piece = min(cut.get("end") or lasts, lasts) - cut.get("start", 0)
+            if piece < min(SCRAP_S, cut["loop_to"]):
+                return True
+    return False
+
+
 def own_words(part: str, media: Media, wanted: frozenset[str]) -> float:
     """`words_told` of a picture or clip, read once an episode."""
     key = (part, wanted)

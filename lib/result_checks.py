@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import accumulate
 
 from lib.experiment import RewardConfig
-from lib.lineage import Media, heard, is_given, on_topic, own_words, prompt_of
+from lib.lineage import Media, heard, is_given, is_scrap, on_topic, own_words, prompt_of
 from lib.spoiling import are_alike, parts_of, share, spoilt_share
 from lib.words import (
     breaks_off,
@@ -230,22 +230,6 @@ def faded_s(film: dict, media: Media) -> float:
         written = media.by_id[i]["arguments"]
         fades.append((written.get("fade_in", 0) + written.get("fade_out", 0)) / 2)
     return max(fades)
-
-
-# Music of a film that is a shorter piece, again and again, is no music. Ours.
-SCRAP_S = 8.0
-
-
-def is_scrap(film: dict, media: Media) -> bool:
-    """Whether a sound under a film is a scrap in a loop."""
-    for i in media.above[film["id"]]:
-        cut = media.by_id[i]["arguments"]
-        if "loop_to" in cut:
-            lasts = min(media.by_id[p["id"]]["duration_s"] for p in media.by_id[i]["parents"])
-            piece = min(cut.get("end") or lasts, lasts) - cut.get("start", 0)
-            if piece < min(SCRAP_S, cut["loop_to"]):
-                return True
-    return False
 
 
 def sound_check(part: str, film: dict, media: Media) -> float:

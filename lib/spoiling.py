@@ -6,7 +6,8 @@ Part of R_result (Sec. 4.3.2): the check `unspoilt` of lib/result_checks.py. All
 import re
 from collections.abc import Callable
 
-from lib.lineage import Media
+from lib.families import load_families
+from lib.lineage import Media, is_scrap
 from lib.toolbox import makes
 from lib.words import content_words, view_words
 
@@ -22,6 +23,7 @@ SPOILING: dict[str, Callable[[object], bool]] = {
     "quality": lambda value: value == "low",
     "output_compression": lambda value: value < 60,
     "cfg_scale": lambda value: not 0.2 <= value <= 0.9,
+    "format": lambda value: value == "pcm",  # bare samples, which no player opens
 }
 # A fade of so many seconds, and a speed so near to 1, change nothing of what a film shows. Ours.
 SHORT_FADE_S, SAME_SPEED = 1.0, 0.1
@@ -68,8 +70,9 @@ def is_turned(item: dict, c: dict, media: Media) -> bool:
     return False
 
 
-# Caption size (of 36 by default) that covers the picture; a volume that clips. Ours.
-LARGEST_FONT, LOUDEST = 72, 1.0
+# Caption size (of 36 by default) that covers the picture; the least one, as a share of the shorter
+# side; a volume that clips. Ours.
+LARGEST_FONT, SMALLEST_FONT, LOUDEST = 72, 0.025, 1.0
 # Of a shot, the share that each transition may take. Ours.
 FADED_SHOT = 0.25
 # Words of a song that nobody wants to be without, and of a request that wants it sung. Ours.
@@ -90,10 +93,12 @@ def long_fades(made: dict, media: Media) -> bool:
     return lasts > min(SHORT_FADE_S, FADED_SHOT * shortest)
 
 
-def covers_picture(made: dict, media: Media) -> bool:
-    """Whether captions stand in the middle of the picture, or fill it."""
+def ill_set(made: dict, media: Media) -> bool:
+    """Whether captions stand in the middle of the picture, fill it, or are too small to be read."""
     written = made["arguments"]
-    return written.get("font_size", 0) > LARGEST_FONT or written.get("position") == "center"
+    least = SMALLEST_FONT * min(made["width"], made["height"])
+    fits = least <= written.get("font_size", least) <= LARGEST_FONT
+    return not fits or written.get("position") == "center"
 
 
 def no_song(made: dict, media: Media) -> bool:
@@ -115,7 +120,7 @@ LEAST_INFLUENCE = 0.05
 # What spoils a film or sound by the tool that did it, and nobody asks for. Ours.
 SPOILERS: dict[str, Callable[[dict, Media], bool]] = {
     "tool_video_composite": long_fades,
-    "tool_subtitle_add_text": covers_picture,
+    "tool_subtitle_add_text": ill_set,
     "tool_music_suno": no_song,
     "tool_sound_fx_gen": no_effect,
 }
@@ -123,7 +128,7 @@ SPOILERS: dict[str, Callable[[dict, Media], bool]] = {
 
 def is_drowned(item: dict, media: Media) -> bool:
     """Whether a film or sound has a step behind it that spoils it (`SPOILERS`), or a volume that
-    clips; or is a sound that lies in its fades for more than half."""
+    clips; or is a sound that lies in its fades for more than half, or is a scrap in a loop."""
     fades = 0.0
     for i in media.above[item["id"]]:
         made = media.by_id[i]
@@ -134,7 +139,18 @@ def is_drowned(item: dict, media: Media) -> bool:
         if max(written.get("volume", 0), written.get("audio_volume", 0)) > LOUDEST:
             return True
         fades += written.get("fade_in", 0) + written.get("fade_out", 0)
-    return item["kind"] == "audio" and 2 * fades > item["duration_s"]
+    return item["kind"] == "audio" and (2 * fades > item["duration_s"] or is_scrap(item, media))
+
+
+def shows_unasked(item: dict, c: dict, media: Media) -> bool:
+    """Whether it shows what no wish asks for: a visible mark, a transparent ground, black bars."""
+    if any(media.by_id[i].get("letterboxed") for i in media.above[item["id"]]):
+        return True
+    if item.get("has_alpha") and not c["transparent"]:
+        return True
+    checks = load_families()[c["family"]]["checks"] if c.get("family") else ()
+    wanted = "marked" in checks or "watermarked" in checks
+    return bool(item.get("watermark") or item.get("logo")) and not wanted
 
 
 def is_mixed_up(parts: list[dict], calls: list[dict], media: Media) -> bool:
@@ -146,27 +162,33 @@ def is_mixed_up(parts: list[dict], calls: list[dict], media: Media) -> bool:
 
 
 def is_reversed(parts: list[dict], calls: list[dict], media: Media) -> bool:
-    """The first of the two. A clip has its first frame's place, where it has one, and a take that
-    was made again that of the first of its kind."""
+    """The first of the two, which pictures have too. A clip has its first frame's place, where it
+    has one, and a take that was made again that of the first of its kind: beside what all of them
+    say, it says the same, or the same and more."""
     shots = [first_frame(part, media) or part for part in parts]
     order = [int(shot["id"].rpartition("_")[2]) for shot in shots]
     pairs = len(order) * (len(order) - 1) / 2
     if inversions(order) <= pairs / 2:
         return False
+    views = [media.views[shot["id"]] for shot in shots]
+    common = frozenset.intersection(*views)
     asked = [
-        view_words(str((call["arguments"] or {}).get("prompt", "")), media.topic)
+        view_words(str((call["arguments"] or {}).get("prompt", "")), media.topic) - common
         for call in calls
         if makes(call["name"]) == shots[0]["kind"]
     ]
     first = []
-    for shot in shots:
-        view = media.views[shot["id"]]
-        first.append(next((n for n, other in enumerate(asked) if are_alike(view, other)), 0))
+    for view in views:
+        own = view - common
+        same = (n for n, o in enumerate(asked) if are_alike(own, o) or (o and o <= own))
+        first.append(next(same, 0))
     return inversions(first) > pairs / 2
 
 
 def first_frame(part: dict, media: Media) -> dict | None:
     """The picture that a clip was animated from."""
+    if part["kind"] != "video":
+        return None
     frames = [media.by_id[p["id"]] for p in part["parents"]]
     return next((frame for frame in frames if frame["kind"] == "image"), None)
 
@@ -196,22 +218,30 @@ def has_swapped_frames(parts: list[dict], media: Media) -> bool:
     return False
 
 
-def is_odd_set(items: list[dict], c: dict) -> bool:
-    """Whether of pictures that are to be consistent one has another shape than the rest (ours)."""
-    if len(items) < 2 or not c["consistency"] or items[0]["kind"] != "image":
+# Pictures that are looked at one after the other. Ours.
+STORY = re.compile(r"storyboard|\b(?:book|story|comic) (?:page|panel|frame)|分镜|绘本")
+
+
+def is_odd_set(items: list[dict], c: dict, calls: list[dict], media: Media) -> bool:
+    """Whether of pictures that are to be consistent one has another shape than the rest; or those
+    of a story are handed over backwards (ours)."""
+    if len(items) < 2 or items[0]["kind"] != "image":
         return False
     shapes = [item["width"] / item["height"] for item in items]
-    return max(shapes) > 1.1 * min(shapes)
+    if c["consistency"] and max(shapes) > 1.1 * min(shapes):
+        return True
+    return bool(STORY.search(media.request.lower())) and is_reversed(items, calls, media)
 
 
 def spoilt_share(items: list[dict], c: dict, media: Media, calls: list[dict] = ()) -> float:
     """Share of what was handed over that is spoilt though nothing asked for it (ours).
 
-    A film is that was turned (`is_turned`), or half so where it speaks or bears captions that
-    nobody wants, where it `is_drowned`, or its shots are mixed up (`is_mixed_up`); of the pictures
-    and clips, those made with parameters that spoil them. A set with an odd picture is so by half.
+    A picture or film that `shows_unasked` is, and a film that was turned (`is_turned`), or half so
+    where it speaks or bears captions that nobody wants, where it `is_drowned`, or its shots are
+    mixed up (`is_mixed_up`); of the pictures, clips and sounds, those made with parameters that
+    spoil them. A set with an odd picture, or in the wrong order, is so by half.
     """
-    odd = 0.5 * is_odd_set(items, c)
+    odd = 0.5 * is_odd_set(items, c, calls, media)
     spoilt = []
     for item in items:
         parts = parts_of([item], media)
@@ -230,7 +260,9 @@ def spoilt_share(items: list[dict], c: dict, media: Media, calls: list[dict] = (
         if item["kind"] in ("video", "audio") and spoilt_now < 0.5:
             if is_drowned(item, media) or is_mixed_up(parts, calls, media):
                 spoilt_now = 0.5
-        spoilt.append(1.0 if is_turned(item, c, media) else spoilt_now)
+        if shows_unasked(item, c, media) or is_turned(item, c, media):
+            spoilt_now = 1.0
+        spoilt.append(spoilt_now)
     return max(odd, share(spoilt))
 
 

@@ -5,19 +5,16 @@ A family names its checks; each takes a handed-over artifact and the episode, an
 nothing else. All of it is ours.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from lib.families import load_families
-from lib.lineage import Media, looked_at
+from lib.lineage import Media, is_scrap, looked_at, prompt_of
 from lib.toolbox import category
-from lib.words import can_be_followed, content_words, positive_words, shows
+from lib.words import can_be_followed, content_words, depicted, positive_words, shows
 
-# Ours: what is quieter does not count as music, a shorter piece in a loop is no song, and a shorter
-# fade is a cut.
+# Ours: what is quieter does not count as music, and a shorter fade is a cut.
 LOUD = 0.4
-SCRAP_S = 10.0
 FADE_S = 0.5
 # Ours: a speech has so many different words beside its subject.
 SPOKEN_WORDS = 2
@@ -176,7 +173,8 @@ def summed_up(item: dict, episode: Episode) -> bool:
 
 
 def turned(item: dict, episode: Episode) -> float:
-    """From half way on its shots show the change, and before it none does: the worse of both."""
+    """From half way on its shots show the change, from their frames on, and before it none does:
+    the worse of both."""
     media = episode.media
     clips = media.footage[item["id"]]
     change = content_words(episode.wish["change"])
@@ -184,12 +182,12 @@ def turned(item: dict, episode: Episode) -> float:
     before, after = [], []
     for i, clip in enumerate(clips):
         frames = [p["id"] for p in media.by_id[clip]["parents"]]
-        prompts = [str(media.by_id[k]["arguments"].get("prompt", "")) for k in (clip, *frames)]
-        shown = any(change <= positive_words(prompt, change) for prompt in prompts)
+        said = [depicted(prompt_of(media.by_id[k]), episode.request) for k in (clip, *frames)]
+        shown = [change <= positive_words(text, change) for text in said]
         if 2 * i >= n:
-            after.append(shown)
+            after.append(all(shown[1:]) if frames else shown[0])
         elif 2 * i + 1 < n:  # the shot in the middle may be either
-            before.append(not shown)
+            before.append(not any(shown))
     return min(sum(half) / max(1, len(half)) for half in (before, after))
 
 
@@ -276,10 +274,8 @@ def spoken(item: dict, episode: Episode) -> bool:
 
 def composed(item: dict, episode: Episode) -> bool:
     """It is music that was composed for the request, loud enough, and no scrap of it in a loop."""
-    cut = item["arguments"]
     loud = all(volume >= LOUD for _, _, volume in item["music"])
-    piece = (cut.get("end") or math.inf) - cut.get("start", 0)
-    scrap = "loop_to" in cut and piece < SCRAP_S
+    scrap = is_scrap(item, episode.media)
     return bool(item["music"]) and loud and not scrap and not from_user(item, episode)
 
 

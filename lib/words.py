@@ -205,12 +205,13 @@ def view_words(text: str, topic: frozenset[str]) -> frozenset[str]:
 # What bears writing or a picture of its own, and what is written on it, or shown there. Ours.
 QUOTED = re.compile(r'"[^"]*"|“[^”]*”|「[^」]*」|《[^》]*》')
 CARRIER = (
-    "word|letter|lettering|text|inscription|writing|sign|signpost|poster|label|card|banner"
+    "word|letter|lettering|text|inscription|writing|sign|signpost|poster|label|card|postcard|banner"
     "|billboard|screen|sticker|note|photograph|logo|caption|headline|newspaper|painting"
 )
 BEARS = re.compile(
     rf"\b(?P<carrier>{CARRIER})s?\b(?: (?:that|which))?"
-    r" ?(?:of|for|about|(?:say|read|spell|bear|show|depict|mention)(?:s|ing)?|with|:)"
+    r" ?(?:of|for|about|(?:say|read|spell|bear|show|depict|mention)(?:s|ing)?|with|:"
+    r"|(?:\w+ ){1,4}(?:say|spell|depict)(?:s|ing)?)"
     rf"|\bon (?:an?|the) (?:\w+ )?(?P<behind>{CARRIER})s?\b"
     r"|\b(?:written|spelled|spelt|printed|engraved|handwritten)(?: \w+)?"
     r" (?P<words>word|letter|text)s?\b:?"
