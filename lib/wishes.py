@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from lib.families import load_families
 from lib.lineage import Media, looked_at
 from lib.toolbox import category
-from lib.words import can_be_followed, content_words, positive_words, shows
+from lib.words import (
+    can_be_followed,
+    content_words,
+    in_order,
+    is_prose,
+    new_share,
+    positive_words,
+    says_only,
+    shows,
+)
 
 # Ours: what is quieter does not count as music, a shorter piece in a loop is no song, and a shorter
 # fade is a cut.
@@ -164,15 +173,15 @@ def retimed(item: dict, episode: Episode) -> bool:
 
 
 def summed_up(item: dict, episode: Episode) -> bool:
-    """The captions say what a summary of the attached text says, in eight words or more."""
-    shown = content_words(" ".join(text for _, _, text in item["cues"]))
+    """The captions say what a summary of the attached text says, in its words and order, in eight
+    words or more."""
+    shown = in_order(" ".join(text for _, _, text in item["cues"]))
     summaries = [
-        content_words(a["text"])
+        in_order(a["text"])
         for a in episode.media.by_id.values()
         if a["tool"] == "tool_content_summary" and {p["id"] for p in a["parents"]} == {"in_1"}
     ]
-    said = max((len(shown & words) for words in summaries), default=0)
-    return len(shown) >= 8 and said >= 0.9 * len(shown)
+    return len(set(shown)) >= 8 and any(says_only(shown, words) for words in summaries)
 
 
 def turned(item: dict, episode: Episode) -> float:
@@ -264,11 +273,16 @@ def sourced(item: dict, episode: Episode) -> float:
 
 
 def spoken(item: dict, episode: Episode) -> bool:
-    """Speech about the subject, a sentence or more at a speed that can be followed, in the asked
-    voice."""
+    """Speech about the subject, a sentence or more that can be understood and followed, in the
+    asked voice."""
     subject = episode.media.subject
     text = ". ".join(span[2] for span in item["speech"] if can_be_followed(span))
     said = positive_words(text, subject)
+    if (
+        not is_prose(text, episode.media.language, subject)
+        or new_share([text], episode.c["subject"]) < 1
+    ):
+        return False
     voices = {a["arguments"].get("voice") for a in episode.sources(item)} - {None}
     names_it = 2 * len(said & subject) >= len(subject)
     return names_it and len(said - subject) >= SPOKEN_WORDS and voices == {episode.wish["voice"]}
