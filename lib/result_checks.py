@@ -20,7 +20,6 @@ from lib.words import (
     is_gibberish,
     is_known,
     is_prose,
-    language_of,
     name_subject,
     new_share,
     positive_words,
@@ -181,10 +180,9 @@ SHOWN_TWICE = 2
 
 
 def page_share(page: dict, subject: str, media: Media) -> float:
-    """Of one page's sections the share that show something or name the subject, squared.
-
-    0 unless the subject is named above them (title or headings), and in the texts, where there are
-    any; and unless each can be read (`is_prose`). What is said or shown again and again lowers it.
+    """Of one page's sections the share that show something or name the subject, times that of its
+    texts that can be read (`is_prose`), squared; less where something is said, or shown, again and
+    again. 0 unless the subject is named above the texts (title or headings), and in them.
     """
     wanted = content_words(subject)
 
@@ -197,24 +195,21 @@ def page_share(page: dict, subject: str, media: Media) -> float:
     texts = [str(section.get("text") or "") for section in sections]
     above = [text for text in (str(page["title"]), *headings) if text.strip()]
     below = [text for text in texts if text.strip()]
-    translated = media.language != language_of(subject)
-    # What stands at an address that the request gives names what it will.
-    named = names_it(*above) and (not below or "://" in media.request or names_it(*below))
-    if not (named or translated) or not all(
-        is_prose(text, media.language, media.topic, least)
-        for written, least in ((above, 1), (below, LEAST_WORDS))
-        for text in written
-    ):
+    # What stands at an address of the request's may be in any language; lib/wishes.py compares it.
+    language = "" if "://" in media.request else media.language
+    named = names_it(*above) or not media.language
+    if not named or below and language and not names_it(*below):
         return 0.0
+    least = LEAST_WORDS if len(below) == 1 else 1
+    readable = [is_prose(text, media.language, media.topic) for text in above]
+    readable += [is_prose(text, language, media.topic, least) for text in below]
     fit = [
         bool(section.get("media_ids")) or names_it(heading, text)
         for section, heading, text in zip(sections, headings, texts)
     ]
     shown = [i for section in sections for i in section.get("media_ids") or ()]
-    most = SHOWN_TWICE * len(set(shown))
-    return (
-        sum(fit) / len(fit) * new_share(texts, subject) * min(1.0, most / max(1, len(shown)))
-    ) ** 2
+    once = min(1.0, SHOWN_TWICE * len(set(shown)) / max(1, len(shown)))
+    return (share(fit) * share(readable) * once * new_share(texts, subject)) ** 2
 
 
 # Of a film: how much of it music, effects, speech and captions fill where all is well; how loud
@@ -294,7 +289,7 @@ def several_facts(texts: list[str], film: dict, subject: str, media: Media) -> f
     language = media.language
     prose = [text for text in texts if is_prose(text, language, subject_words)]
     said = positive_words(". ".join(prose), subject_words)
-    if language == language_of(subject):
+    if language:
         if not name_subject(said, subject_words) or is_gibberish(said - subject_words):
             return 0.0
     if not prose:
@@ -323,16 +318,16 @@ DIRECTION = 24
 STEP_S = 1.0
 
 
-def in_step(cues: list[list], film: dict) -> float:
+def in_step(cues: list[list], film: dict, media: Media) -> float:
     """Share of the captions whose words are spoken while they stand, within STEP_S, in this order
-    (ours); 1 for a film that is not spoken. Some of what is spoken may be left out. The words of a
-    span are taken to be spoken evenly over it."""
+    (ours); 1 for a film that is not spoken, or in two languages. Some of what is spoken may be left
+    out. The words of a span are taken to be spoken evenly over it."""
     spoken = []
     for start, end, text, *_ in film.get("speech") or []:
         words = in_order(text)
         lasts = (end - start) / max(1, len(words))
         spoken += [(start + i * lasts, start + (i + 1) * lasts, w) for i, w in enumerate(words)]
-    if not spoken or not cues:
+    if not spoken or not cues or not media.language:
         return 1.0
     right = 0
     for start, end, text in cues:
@@ -397,7 +392,7 @@ def subtitles_check(film: dict, subject: str, media: Media) -> float:
     covered = filled_s(list(first.values()), lambda span: 1.0)
     covered /= CAPTIONS_FILL * film["duration_s"]
     facts = several_facts([cue[2] for cue in cues], film, subject, media)
-    return min(1.0, covered) * facts * in_step(cues, film)
+    return min(1.0, covered) * facts * in_step(cues, film, media)
 
 
 def audio_check(part: str, film: dict, media: Media, subject: str) -> float:

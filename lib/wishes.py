@@ -203,24 +203,32 @@ def turned(item: dict, episode: Episode) -> float:
 
 
 # ---------------------------------------------------------------------------- texts, pages, sounds
+def makes_sense(text: str, episode: Episode) -> bool:
+    """Whether a text can be understood by the client."""
+    return is_prose(text, episode.media.language, episode.media.topic)
+
+
 def refined(item: dict, episode: Episode) -> bool:
-    """A refined prompt for a picture that says the subject, no longer than allowed."""
+    """A refined prompt for a picture that says the subject, no longer than allowed, and makes
+    sense."""
     return (
         item["tool"] == "tool_prompt_refine"
         and item["arguments"].get("target", "image") == "image"
         and item["arguments"].get("language", "en") == episode.language
         and item["n_chars"] <= episode.wish["max_chars"]
         and shows(item["text"], episode.c["subject"])
+        and makes_sense(item["text"], episode)
     )
 
 
 def scripted(item: dict, episode: Episode) -> bool:
-    """A script of the asked length about the subject."""
+    """A script of the asked length about the subject that makes sense."""
     return (
         item["tool"] == "tool_video_script_gen"
         and item["arguments"].get("language", "en") == episode.language
         and item["lasts_s"] == episode.c["duration_s"]
         and shows(item["text"], episode.c["subject"])
+        and makes_sense(item["text"], episode)
     )
 
 
@@ -236,10 +244,11 @@ def same_shots(item: dict, episode: Episode) -> bool:
 
 
 def in_mood(item: dict, episode: Episode) -> bool:
-    """The instructions for the board named the mood, and not to avoid it."""
+    """The instructions for the board named the mood, not to avoid it, and make sense."""
     told = str(item["arguments"].get("instructions", ""))
     mood = content_words(episode.wish["mood"])
-    return episode.wish["mood"] in told and mood <= positive_words(told, mood)
+    named = episode.wish["mood"] in told and mood <= positive_words(told, mood)
+    return named and makes_sense(told, episode)
 
 
 def narrated(item: dict, episode: Episode) -> bool:
@@ -278,14 +287,11 @@ def spoken(item: dict, episode: Episode) -> bool:
     subject = episode.media.subject
     text = ". ".join(span[2] for span in item["speech"] if can_be_followed(span))
     said = positive_words(text, subject)
-    if (
-        not is_prose(text, episode.media.language, subject)
-        or new_share([text], episode.c["subject"]) < 1
-    ):
-        return False
     voices = {a["arguments"].get("voice") for a in episode.sources(item)} - {None}
     names_it = 2 * len(said & subject) >= len(subject)
-    return names_it and len(said - subject) >= SPOKEN_WORDS and voices == {episode.wish["voice"]}
+    enough = len(said - subject) >= SPOKEN_WORDS and new_share([text], episode.c["subject"]) == 1
+    sense = makes_sense(text, episode) and names_it and enough
+    return sense and voices == {episode.wish["voice"]}
 
 
 def composed(item: dict, episode: Episode) -> bool:

@@ -275,15 +275,17 @@ def language_of(text: str) -> str:
 
 @lru_cache(maxsize=8192)
 def language_wanted(request: str) -> str:
-    """The language that is to be read and heard: the request's own, or the one that it names; ""
-    for one whose words are known to no rule.
+    """The language that is to be read and heard: "en" or "zh", the request's own; "" where it wants
+    another by name, or is itself in one: no rule here knows its words.
 
     >>> language_wanted("A film with Chinese subtitles."), language_wanted("A French braid.")
-    ('zh', 'en')
+    ('', 'en')
     """
-    if named := LANGUAGE_WANTED.search(request.lower()):
-        return CODES.get(named[named.lastgroup], "")
-    return language_of(request) if len(OTHER_LETTER.findall(request)) <= A_NAME else ""
+    own = language_of(request)
+    for named in LANGUAGE_WANTED.finditer(request.lower()):
+        if CODES.get(named[named.lastgroup]) != own:
+            return ""
+    return own if len(OTHER_LETTER.findall(request)) <= A_NAME else ""
 
 
 @lru_cache(maxsize=8192)
@@ -300,6 +302,7 @@ def is_foreign(text: str, language: str) -> bool:
     return language == "en" and chinese + others > A_NAME
 
 
+SENTENCE_END = re.compile(r"[.!?\n]+")
 # Marks of a template or of HTML, which no reader wants to see. Ours.
 MARKUP = re.compile(r"[{}]|</?[a-zA-Z]")
 
@@ -308,7 +311,7 @@ MARKUP = re.compile(r"[{}]|</?[a-zA-Z]")
 def is_prose(text: str, language: str, topic: frozenset[str], least: int = 1) -> bool:
     """Whether a person can make something of a text that is read or heard (ours): it is in the
     language, has no marks of a template and `least` different words that are known, or of the
-    topic, and is no gibberish.
+    topic, and neither it nor a sentence of it is gibberish.
 
     >>> is_prose("xxx", "en", frozenset()), is_prose("A red fox", "en", frozenset())
     (False, True)
@@ -318,8 +321,9 @@ def is_prose(text: str, language: str, topic: frozenset[str], least: int = 1) ->
     words = content_words(text)
     if language != "en":
         return len(words) >= least
-    known = [word for word in words if word in topic or len(word) > 1 and is_known(word)]
-    return len(known) >= least and not is_gibberish(words - topic)
+    known = [w for w in words if w in topic or w.isdigit() or len(w) > 1 and is_known(w)]
+    sentences = [content_words(sentence) - topic for sentence in SENTENCE_END.split(text)]
+    return len(known) >= least and not any(map(is_gibberish, [words - topic, *sentences]))
 
 
 # Of the runs of so many words of a text, a share that may come again. Ours.
