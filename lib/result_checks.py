@@ -319,21 +319,20 @@ STEP_S = 1.0
 
 
 def in_step(cues: list[list], film: dict, media: Media) -> float:
-    """Share of the captions whose words are spoken while they stand, within STEP_S, in this order
-    (ours); 1 for a film that is not spoken, or in two languages. Some of what is spoken may be left
-    out. The words of a span are taken to be spoken evenly over it."""
+    """Of the captions that stand while someone speaks, the share whose words are spoken then,
+    within STEP_S, in this order (ours); 1 where nobody speaks, or in another language. Some of what
+    is spoken may be left out. A span's words are taken to be spoken evenly over it."""
     spoken = []
     for start, end, text, *_ in film.get("speech") or []:
         words = in_order(text)
         lasts = (end - start) / max(1, len(words))
         spoken += [(start + i * lasts, start + (i + 1) * lasts, w) for i, w in enumerate(words)]
-    if not spoken or not cues or not media.language:
-        return 1.0
-    right = 0
+    right = []
     for start, end, text in cues:
-        heard_then = [w for a, b, w in spoken if a >= start - STEP_S and b <= end + STEP_S]
-        right += says_only(in_order(text), heard_then)
-    return right / len(cues)
+        if any(a < end and b > start for a, b, _ in spoken):
+            heard_then = [w for a, b, w in spoken if a >= start - STEP_S and b <= end + STEP_S]
+            right.append(says_only(in_order(text), heard_then))
+    return share(right) if right and media.language else 1.0
 
 
 def narration_check(film: dict, subject: str, media: Media) -> float:

@@ -337,8 +337,10 @@ def new_share(texts: list[str], subject: str) -> float:
     >>> new_share(["They sell bread and cake here. "] * 12, "a baker") < 0.2
     True
     """
-    words = WORD.findall(" ".join(texts).lower().replace(subject.lower(), " "))
-    runs = list(zip(*(words[i:] for i in range(RUN))))
+    runs = []
+    for text in texts:
+        words = WORD.findall(text.lower().replace(subject.lower(), " "))
+        runs += [tuple(words[i : i + RUN]) for i in range(len(words) - RUN + 1)] or [tuple(words)]
     return min(1.0, len(set(runs)) / len(runs) / (1 - REFRAIN)) if runs else 1.0
 
 
