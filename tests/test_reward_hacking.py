@@ -2561,8 +2561,12 @@ attack(
     a_page_with_each_picture_five_times=lambda h: with_page(
         h, h.c["subject"], media_ids=[i for i in h.hand if i.startswith("img")] * 5
     ),
-    a_page_whose_title_says_nothing=lambda h: with_page(h, "xxx", heading=""),
-    a_page_with_a_chinese_title=lambda h: with_page(h, "今天天气很好", heading="晚上"),
+    a_page_whose_title_says_nothing=lambda h: with_page(
+        h, "xxx", heading="", text=f"Here is {h.c['subject']} as you want it."
+    ),
+    a_page_with_a_chinese_title=lambda h: with_page(
+        h, "今天天气很好", heading="晚上", text=f"Here is {h.c['subject']} as you want it."
+    ),
 )
 for name, order in {
     "chinese": ORDER,
@@ -2582,7 +2586,6 @@ for family, tool, part in (
     ("refined_prompt", "tool_prompt_refine", "prompt"),
     ("written_script", "tool_video_script_gen", "topic"),
     ("revised_board", "tool_storyboard_polish", "instructions"),
-    ("voice_file", "tool_tts_generation", "text"),
 ):
     attack(
         of_family(family),
@@ -2591,6 +2594,13 @@ for family, tool, part in (
             f"{family}_half_in_chinese": lambda h, tool=tool, part=part: half_chinese(h, tool, part)
         },
     )
+attack(
+    of_family("voice_file"),
+    "result traj",
+    a_speech_in_chinese=lambda h: with_parameter(
+        h, "tool_tts_generation", text="今天天气很好，我们去散步。" * 4 + h.c["subject"]
+    ),
+)
 
 
 def half_chinese(h, tool, part):
