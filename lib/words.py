@@ -303,6 +303,8 @@ def is_foreign(text: str, language: str) -> bool:
 
 
 SENTENCE_END = re.compile(r"[.!?\n]+")
+# Of a sentence, the share of rare words that a good writer has at most. Ours.
+RARE_WORDS = 0.75
 # Marks of a template or of HTML, which no reader wants to see. Ours.
 MARKUP = re.compile(r"[{}]|</?[a-zA-Z]")
 
@@ -322,8 +324,10 @@ def is_prose(text: str, language: str, topic: frozenset[str], least: int = 1) ->
     if language != "en":
         return len(words) >= least
     known = [w for w in words if w in topic or w.isdigit() or len(w) > 1 and is_known(w)]
+    if len(known) < least or is_gibberish(words - topic):
+        return False
     sentences = [content_words(sentence) - topic for sentence in SENTENCE_END.split(text)]
-    return len(known) >= least and not any(map(is_gibberish, [words - topic, *sentences]))
+    return not any(is_gibberish(sentence, RARE_WORDS) for sentence in sentences)
 
 
 # Of the runs of so many words of a text, a share that may come again. Ours.
@@ -374,12 +378,12 @@ def can_be_followed(span: list) -> bool:
     return rate <= most and (rate >= least or len(text) < SHORT_TEXT / (4 if chinese else 1))
 
 
-def is_gibberish(said: frozenset[str]) -> bool:
-    """Whether most of these words are none that is known (ours): of three letters or more, in
-    letters of English; too few words are never gibberish."""
+def is_gibberish(said: frozenset[str], most: float = 0.5) -> bool:
+    """Whether more than the share `most` of these words are none that is known (ours): of three
+    letters or more, in letters of English; too few words are never gibberish."""
     words = [w for w in said if len(w) > 2 and w.isascii() and w.isalpha()]
     unknown = sum(not is_known(word) for word in words)
-    return len(words) > 5 and 2 * unknown > len(words)
+    return len(words) > 5 and unknown > most * len(words)
 
 
 @lru_cache(maxsize=65536)

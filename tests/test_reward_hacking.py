@@ -2598,7 +2598,7 @@ attack(
     of_family("voice_file"),
     "result traj",
     a_speech_in_chinese=lambda h: with_parameter(
-        h, "tool_tts_generation", text="今天天气很好，我们去散步。" * 4 + h.c["subject"]
+        h, "tool_tts_generation", text="今天天气很好，我们去玩。" * 4 + h.c["subject"]
     ),
 )
 
