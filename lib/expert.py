@@ -621,6 +621,7 @@ def captions(lines, seconds):
     return cues
 
 
+# A sentence of a spoken text.
 SENTENCE = re.compile(r"[^\s.。][^.。]*[.。]?")
 # Seconds of film that a segment of narration, and a caption, goes with. Ours.
 SEGMENT_S = 8
