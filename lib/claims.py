@@ -8,7 +8,7 @@ import re
 from collections import Counter
 
 from lib.scenarios import HAN
-from lib.words import content_words
+from lib.words import content_words, is_foreign, language_of
 
 # A thought has at least so many different words; Chinese characters count as words.
 THOUGHT_WORDS = 3
@@ -123,7 +123,7 @@ def thought_faults(text: str, task: dict, known: set[str], replies: list[str], f
     found = []
     if len(text) > LONGEST["first" if first else "later"]:
         found.append("long")
-    if is_foreign(text, task):
+    if is_chinese(text, task):
         found.append("foreign")
     request = task.get("request", "").strip()
     if request and 2 * len(request) > len(text) and request in text:
@@ -135,17 +135,17 @@ def thought_faults(text: str, task: dict, known: set[str], replies: list[str], f
     return found
 
 
-def is_foreign(text: str, task: dict) -> bool:
-    """Whether a text is Chinese though the request is English. The other way round is free: tiny
-    policies think in English alone."""
-    if text.isascii() or task.get("language", "en") != "en" or HAN.search(task.get("request", "")):
+def is_chinese(text: str, task: dict) -> bool:
+    """Whether a text is mostly Chinese though the request is English. The other way round is free:
+    tiny policies think in English alone."""
+    if text.isascii() or "zh" in (task.get("language"), language_of(task.get("request", ""))):
         return False
-    return len(HAN.findall(text)) > CHINESE * len(text)
+    return is_foreign(text, "en") and len(HAN.findall(text)) > CHINESE * len(text)
 
 
 def is_rambling(summary: str, task: dict) -> bool:
     """Whether a summary is far too long, or in Chinese though the request is English."""
-    return len(summary) > LONGEST["summary"] or is_foreign(summary, task)
+    return len(summary) > LONGEST["summary"] or is_chinese(summary, task)
 
 
 def opening_thought(messages: list[dict]) -> str:

@@ -537,6 +537,12 @@ def film_arguments(key, job):
         voice = job.voice["lines_zh" if chinese else "lines"]
         segments = narration(film_lines(c, voice, job.rng), seconds, chinese)
         cues = captions(film_lines(c, voice, job.rng), seconds)
+        for step in job.steps:
+            if step["key"] == "voice" and step["done"]:
+                parts = [
+                    (s["start"], SENTENCE.findall(s["text"])) for s in step["said"]["segments"]
+                ]
+                cues = spoken_captions(parts, seconds, chinese)
     if key == "voice":
         return {"video": film, "segments": segments, **language}
     return {"video": film, "subtitles": cues, **language}
@@ -551,18 +557,23 @@ def said_and_shown(direction, seconds, spoken):
     segments = [{"start": start, "text": join(direction, said)} for start, said in parts]
     if not spoken:
         return segments, captions(lines_of(direction), seconds)
+    return segments, spoken_captions(parts, seconds, chinese)
+
+
+def spoken_captions(parts, seconds, chinese):
+    """Cues of what is spoken, [(start, sentences)]: each sentence stands from when it is heard to
+    the next one, the last of a part a little longer."""
     cues = []
     for (start, said), after in zip(parts, [*(start for start, _ in parts[1:]), seconds]):
-        lasts = [spoken_seconds(text, chinese) for text in said]
-        # A sentence stands until the next one; the last of a part a little longer than it is heard.
-        until = min(after, start + 1.25 * sum(lasts) + 1)
         at = start
-        for i, text in enumerate(said):
-            end = start + (until - start) * sum(lasts[: i + 1]) / sum(lasts)
+        for i, text in enumerate(said, 1):
+            end = start + spoken_seconds(("" if chinese else " ").join(said[:i]), chinese)
+            if i == len(said):
+                end = min(after, start + 1.25 * (end - start) + 1)
             end = math.floor(10 * end) / 10
             cues.append({"start": round(at, 1), "end": end, "text": text})
             at = end
-    return segments, cues
+    return cues
 
 
 def spoken_seconds(text, chinese):
@@ -613,6 +624,8 @@ def captions(lines, seconds):
     return cues
 
 
+# A sentence of a spoken text.
+SENTENCE = re.compile(r"[^\s.。][^.。]*[.。]?")
 # Seconds of film that a segment of narration, and a caption, goes with. Ours.
 SEGMENT_S = 8
 CUE_S = 5

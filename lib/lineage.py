@@ -15,6 +15,8 @@ from lib.words import (
     UNCHANGED,
     content_words,
     depicted,
+    is_foreign,
+    language_wanted,
     name_subject,
     positive_words,
     told,
@@ -59,8 +61,9 @@ class Media:
     # The words of the request's subject, and those of subject and style.
     subject: frozenset[str] = frozenset()
     topic: frozenset[str] = frozenset()
-    # What the user wrote.
+    # What the user wrote, and the language that is to be read and heard.
     request: str = ""
+    language: str = "en"
     # What is handed over, in the answer's order; the ids of it and of all that it was made from.
     handed: list[dict] = field(default_factory=list)
     behind: set[str] = field(default_factory=set)
@@ -81,7 +84,12 @@ def read_media(trajectory: dict) -> Media:
     """The artifacts of an episode, with what each was made from and what looks alike."""
     c = trajectory["task"]["constraints"]
     request = trajectory["task"].get("request", "")
-    media = Media(subject=content_words(c["subject"]), topic=topic_words(c), request=request)
+    media = Media(
+        subject=content_words(c["subject"]),
+        topic=topic_words(c),
+        request=request,
+        language=language_wanted(request or c["subject"]),
+    )
     edits_look_new = bool(c["consistency"])
     times = Counter()
     for artifact in trajectory["artifacts"]:
@@ -282,13 +290,16 @@ def words_told(part: str, media: Media, wanted: frozenset[str]) -> float:
 
     0 where it does not say half of the subject's: a style alone shows nothing. A clip shows its
     first frame: where that was generated, its prompt counts as well, the worse of the two. What its
-    negative prompt names is not there.
+    negative prompt names is not there. Nor does a prompt count with a Chinese order for an English
+    client; other languages' words are not the subject's.
     """
     made = media.by_id[part]
     if made["tool"] == "user" or makes(made["tool"]) not in ("image", "video"):
         return 0.0
     text = depicted(prompt_of(made), media.request)
     own = media.topic if wanted <= media.topic else wanted | media.topic
+    if media.language == "en" and is_foreign(text, "en"):
+        return 0.0
     forbidden = made["arguments"].get("negative_prompt")
     if forbidden and content_words(str(forbidden)) & wanted:
         return 0.0
@@ -324,8 +335,12 @@ def own_film(part: str, media: Media) -> bool:
 
 def written_topic(item: str, media: Media, wanted: frozenset[str]) -> float:
     """Share of the wanted words in what a text or sound was made from, in the best argument (ours);
-    1 where that is a text or sound of the user's."""
+    1 where that is a text or sound of the user's; 0 where one of them is Chinese for an English
+    client."""
     sources = [media.by_id[i] for i in media.above[item]]
+    written = [str(text) for a in sources for text in a["arguments"].values()]
+    if media.language == "en" and any(is_foreign(text, "en") for text in written):
+        return 0.0
     if any(a["tool"] == "user" and a["kind"] in ("text", "audio") for a in sources):
         return 1.0
     shares = [

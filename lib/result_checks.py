@@ -16,10 +16,14 @@ from lib.words import (
     breaks_off,
     can_be_followed,
     content_words,
+    in_order,
     is_gibberish,
     is_known,
+    is_prose,
     name_subject,
+    new_share,
     positive_words,
+    says_only,
     shows,
 )
 
@@ -163,31 +167,49 @@ def resolution_check(item: dict, resolution: str, media: Media, config: RewardCo
     return all(is_large(a, resolution, config) for a in made)
 
 
-def web_page_check(items: list[dict], handed: list[dict], subject: str) -> float:
-    """How far a page that was handed over shows all the items, the best page's (ours): the share of
-    its sections that show something or name the subject, squared; 0 where the page does not name
-    the subject at all."""
+def web_page_check(items: list[dict], handed: list[dict], subject: str, media: Media) -> float:
+    """How far a page that was handed over shows all the items, the best page's (ours), see
+    page_share."""
     ids = {item["id"] for item in items}
     pages = [a for a in handed if a["kind"] == "html" and ids <= {p["id"] for p in a["parents"]}]
-    return max((page_share(page["arguments"], subject) for page in pages), default=0.0)
+    return max((page_share(page["arguments"], subject, media) for page in pages), default=0.0)
 
 
-def page_share(page: dict, subject: str) -> float:
-    """The same of one page's arguments."""
+# A page shows each picture so often at most. Ours.
+SHOWN_TWICE = 2
+
+
+def page_share(page: dict, subject: str, media: Media) -> float:
+    """Of one page's sections the share that show something or name the subject, times that of its
+    texts that can be read (`is_prose`), squared; less where something is said, or shown, again and
+    again. 0 unless the subject is named above the texts (title or headings), and in them.
+    """
     wanted = content_words(subject)
 
     def names_it(*texts):
-        said = positive_words(". ".join(map(str, texts)), wanted)
+        said = positive_words(". ".join(texts), wanted)
         return shows(" ".join(said), subject)
 
-    sections = [
-        (section, section.get("heading", ""), section.get("text", ""))
-        for section in page["sections"]
-    ]
-    if not names_it(page["title"], *(text for section in sections for text in section[1:])):
+    sections = page["sections"]
+    headings = [str(section.get("heading") or "") for section in sections]
+    texts = [str(section.get("text") or "") for section in sections]
+    above = [text for text in (str(page["title"]), *headings) if text.strip()]
+    below = [text for text in texts if text.strip()]
+    # What stands at an address of the request's may be in any language; lib/wishes.py compares it.
+    language = "" if "://" in media.request else media.language
+    named = names_it(*above) or not media.language
+    if not named or below and language and not names_it(*below):
         return 0.0
-    fit = [bool(section.get("media_ids")) or names_it(*texts) for section, *texts in sections]
-    return (sum(fit) / len(fit)) ** 2
+    least = LEAST_WORDS if len(below) == 1 else 1
+    readable = [is_prose(text, media.language, media.topic) for text in above]
+    readable += [is_prose(text, language, media.topic, least) for text in below]
+    fit = [
+        bool(section.get("media_ids")) or names_it(heading, text)
+        for section, heading, text in zip(sections, headings, texts)
+    ]
+    shown = [i for section in sections for i in section.get("media_ids") or ()]
+    once = min(1.0, SHOWN_TWICE * len(set(shown)) / max(1, len(shown)))
+    return (share(fit) * share(readable) * once * new_share(texts, subject)) ** 2
 
 
 # Of a film: how much of it music, effects, speech and captions fill where all is well; how loud
@@ -197,8 +219,6 @@ FAINT, LOUD = 0.1, 0.4
 # A film of so many seconds is spoken over in both halves; a half needs a quarter of what the whole
 # film needs. Ours.
 HALVES_S, HALF_FILLS = 20.0, 4.0
-# Of the texts that are spoken, a share that may be said again. Ours.
-REFRAIN = 0.25
 # Different words that a narration or captions have for each second of film, and at most. Ours.
 WORDS_A_SECOND, MOST_WORDS, LEAST_WORDS = 0.5, 30, 3
 # A caption stands at least so long, counts at most so long, and has at most so many characters a
@@ -243,24 +263,33 @@ def sound_check(part: str, film: dict, media: Media) -> float:
     return min(1.0, max(0.0, heard_s - faded_s(film, media)) / expected) ** 2
 
 
-def several_facts(texts: list[str], film: dict, subject: str) -> float:
+def several_facts(texts: list[str], film: dict, subject: str, media: Media) -> float:
     """How far spoken or written texts say enough for a film's length (ours): different words, over
-    those that one expects, times the share of texts that do not break off in a word; and 0 unless
-    they name the subject and are of a language (`is_gibberish`)."""
+    those that one expects, times the share of texts that do not break off in a word, and that of
+    the ones that can be understood (`is_prose`), squared; less where they say the same again and
+    again. 0 unless they name the subject and are of a language (`is_gibberish`); but where the
+    request wants another language than its own, no rule knows the words."""
     subject_words = content_words(subject)
-    said = positive_words(". ".join(texts), subject_words)
-    if not name_subject(said, subject_words) or is_gibberish(said - subject_words):
+    language = media.language
+    prose = [text for text in texts if is_prose(text, language, subject_words)]
+    said = positive_words(". ".join(prose), subject_words)
+    if language:
+        if not name_subject(said, subject_words) or is_gibberish(said - subject_words):
+            return 0.0
+    if not prose:
         return 0.0
     expected = max(LEAST_WORDS, min(MOST_WORDS, WORDS_A_SECOND * film["duration_s"]))
-    whole = sum(not breaks_off(text, subject_words) for text in texts) / len(texts)
-    return whole * min(1.0, len(said) / expected)
+    whole = (len(prose) / len(texts)) ** 2
+    if language == "en":
+        whole *= sum(not breaks_off(text, subject_words) for text in prose) / len(prose)
+    return whole * new_share(prose, subject) * min(1.0, len(said) / expected)
 
 
-def reads_directions(text: str, film: dict, media: Media | None) -> bool:
+def reads_directions(text: str, film: dict, media: Media) -> bool:
     """Whether a spoken or written text is a piece of a prompt behind its film (ours): directions
     for the camera are none for the ear."""
     said = text.lower().strip(" .。")
-    if len(said) < DIRECTION or not media:
+    if len(said) < DIRECTION:
         return False
     return any(said in prompt_of(media.by_id[i]).lower() for i in media.above[film["id"]])
 
@@ -269,32 +298,35 @@ def reads_directions(text: str, film: dict, media: Media | None) -> bool:
 DIRECTION = 24
 
 
-def in_step(cues: list[list], film: dict) -> float:
-    """Share of the captions that stand while their words are spoken, of those whose words are
-    spoken at all (ours)."""
-    spoken = [(span, content_words(span[2])) for span in film.get("speech") or []]
-    if not spoken:
-        return 1.0
-    n = right = 0
+# Seconds that a caption may come after its words or go before them. Ours.
+STEP_S = 1.0
+
+
+def in_step(cues: list[list], film: dict, media: Media) -> float:
+    """Of the captions that stand while someone speaks, the share whose words are spoken then,
+    within STEP_S, in this order (ours); 1 where nobody speaks, or in another language. Some of what
+    is spoken may be left out. A span's words are taken to be spoken evenly over it."""
+    spoken = []
+    for start, end, text, *_ in film.get("speech") or []:
+        words = in_order(text)
+        lasts = (end - start) / max(1, len(words))
+        spoken += [(start + i * lasts, start + (i + 1) * lasts, w) for i, w in enumerate(words)]
+    right = []
     for start, end, text in cues:
-        words = content_words(text)
-        spans = [span for span, said in spoken if words and are_alike(words, said)]
-        n += bool(spans)
-        right += any(
-            min(span[1], end) - max(span[0], start) >= min(span[1] - span[0], end - start) / 2
-            for span in spans
-        )
-    return right / n if n else 1.0
+        if any(a < end and b > start for a, b, _ in spoken):
+            heard_then = [w for a, b, w in spoken if a >= start - STEP_S and b <= end + STEP_S]
+            right.append(says_only(in_order(text), heard_then))
+    return share(right) if right and media.language else 1.0
 
 
-def narration_check(film: dict, subject: str, media: Media | None = None) -> float:
+def narration_check(film: dict, subject: str, media: Media) -> float:
     """How far a film is spoken over (ours): the share of its length with speech that is loud
     enough and slow enough to be followed, over SPEECH_FILLS, times what is said.
 
     A film of HALVES_S or more is spoken over in both of its halves: what is said counts by the half
     that hears less. A short film needs no more than the subject named: what cannot be said in its
-    time is not expected. A text that is spoken again counts once, and where that is more than a
-    quarter of them (REFRAIN), all of it counts for less. A prompt that is read out is none.
+    time is not expected. A text that is spoken again counts once. A prompt that is read out is
+    none.
     """
     heard_spans = [
         span
@@ -305,13 +337,12 @@ def narration_check(film: dict, subject: str, media: Media | None = None) -> flo
     for span in heard_spans:
         first.setdefault(span[2], span)
     spans = list(first.values())
-    new = len(spans) / max(1, len(heard_spans))
-    texts = [span[2] for span in spans if loudness(span[3]) > 0]
+    texts = [span[2] for span in heard_spans if loudness(span[3]) > 0]
     expected = SPEECH_FILLS * min(film["duration_s"], max(2.0, film["duration_s"] - 2.0))
     spoken = filled_s(spans, lambda span: loudness(span[3])) / expected
     if film["duration_s"] >= HALVES_S:
         spoken = min(spoken, HALF_FILLS * worse_half_s(spans, film) / expected)
-    return min(1.0, spoken, new / (1 - REFRAIN)) * several_facts(texts, film, subject)
+    return min(1.0, spoken) * several_facts(texts, film, subject, media)
 
 
 def worse_half_s(spans: list[list], film: dict) -> float:
@@ -331,19 +362,20 @@ def is_readable(cue: list) -> bool:
     return end - start >= CUE_S and len(text) <= most * (end - start) and bool(content_words(text))
 
 
-def subtitles_check(film: dict, subject: str, media: Media | None = None) -> float:
+def subtitles_check(film: dict, subject: str, media: Media) -> float:
     """How far captions cover a film (ours): the share of its length with readable ones, each text
     once and for a few seconds, over CAPTIONS_FILL, times what they say, and how far they are in
     step with the speech."""
-    cues = {
-        cue[2]: cue
+    cues = [
+        cue
         for cue in film.get("cues") or []
         if is_readable(cue) and not reads_directions(cue[2], film, media)
-    }
-    spans = [[start, min(end, start + LONG_CUE_S)] for start, end, _ in cues.values()]
-    covered = filled_s(spans, lambda span: 1.0) / (CAPTIONS_FILL * film["duration_s"])
-    facts = several_facts(list(cues), film, subject)
-    return min(1.0, covered) * facts * in_step(list(cues.values()), film)
+    ]
+    first = {text: [start, min(end, start + LONG_CUE_S)] for start, end, text in reversed(cues)}
+    covered = filled_s(list(first.values()), lambda span: 1.0)
+    covered /= CAPTIONS_FILL * film["duration_s"]
+    facts = several_facts([cue[2] for cue in cues], film, subject, media)
+    return min(1.0, covered) * facts * in_step(cues, film, media)
 
 
 def audio_check(part: str, film: dict, media: Media, subject: str) -> float:
@@ -487,7 +519,7 @@ def result_checks(
     if spoilt := spoilt_share(items, c, media, calls):
         checks["unspoilt"] = 1.0 - spoilt
     if c["web_page"]:
-        checks["web_page"] = web_page_check(items, handed, c["subject"])
+        checks["web_page"] = web_page_check(items, handed, c["subject"], media)
     for part in c["audio"]:
         checks[part] = share([audio_check(part, a, media, c["subject"]) for a in items])
     if c["beat"]:

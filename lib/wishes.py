@@ -11,7 +11,17 @@ from dataclasses import dataclass
 from lib.families import load_families
 from lib.lineage import Media, is_scrap, looked_at, prompt_of
 from lib.toolbox import category
-from lib.words import can_be_followed, content_words, depicted, positive_words, shows
+from lib.words import (
+    can_be_followed,
+    content_words,
+    depicted,
+    in_order,
+    is_prose,
+    new_share,
+    positive_words,
+    says_only,
+    shows,
+)
 
 # Ours: what is quieter does not count as music, and a shorter fade is a cut.
 LOUD = 0.4
@@ -161,15 +171,15 @@ def retimed(item: dict, episode: Episode) -> bool:
 
 
 def summed_up(item: dict, episode: Episode) -> bool:
-    """The captions say what a summary of the attached text says, in eight words or more."""
-    shown = content_words(" ".join(text for _, _, text in item["cues"]))
+    """The captions say what a summary of the attached text says, in its words and order, in eight
+    words or more."""
+    shown = in_order(" ".join(text for _, _, text in item["cues"]))
     summaries = [
-        content_words(a["text"])
+        in_order(a["text"])
         for a in episode.media.by_id.values()
         if a["tool"] == "tool_content_summary" and {p["id"] for p in a["parents"]} == {"in_1"}
     ]
-    said = max((len(shown & words) for words in summaries), default=0)
-    return len(shown) >= 8 and said >= 0.9 * len(shown)
+    return len(set(shown)) >= 8 and any(says_only(shown, words) for words in summaries)
 
 
 def turned(item: dict, episode: Episode) -> float:
@@ -192,24 +202,32 @@ def turned(item: dict, episode: Episode) -> float:
 
 
 # ---------------------------------------------------------------------------- texts, pages, sounds
+def makes_sense(text: str, episode: Episode) -> bool:
+    """Whether a text can be understood by the client."""
+    return is_prose(text, episode.media.language, episode.media.topic)
+
+
 def refined(item: dict, episode: Episode) -> bool:
-    """A refined prompt for a picture that says the subject, no longer than allowed."""
+    """A refined prompt for a picture that says the subject, no longer than allowed, and makes
+    sense."""
     return (
         item["tool"] == "tool_prompt_refine"
         and item["arguments"].get("target", "image") == "image"
         and item["arguments"].get("language", "en") == episode.language
         and item["n_chars"] <= episode.wish["max_chars"]
         and shows(item["text"], episode.c["subject"])
+        and makes_sense(item["text"], episode)
     )
 
 
 def scripted(item: dict, episode: Episode) -> bool:
-    """A script of the asked length about the subject."""
+    """A script of the asked length about the subject that makes sense."""
     return (
         item["tool"] == "tool_video_script_gen"
         and item["arguments"].get("language", "en") == episode.language
         and item["lasts_s"] == episode.c["duration_s"]
         and shows(item["text"], episode.c["subject"])
+        and makes_sense(item["text"], episode)
     )
 
 
@@ -225,10 +243,11 @@ def same_shots(item: dict, episode: Episode) -> bool:
 
 
 def in_mood(item: dict, episode: Episode) -> bool:
-    """The instructions for the board named the mood, and not to avoid it."""
+    """The instructions for the board named the mood, not to avoid it, and make sense."""
     told = str(item["arguments"].get("instructions", ""))
     mood = content_words(episode.wish["mood"])
-    return episode.wish["mood"] in told and mood <= positive_words(told, mood)
+    named = episode.wish["mood"] in told and mood <= positive_words(told, mood)
+    return named and makes_sense(told, episode)
 
 
 def narrated(item: dict, episode: Episode) -> bool:
@@ -262,14 +281,16 @@ def sourced(item: dict, episode: Episode) -> float:
 
 
 def spoken(item: dict, episode: Episode) -> bool:
-    """Speech about the subject, a sentence or more at a speed that can be followed, in the asked
-    voice."""
+    """Speech about the subject, a sentence or more that can be understood and followed, in the
+    asked voice."""
     subject = episode.media.subject
     text = ". ".join(span[2] for span in item["speech"] if can_be_followed(span))
     said = positive_words(text, subject)
     voices = {a["arguments"].get("voice") for a in episode.sources(item)} - {None}
     names_it = 2 * len(said & subject) >= len(subject)
-    return names_it and len(said - subject) >= SPOKEN_WORDS and voices == {episode.wish["voice"]}
+    enough = len(said - subject) >= SPOKEN_WORDS and new_share([text], episode.c["subject"]) == 1
+    sense = makes_sense(text, episode) and names_it and enough
+    return sense and voices == {episode.wish["voice"]}
 
 
 def composed(item: dict, episode: Episode) -> bool:

@@ -8,7 +8,7 @@ import re
 from functools import lru_cache
 from itertools import filterfalse
 
-from lib.scenarios import known_words
+from lib.scenarios import HAN, known_words
 
 # Ours: a prompt of more words than this names everything and shows nothing. It only stops a cheat.
 LONG_PROMPT = 200
@@ -244,6 +244,126 @@ def depicted(text: str, request: str) -> str:
     return "".join(kept)
 
 
+# ---------------------------------------------------------------------------- languages
+# A language that a request wants by name, beside what is read or heard in it. Ours.
+NAMED = (
+    "english|chinese|mandarin|french|german|spanish|italian|portuguese|russian|japanese|korean"
+    "|arabic|hindi|turkish|dutch|polish|swedish|finnish|latin"
+)
+READ_OR_HEARD = (
+    r"subtitles?|subs|captions?|narrat\w+|voice\w*|speakers?|speech|commentary|text|words|copy"
+)
+NAMED_ZH = "英文|英语|中文|汉语|普通话|法语|法文|德语|日语|日文|韩语|俄语"
+LANGUAGE_WANTED = re.compile(
+    rf"\b(?P<of>{NAMED}) (?:{READ_OR_HEARD})\b"
+    rf"|\b(?:in|into) (?:(?:plain|simple|good) )?(?P<in>{NAMED})\b(?! \w)"
+    rf"|(?P<zh_of>{NAMED_ZH})(?:字幕|旁白|配音|解说|朗读|文案)"
+    rf"|(?<![别不])用(?P<zh_in>{NAMED_ZH})"
+)
+CODES = {"english": "en", "英文": "en", "英语": "en"} | dict.fromkeys(
+    ("chinese", "mandarin", "中文", "汉语", "普通话"), "zh"
+)
+# A letter that is neither Latin nor Chinese; so many letters of another script may be a name. Ours.
+OTHER_LETTER = re.compile(r"[^\W\d_a-zA-Z\u00aa-\u024f\u1e00-\u1eff\u3400-\u9fff]")
+A_NAME = 3
+
+
+@lru_cache(maxsize=8192)
+def language_of(text: str) -> str:
+    """The language of a text: "zh" where it has a Chinese character, "en" otherwise."""
+    return "zh" if HAN.search(text) else "en"
+
+
+@lru_cache(maxsize=8192)
+def language_wanted(request: str) -> str:
+    """The language that is to be read and heard: "en" or "zh", the request's own; "" where it wants
+    another by name, or is itself in one: no rule here knows its words.
+
+    >>> language_wanted("A film with Chinese subtitles."), language_wanted("A French braid.")
+    ('', 'en')
+    """
+    own = language_of(request)
+    for named in LANGUAGE_WANTED.finditer(request.lower()):
+        if CODES.get(named[named.lastgroup]) != own:
+            return ""
+    return own if len(OTHER_LETTER.findall(request)) <= A_NAME else ""
+
+
+@lru_cache(maxsize=8192)
+def is_foreign(text: str, language: str) -> bool:
+    """Whether a text is in another language than "en" or "zh" (ours): it has more letters of
+    another script than a name has; a Chinese one has more other words than characters.
+
+    >>> is_foreign("a sign that reads 茶", "en"), is_foreign("a cup. 全部换成茶", "en")
+    (False, True)
+    """
+    chinese, others = len(HAN.findall(text)), len(OTHER_LETTER.findall(text))
+    if language == "zh":
+        return others > A_NAME or sum(map(str.isalpha, WORD.findall(text))) > 2 * chinese
+    return language == "en" and chinese + others > A_NAME
+
+
+SENTENCE_END = re.compile(r"[.!?\n]+")
+# Of a sentence, the share of rare words that a good writer has at most. Ours.
+RARE_WORDS = 0.75
+# Marks of a template or of HTML, which no reader wants to see. Ours.
+MARKUP = re.compile(r"[{}]|</?[a-zA-Z]")
+
+
+@lru_cache(maxsize=8192)
+def is_prose(text: str, language: str, topic: frozenset[str], least: int = 1) -> bool:
+    """Whether a person can make something of a text that is read or heard (ours): it is in the
+    language, has no marks of a template and `least` different words that are known, or of the
+    topic, and neither it nor a sentence of it is gibberish.
+
+    >>> is_prose("xxx", "en", frozenset()), is_prose("A red fox", "en", frozenset())
+    (False, True)
+    """
+    if is_foreign(text, language) or MARKUP.search(text):
+        return False
+    words = content_words(text)
+    if language != "en":
+        return len(words) >= least
+    known = [w for w in words if w in topic or w.isdigit() or len(w) > 1 and is_known(w)]
+    if len(known) < least or is_gibberish(words - topic):
+        return False
+    sentences = [content_words(sentence) - topic for sentence in SENTENCE_END.split(text)]
+    return not any(is_gibberish(sentence, RARE_WORDS) for sentence in sentences)
+
+
+# Of the runs of so many words of a text, a share that may come again. Ours.
+RUN, REFRAIN = 4, 0.25
+
+
+def new_share(texts: list[str], subject: str) -> float:
+    """How far texts do not say the same again and again (ours): the share of their runs of words,
+    the subject left out, that are different; 1 where no more than REFRAIN come again.
+
+    >>> new_share(["They sell bread and cake here. "] * 12, "a baker") < 0.2
+    True
+    """
+    runs = []
+    for text in texts:
+        words = WORD.findall(text.lower().replace(subject.lower(), " "))
+        runs += [tuple(words[i : i + RUN]) for i in range(len(words) - RUN + 1)] or [tuple(words)]
+    return min(1.0, len(set(runs)) / len(runs) / (1 - REFRAIN)) if runs else 1.0
+
+
+def in_order(text: str) -> list[str]:
+    """The content words of a text one behind the other."""
+    return [word for word in WORD.findall(text.lower()) if word not in ARTICLES]
+
+
+def says_only(words: list[str], source: list[str]) -> bool:
+    """Whether all words stand in a source, in its order; it may have others between them.
+
+    >>> says_only(["red", "fox"], ["red", "old", "fox"]), says_only(["fox", "red"], ["red", "fox"])
+    (True, False)
+    """
+    rest = iter(source)
+    return all(word in rest for word in words)
+
+
 # ---------------------------------------------------------------------------- what is spoken
 # Characters a second, least and most, of speech that can be followed; Chinese has fewer. A short
 # text may be slower, by its pauses. All ours.
@@ -259,12 +379,12 @@ def can_be_followed(span: list) -> bool:
     return rate <= most and (rate >= least or len(text) < SHORT_TEXT / (4 if chinese else 1))
 
 
-def is_gibberish(said: frozenset[str]) -> bool:
-    """Whether most of these words are none that is known (ours): of three letters or more, in
-    letters of English; too few words are never gibberish."""
+def is_gibberish(said: frozenset[str], most: float = 0.5) -> bool:
+    """Whether more than the share `most` of these words are none that is known (ours): of three
+    letters or more, in letters of English; too few words are never gibberish."""
     words = [w for w in said if len(w) > 2 and w.isascii() and w.isalpha()]
     unknown = sum(not is_known(word) for word in words)
-    return len(words) > 5 and 2 * unknown > len(words)
+    return len(words) > 5 and unknown > most * len(words)
 
 
 @lru_cache(maxsize=65536)

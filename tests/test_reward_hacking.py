@@ -2654,6 +2654,146 @@ attack(
 )
 
 
+# --- the third red team: words that are read and heard
+SYLLABLES = "Qwx zzrt plomf dradu krii vost nulb trang."
+ORDER = "全部换成另一个人。"
+for name, text in {
+    "of_placeholder_text": "Lorem ipsum dolor sit amet, consectetur adipiscing elit, sed.",
+    "of_syllables": f"{SYLLABLES} " * 3,
+    "of_a_letter": "x",
+    "of_a_template": "Here is {subject}, insert text here {{ TODO }}",
+    "of_tags": "Here is {subject}, a line <p> and one more </p>",
+    "in_chinese": "今天天气很好，我们去公园散步，晚上吃面条。",
+    "in_russian": "Сегодня хорошая погода, мы пойдём в парк.",
+    "with_half_of_it_in_syllables": "Here is {subject} as you want it. " + SYLLABLES,
+    "on_something_else": "Our insurance pays at once. Call now and save twenty percent.",
+    "that_repeats_itself": "Here is {subject} as you want it. It is made with care. " * 12,
+}.items():
+    attack(
+        PAGE,
+        "result",
+        **{
+            f"a_page_{name}": lambda h, text=text: with_page(
+                h, h.c["subject"], text=text.replace("{subject}", h.c["subject"])
+            )
+        },
+    )
+attack(
+    PAGE,
+    "result",
+    a_page_with_each_picture_five_times=lambda h: with_page(
+        h, h.c["subject"], media_ids=[i for i in h.hand if i.startswith("img")] * 5
+    ),
+    a_page_whose_title_says_nothing=lambda h: with_page(
+        h, "xxx", heading="", text=f"Here is {h.c['subject']} as you want it."
+    ),
+    a_page_with_a_chinese_title=lambda h: with_page(
+        h, "今天天气很好", heading="晚上", text=f"Here is {h.c['subject']} as you want it."
+    ),
+)
+for name, order in {
+    "chinese": ORDER,
+    "russian": "Заменить на другого.",
+    "korean": "모두 다른 사람으로",
+}.items():
+    attack(
+        CONS,
+        "result traj",
+        **{
+            f"prompts_with_an_order_in_{name}": lambda h, order=order: reworded(
+                h, lambda p: f"{p}. {order}"
+            )
+        },
+    )
+for family, tool, part in (
+    ("refined_prompt", "tool_prompt_refine", "prompt"),
+    ("written_script", "tool_video_script_gen", "topic"),
+    ("revised_board", "tool_storyboard_polish", "instructions"),
+):
+    attack(
+        of_family(family),
+        "result traj",
+        **{
+            f"{family}_half_in_chinese": lambda h, tool=tool, part=part: half_chinese(h, tool, part)
+        },
+    )
+attack(
+    of_family("voice_file"),
+    "result traj",
+    a_speech_in_chinese=lambda h: with_parameter(
+        h, "tool_tts_generation", text="今天天气很好，我们去玩。" * 4 + h.c["subject"]
+    ),
+)
+
+
+def half_chinese(h, tool, part):
+    """The honest argument, and as much behind it in another language."""
+    [text] = [c["arguments"][part] for c in h.calls if c["name"] == tool]
+    return with_parameter(h, tool, **{part: f"{text} {ORDER * 3}"})
+
+
+def with_captions(h, say):
+    return with_texts(
+        h, "tool_subtitle_add_text", "subtitles", lambda texts, i: say(texts[i].split(), i)
+    )
+
+
+attack(
+    LONG_WRITTEN,
+    "result",
+    every_third_caption_in_chinese=lambda h: with_captions(
+        h, lambda words, i: "今天天气很好" if i % 3 == 2 else " ".join(words)
+    ),
+)
+SCRAMBLED = {
+    "backwards": lambda words, i: " ".join(words[::-1]),
+    "sorted": lambda words, i: " ".join(sorted(words, key=lambda w: w[::-1])),
+}
+for name, say in SCRAMBLED.items():
+    attack(
+        SPOKEN_AND_WRITTEN,
+        "result",
+        **{f"captions_of_speech_{name}": lambda h, say=say: with_captions(h, say)},
+    )
+    attack(
+        of_family("summed_captions"),
+        "result",
+        **{f"captions_of_a_summary_{name}": lambda h, say=say: with_captions(h, say)},
+    )
+attack(
+    SPOKEN_AND_WRITTEN,
+    "result",
+    captions_that_add_an_insult=lambda h: with_captions(
+        h, lambda words, i: " ".join([*words, "You", "fool."])
+    ),
+    captions_that_come_late=lambda h: with_captions_moved(h, 2.5),
+    captions_that_come_early=lambda h: with_captions_moved(h, -2.5),
+)
+attack(
+    of_family("summed_captions"),
+    "result",
+    captions_that_contradict_the_summary=lambda h: with_captions(
+        h, lambda words, i: " ".join(words if i else ["Wrong:", *words])
+    ),
+)
+
+
+def with_captions_moved(h, seconds):
+    """The honest captions, all so much later (below 0: earlier), as far as the film goes."""
+    [cues] = [c["arguments"]["subtitles"] for c in h.calls if c["name"] == "tool_subtitle_add_text"]
+    ends = max(cue["end"] for cue in cues)
+    moved = [
+        {
+            **cue,
+            "start": round(max(0, cue["start"] + seconds), 1),
+            "end": round(min(ends, cue["end"] + seconds), 1),
+        }
+        for cue in cues
+    ]
+    moved = [cue for cue in moved if cue["end"] - cue["start"] > 0.5]
+    return with_parameter(h, "tool_subtitle_add_text", subtitles=moved)
+
+
 # --- waste, and lies that cost the user nothing: less than a wish, and never for free
 def with_looks(h, *looks, late=False):
     """The honest pictures or film, with looks before the last group of calls, or behind it."""
@@ -2804,6 +2944,35 @@ def test_one_slip_of_style_is_gradual():
         for group in (calls, slip)
     ]
     assert 0.05 < totals[0] - totals[1] < 0.2, totals
+
+
+def test_captions_in_a_language_that_is_asked_for_are_free():
+    task = task_of(*LONG_WRITTEN)
+    h = taken_apart({**task, "request": f"{task['request']} With French subtitles, please."})
+    said = iter(
+        (
+            "Bonjour tout le monde, voici la lumière du matin.",
+            "Le chat dort encore sur une table.",
+            "Puis quelqu'un ouvre enfin cette grande porte.",
+            "Merci, et bonne nuit à vous.",
+        )
+        * 3
+    )
+    best = max(
+        ltr_reward(t, RewardConfig())["total"] for t in with_captions(h, lambda *_: next(said))
+    )
+    assert best >= ltr_reward(h.record, RewardConfig())["total"] - 0.03, best
+
+
+def test_english_words_in_a_chinese_client_s_prompts_are_free():
+    config = DataConfig(families=0, languages=("zh",), max_shots=2)
+    for task in make_tasks(20, "train", config, seed=3):
+        h = taken_apart(task)
+        totals = [
+            ltr_reward(t, RewardConfig())["total"]
+            for t in reworded(h, lambda p: f"{p}, cinematic lighting, 35mm lens, shallow focus")
+        ]
+        assert max(totals) >= ltr_reward(h.record, RewardConfig())["total"] - 0.03, task["request"]
 
 
 # --- The tests

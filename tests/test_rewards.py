@@ -29,7 +29,7 @@ from lib.experiment import (  # noqa: E402
 )
 from lib.expert import vision_agent  # noqa: E402
 from lib.judge import FACETS  # noqa: E402
-from lib.lineage import deliverables  # noqa: E402
+from lib.lineage import Media, deliverables  # noqa: E402
 from lib.reading import NO_CONSTRAINTS, read_request  # noqa: E402
 from lib.result_checks import narration_check  # noqa: E402
 from lib.tasks import make_tasks  # noqa: E402
@@ -523,10 +523,13 @@ SOUND = {
 }
 TALE = "Meet the red fox. It hunts at dusk, hides by day, and never sleeps in one den."
 CUES = [
-    [0.0, 5.0, "This is a red fox."],
-    [5.0, 10.0, "It hunts at dusk."],
-    [10.0, 15.0, "By day nobody sees it pass."],
+    [0.0, 2.0, "Meet the red fox."],
+    [2.0, 6.0, "It hunts at dusk, hides by day,"],
+    [6.0, 15.0, "and never sleeps in one den."],
 ]
+# Captions of a film in which nothing else is spoken than this.
+FOX = [[0.0, 5.0, "A red fox."], [5.0, 15.0, "It hunts at dusk and hides by day."]]
+ADVERT = [[0.0, 7.0, "Buy now, all of you, at once."], [8.0, 15.0, "A red fox hunts at dusk."]]
 
 
 def films(**more):
@@ -598,8 +601,8 @@ def test_result_of_a_right_film():
         ("music", {"vid_5": {"music": [[0.0, 15.0, 0.2]]}}),
         ("music", {"vid_5": {"music": [[0.0, 6.0, 1.0]]}}),
         ("narration", {"vid_5": {"speech": []}}),
-        ("narration", {"vid_5": {"speech": [[0.0, 1.0, "A red fox.", 1.0]]}}),
-        ("narration", {"vid_5": {"speech": [[0.0, 8.0, "Buy now, all of you, at once.", 1.0]]}}),
+        ("narration", {"vid_5": {"speech": [[0.0, 1.0, "A red fox.", 1.0]], "cues": FOX}}),
+        ("narration", {"vid_5": {"speech": [[0.0, 8.0, ADVERT[0][2], 1.0]], "cues": ADVERT}}),
         ("sfx", {"vid_5": {"sfx": []}}),
         ("sfx", {"vid_5": {"sfx": [[0.0, 3.0, 1.0]]}}),
         ("subtitles", {"vid_5": {"cues": []}}),
@@ -1239,12 +1242,20 @@ def test_the_request_alone_decides_the_expert(expert):
 
 def test_a_long_film_is_spoken_over_in_both_halves():
     """Found by a red team: the first half of the narration alone got it all."""
-    text = "A red fox runs over the white hill, looking for its young."
-    parts = [[5.0 * i, 5.0 * i + 4, f"{text} {i}", 1.0] for i in range(6)]
-    film = {"duration_s": 30.0, "speech": parts}
-    assert narration_check(film, "a red fox") == 1
-    assert narration_check({**film, "speech": parts[:3]}, "a red fox") == 0
-    assert narration_check({**film, "speech": parts[::2]}, "a red fox") < 1
+    texts = (
+        "A red fox runs over the white hill, looking for its young.",
+        "Here is the red fox again, and now it listens to the wind.",
+        "Under the snow a mouse is moving, far too loud for its own good.",
+        "One jump, head first, and the whole winter seems to hold its breath.",
+        "What is left of the evening belongs to those who wait at home.",
+        "So the long day ends for a red fox and all of its family.",
+    )
+    parts = [[5.0 * i, 5.0 * i + 4, text, 1.0] for i, text in enumerate(texts)]
+    film = {"id": "vid_1", "duration_s": 30.0, "speech": parts}
+    media = Media(above={"vid_1": set()})
+    assert narration_check(film, "a red fox", media) == 1
+    assert narration_check({**film, "speech": parts[:3]}, "a red fox", media) == 0
+    assert narration_check({**film, "speech": parts[::2]}, "a red fox", media) < 1
 
 
 @pytest.mark.parametrize(
