@@ -6,6 +6,8 @@ python bench.py --table runs/tiny runs/tiny-1 runs/tiny-2   # mean and spread ov
 python bench.py curves runs/quick runs/no-kl                # VRL's curves in one picture
 python bench.py --config configs/tiny.yaml --agent policy   # VisGenBench-104; --subset, --sampled
 python bench.py --config configs/tiny.yaml --export FOLDER  # the last policy with a card, for a hub
+python bench.py step runs/tiny 12                           # a page: a step of GRPO, token by token
+python bench.py try "A logo for a bakery"                   # the newest run's policy on a request
 
 A FOLDER is what --agent made, runs/<name>/bench/<agent>-<subset>:
 

@@ -40,11 +40,11 @@ NOUNS = {
     "film|video|clip": "story_videos",
     "picture|image|drawing": "stylization",
 }
-SOUND = r"\b(?:with|and|plus)(?: [\w-]+)? (?:{})\b"
+SOUND = r"\b(?:with|and|plus)(?: [\w-]+)? (?:{})\b(?! video| clip)"
 # Constraint: (pattern, value where the pattern has no group).
 FACTS = {
     "duration_s": (r"\b(\d+)[ -]?(?:s|secs?|seconds?)\b", None),
-    "shots": (r"\b(\w+)[ -](?:shots?|scenes?)\b", None),
+    "shots": (r"\b(\w+)[ -](?:shots?|scenes?)\b(?! concept)", None),
     "aspect_ratio": (r"\b(\d+:\d+)(?= |[.,;]|$)", None),
     "transparent": (r"\btransparent(?: background)?\b", True),
     "music": (SOUND.format("music|soundtrack"), True),
@@ -188,20 +188,19 @@ def in_known_words(request: str, rng) -> str:
     """
     c = read_request(request)
     found, name = find_noun(request, "en")
-    facts = plain_facts(request)
     whole = found and c["subject"] != request
-    if whole and all(c[key] == value for key, value in facts.items() if key != "audio"):
-        if set(facts.get("audio", ())) <= set(c["audio"]):
-            return request
+    if whole and c["family"]:
+        return request
     if not found:
         name, number = plain_noun(request)
-        scenario = load_scenarios("en")["scenarios"][name]
-        c["images"], c["videos"] = (number, 0) if scenario["modality"] == "image" else (0, number)
     scenario = load_scenarios("en")["scenarios"][name]
-    if scenario["modality"] == "image":
-        facts = {k: v for k, v in facts.items() if k not in ("duration_s", "shots", "audio")}
-    else:
-        facts.pop("transparent", None)
+    of_pictures = scenario["modality"] == "image"
+    if not found:
+        c["images"], c["videos"] = (number, 0) if of_pictures else (0, number)
+    foreign_to_it = ("duration_s", "shots", "audio") if of_pictures else ("transparent",)
+    facts = {k: v for k, v in plain_facts(request).items() if k not in foreign_to_it}
+    if whole and all(c[key] for key in facts):
+        return request
     c.update({key: value for key, value in facts.items() if not c[key]})
     rest = request
     for pattern, _ in FACTS.values():
