@@ -6,6 +6,8 @@ python bench.py --table runs/tiny runs/tiny-1 runs/tiny-2   # mean and spread ov
 python bench.py curves runs/quick runs/no-kl                # VRL's curves in one picture
 python bench.py --config configs/tiny.yaml --agent policy   # VisGenBench-104; --subset, --sampled
 python bench.py --config configs/tiny.yaml --export FOLDER  # the last policy with a card, for a hub
+python bench.py step runs/tiny 12                           # a page: a step of GRPO, token by token
+python bench.py try "A logo for a bakery"                   # the newest run's policy on a request
 
 A FOLDER is what --agent made, runs/<name>/bench/<agent>-<subset>:
 
@@ -65,6 +67,7 @@ from lib.tables import SUBJECTIVE, columns_of, compare, grades_name, tables
 from lib.tasks import BENCH
 from lib.text import fill_template, to_json
 from lib.transfer import transfer
+from lib.try_it import try_it
 from lib.words import content_words
 from make_data import make_trajectories
 from rewards import PARTS, consistency_reward
@@ -173,7 +176,7 @@ def last_policy(config: Config, run: Path) -> tuple[str, Path]:
     name, where = list(stages_of(config, run).items())[-1]
     if name == "untrained":
         raise SystemExit(
-            f"error: {run.relative_to(ROOT)} has no trained policy; "
+            f"error: {os.path.relpath(run, ROOT)} has no trained policy; "
             "`python train_vrl.py --config ...` trains one"
         )
     set_up(config)
@@ -483,6 +486,17 @@ def load_stage(config: Config, run: Path, name: str, device, tokenizer):
     return model.eval().requires_grad_(False)
 
 
+def policy_to_try(config: Config, run: Path) -> tuple:
+    """(the run's last policy, its tokenizer). SystemExit if none is trained."""
+    from lib.policy import set_up
+    from lib.tokens import load_tokenizer
+
+    name, where = last_policy(config, run)
+    print(f"policy   {os.path.relpath(where, ROOT)}")
+    tokenizer = load_tokenizer(config, run)
+    return load_stage(config, run, name, set_up(config), tokenizer), tokenizer
+
+
 def export_policy(config: Config, run: Path, folder: Path) -> None:
     """Write the run's last policy as transformers and vLLM load it, any adapter merged, with a
     model card (README.md), as a hub takes it. SystemExit: no policy, or the folder is there."""
@@ -707,12 +721,27 @@ def curves_command(arguments: list[str]) -> None:
     curves(arguments)
 
 
+def try_command(arguments: list[str]) -> None:
+    """`bench.py try "REQUEST"`."""
+    try_it(arguments, policy_to_try)
+
+
+def step_command(arguments: list[str]) -> None:
+    """`bench.py step RUN N`: see lib/step_page.py, with which torch comes along."""
+    from lib.step_page import step_page
+    from train_vrl import replay
+
+    step_page(arguments, replay)
+
+
 COMMANDS = {
     "report": report_command,
     "demo": demo_command,
     "tables": tables,
     "compare": compare,
     "curves": curves_command,
+    "step": step_command,
+    "try": try_command,
     "ablate": ablate,
     "controls": controls_command,
     "sheet": sheet_command,

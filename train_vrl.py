@@ -20,7 +20,9 @@ import itertools
 import math
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -68,7 +70,7 @@ from lib.figures import (
 )
 from lib.policy import add_lora, load_policy, set_up, token_logprobs, use_autocast
 from lib.quantize import adamw, wants_nf4
-from lib.rollout import Rollout
+from lib.rollout import Rollout, open_rollouts
 from lib.runs import (
     ROOT,
     StopSwitch,
@@ -538,7 +540,7 @@ def train(
             step_tasks(tasks, config, step),
             config,
             config.rollout.temperature,
-            seed=seeded_rng(config.seed, "rollouts", step).getrandbits(31),
+            seed=rollout_seed(config, step),
             group_size=v.group_size,
         )
         ranks.barrier()
@@ -555,8 +557,7 @@ def train(
         times["scored"] = time.time()
 
         # UPDATE
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * lr_share(v, step)
+        set_rate(optimizer, v, step)
         figures = update(policy, optimizer, rollouts, config)
 
         # SYNC
@@ -644,6 +645,17 @@ def step_tasks(tasks: list[dict], config: Config, step: int) -> list[dict]:
     return picked
 
 
+def rollout_seed(config: Config, step: int) -> int:
+    """The seed of a step's rollouts (from 0)."""
+    return seeded_rng(config.seed, "rollouts", step).getrandbits(31)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, v: VrlConfig, step: int) -> None:
+    """Set the learning rates of a step (from 0)."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * lr_share(v, step)
+
+
 def lr_share(v: VrlConfig, step: int) -> float:
     """Share of the peak learning rate at step `step` (from 0).
 
@@ -710,8 +722,7 @@ def log_step(run: Path, record: dict, rollouts: list[Rollout]) -> None:
                 "limit; raise rollout.max_turn_tokens, rollout.max_turns or model.max_len"
             )
         append_metrics(run, record)
-        played = [{**r.trajectory, "advantage": r.advantage} for r in rollouts]
-        write_jsonl(rollout_file(run, record["step"]), played)
+        write_jsonl(rollout_file(run, record["step"]), [kept_rollout(r) for r in rollouts])
     ranks.barrier()  # what rank 0 writes is there before any rank ends the run
 
 
@@ -751,6 +762,102 @@ def check_judge(config: Config, run: Path, step: int, rollouts: int, unscored: i
             f"key `llm.max_failures` allows {config.llm.max_failures:.0%}; they stand in "
             f"{rollout_file(run, step)} with reward NaN"
         )
+
+
+# --------------------------------------------------------------------------------------------------
+# A step again, from what is kept of it
+def kept_rollout(r: Rollout) -> dict:
+    """What a line of a step's rollouts holds: all that `update` needs to be done again.
+
+    logprobs: the sampler's at the agent's own tokens, None at all others.
+    """
+    logprobs = [p if of_agent else None for p, of_agent in zip(r.logprobs, r.loss_mask)]
+    return {**r.trajectory, "advantage": r.advantage, "ids": r.ids, "logprobs": logprobs}
+
+
+def read_rollouts(config: Config, run: Path, step: int, tokenizer) -> list[Rollout]:
+    """A step's rollouts (from 1) as `update` took them. SystemExit if they hold no tokens."""
+    records = read_jsonl(rollout_file(run, step))
+    if not all("ids" in record for record in records):
+        raise SystemExit(
+            f"error: {rollout_file(run, step)} holds no tokens (`ids`), so the step cannot be done "
+            "again; a run that is made now keeps them"
+        )
+    size = config.vrl.group_size
+    tasks = [record["task"] for record in records[::size]]
+    rollouts, _ = open_rollouts(tokenizer, tasks, config, rollout_seed(config, step - 1), size)
+    for r, record in zip(rollouts, records, strict=True):
+        r.ids = record["ids"]
+        r.loss_mask = [int(p is not None) for p in record["logprobs"]]
+        r.logprobs = [p or 0.0 for p in record["logprobs"]]
+        r.trajectory = record
+        r.reward = record["reward"]["total"]
+    set_advantages(rollouts, config.vrl.advantage)
+    return rollouts
+
+
+def replay(
+    config: Config,
+    run: Path,
+    step: int,
+    tokenizer,
+    look: Callable[[torch.nn.Module, list, int], Any],
+) -> dict:
+    """The update of a finished step (from 1) again; nothing is sampled or written.
+
+    No run keeps the weights of each step. The policy before this one comes from the newest
+    checkpoint below it, or from what VRL starts with, by the updates of the steps between, each
+    from its kept rollouts. Returns the step's `rollouts`, what `update` gives (`figures`), and as
+    (before, after) `logprobs`, those of each rollout's own tokens, and `looks`, what
+    look(sampler, rollouts, seed of the step) makes of the policy.
+    """
+    v = config.vrl
+    kept = {int(path.name.removeprefix("step-")): path for path in list_checkpoints(run / "vrl")}
+    first = max((n for n in kept if n < step), default=0)
+    steps = [read_rollouts(config, run, n, tokenizer) for n in range(first + 1, step + 1)]
+    rollouts = steps[-1]
+    device = set_up(config)
+    pst_folder = train_pst(config, run) if v.start == "pst" else None
+    sampler = start_policy(config, run, pst_folder, tokenizer, device)
+    sampler = sampler.float().eval().requires_grad_(False)
+    policy = make_policy(config, run, pst_folder, tokenizer, device, wants_nf4(config, "vrl"))
+    optimizer = make_optimizer(policy, v)
+    if first:
+        restore(policy, [optimizer], *read_checkpoint(config, kept[first]))
+    sides = []
+    for done, of_step in enumerate(tqdm(steps, desc="updates again", unit="step"), first):
+        if done + 1 == step:
+            sides.append(look_at(policy, sampler, rollouts, config, step, look))
+        set_rate(optimizer, v, done)
+        figures = update(policy, optimizer, of_step, config)
+    sides.append(look_at(policy, sampler, rollouts, config, step, look))
+    logprobs, looks = zip(*sides)
+    return {"rollouts": rollouts, "figures": figures, "logprobs": logprobs, "looks": looks}
+
+
+@torch.no_grad()
+def look_at(
+    policy: torch.nn.Module,
+    sampler: torch.nn.Module,
+    rollouts: list[Rollout],
+    config: Config,
+    step: int,
+    look: Callable,
+) -> tuple[list[list[float]], Any]:
+    """(log-probabilities, in nats, of each rollout's own tokens; what `look` makes of the policy).
+
+    As the update reads them. The sampler gets the policy's weights.
+    """
+    device = next(policy.parameters()).device
+    found = {}
+    for part in micro_batches(rollouts, config.vrl.micro_tokens):
+        batch = collate(part, device)
+        logprobs, _ = batch_logprobs(policy, batch, config, config.rollout.temperature)
+        for r, of_rollout, mask in zip(part, logprobs, batch["loss_mask"][:, 1:]):
+            found[id(r)] = of_rollout[mask].tolist()
+    sync_sampler(sampler, policy)
+    looked = look(sampler, rollouts, rollout_seed(config, step - 1))
+    return [found[id(r)] for r in rollouts], looked
 
 
 # --------------------------------------------------------------------------------------------------

@@ -160,6 +160,8 @@ def load_policy(
         sees = model_type == "qwen3_vl"
         auto_class = AutoModelForImageTextToText if sees else AutoModelForCausalLM
         model = auto_class.from_pretrained(path, **settings)
+    except BrokenPipeError:  # the loader's bar flushes what was printed: no fault of the model
+        raise
     except (OSError, SafetensorError, ImportError) as e:
         raise SystemExit(
             f"error: cannot load a model from {path}: {' '.join(str(e).split())[:300]}"

@@ -11,6 +11,7 @@ import os
 import re
 import resource
 import runpy
+import shlex
 import shutil
 import signal
 import sys
@@ -230,6 +231,8 @@ COMMANDS = {
     "tables": ("bench.py tables {run}/bench/expert-12", ""),
     "compare": ("bench.py compare {run}/bench/expert-12 {run}/bench/expert-12", ""),
     "curves": ("bench.py curves {run} --out {run}/curves.png", "run"),
+    "step": ("bench.py step {run} 1", "run"),
+    "try": ("bench.py try 'A logo for a fox' --run {run}", "run"),
     "sheet": ("bench.py sheet {run}/bench/expert-12", "run"),
     "ablate": ("bench.py ablate", ""),
     "transfer": (
@@ -246,7 +249,7 @@ def words_of(command, name):
     text, _ = COMMANDS[command]
     given = ["--config", "configs/smoke.yaml", f"name={name}", *TINY]
     words = []
-    for word in text.split():
+    for word in shlex.split(text):
         words += given if word == "{given}" else [word.format(run=f"runs/{name}", name=name)]
     return words
 
