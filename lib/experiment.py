@@ -216,10 +216,13 @@ class DataConfig:
         at_least=1,
         at_most=1000,
     )
-    long: bool = key(
-        False,
-        "requests at the paper's scale (Fig. 5): most films have many shots and most sets one "
+    long: int = key(
+        1,
+        "up to so many times the shots or pictures that a task type's requests have otherwise; "
+        "above 1, as at the paper's scale (Fig. 5), most films have many shots and most sets one "
         "identity (the shares are ours)",
+        at_least=1,
+        at_most=1000,
     )
     families: float = key(
         0.2,
