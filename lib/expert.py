@@ -147,8 +147,8 @@ def drawn_shape(job: Job) -> str | None:
     return shape
 
 
-# The wishes of which one may be overlooked, and what is read without it; a request with fewer of
-# them than MANY_WISHES has none overlooked. Both ours.
+# The wishes of which one may be overlooked, and what is read without it; of fewer than MANY_WISHES
+# none is. Ours: with it thinking alone succeeds about as often as in the paper (72 % / 1.3).
 OVERLOOKED = {
     "style": {"style": None},
     "aspect_ratio": {"aspect_ratio": None},
@@ -156,7 +156,7 @@ OVERLOOKED = {
     "audio": {"audio": [], "beat": False},
     "beat": {"beat": False},
 }
-MANY_WISHES = 2
+MANY_WISHES = 3
 
 
 def overlook(c: dict, rng: Any) -> dict:
