@@ -358,6 +358,7 @@ def test_long_requests_reach_the_paper_s_scale(whole, config):
     actions = [sum(len(turn["order"]) for turn in t["turns"]) for t in made]
     # Each picture has a call of its own, and what was made is looked at.
     assert 13 <= sum(actions) / len(actions) <= 32
+    assert sum(n > 20 for n in actions) >= 0.6 * len(actions)
     assert sum(len(t["calls"]) >= 20 for t in hard) > len(hard) / 2
 
 
