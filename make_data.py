@@ -213,15 +213,9 @@ def make_visgen(config: Config, folder: Path) -> dict:
         removed.append({"id": i, "stage": "review", "reason": reason})
 
     wanted = set(kept).difference(dropped)
-    visgen = []
-    for trajectory in each_line(path):
-        i = trajectory["task"]["id"]
-        if i in wanted:
-            review = "kept by a human" if i in verdicts else "unreviewed"
-            tools = listed_tools(trajectory, config.rollout)
-            visgen.append({**trajectory, "tools": tools, "review": review})
-    write_jsonl(folder / "visgen.jsonl", visgen)
-    write_jsonl(folder / "chat.jsonl", map(chat_record, visgen))
+    # One at a time: 20,000 trajectories are several GB in memory.
+    write_jsonl(folder / "visgen.jsonl", kept_records(path, wanted, verdicts, config))
+    write_jsonl(folder / "chat.jsonl", map(chat_record, each_line(folder / "visgen.jsonl")))
     write_jsonl(folder / "removed.jsonl", removed)
 
     gone = Counter(record["stage"] for record in removed)
@@ -233,10 +227,20 @@ def make_visgen(config: Config, folder: Path) -> dict:
         "reasons": Counter(f"{record['stage']}: {record['reason']}" for record in removed),
         "answered": answered,
         "candidates": answered - gone["filter"],
-        "kept": len(visgen),
+        "kept": len(wanted),
     }
     write_atomic(folder / "funnel.json", to_json(counts))
     return counts
+
+
+def kept_records(path, wanted, verdicts, config):
+    """The trajectories that are kept, each with its tools' schemas and who reviewed it."""
+    for trajectory in each_line(path):
+        i = trajectory["task"]["id"]
+        if i in wanted:
+            review = "kept by a human" if i in verdicts else "unreviewed"
+            tools = listed_tools(trajectory, config.rollout)
+            yield {**trajectory, "tools": tools, "review": review}
 
 
 def without_trajectory(config, folder, seen):
