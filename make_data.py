@@ -166,7 +166,7 @@ def sift(trajectories: Iterable[dict], config: Config) -> tuple[dict[str, str], 
     keys, removed = {}, []
     for trajectory in trajectories:
         i = trajectory["task"]["id"]
-        if fault := fault_of(trajectory, config.data.min_reward):
+        if fault := fault_of(trajectory, config.data):
             stage, reason = fault
             removed.append({"id": i, "stage": stage, "reason": reason})
         else:
@@ -174,9 +174,10 @@ def sift(trajectories: Iterable[dict], config: Config) -> tuple[dict[str, str], 
     return {i: keys[i] for i in sorted(keys)}, removed
 
 
-def fault_of(trajectory, min_reward):
-    """(stage, reason) for which a trajectory is not fit for VisGenData; None if it is."""
-    reward = trajectory["reward"]
+def fault_of(trajectory, data):
+    """(stage, reason) for which a trajectory is not fit for VisGenData; None if it is. `data`: the
+    config's section."""
+    reward, min_reward = trajectory["reward"], data.min_reward
     if trajectory["ended"] != "answer":
         return "trajectories", f"no answer ({trajectory['ended']})"
     if math.isnan(reward["total"]):
@@ -185,7 +186,15 @@ def fault_of(trajectory, min_reward):
         parts = [part for part in ("plan", *PARTS) if reward[part] is not None]
         worst = min(parts, key=lambda part: reward[part])
         return "filter", f"LtrReward below {min_reward}, lowest in {worst}"
+    if data.flawless and hands_over_flaw(trajectory):
+        return "filter", "a flaw in what is handed over, as a VLM-Grader would see"
     return None
+
+
+def hands_over_flaw(trajectory):
+    """Whether a picture, film or recording that is handed over has a flaw. False without answer."""
+    handed = (trajectory["answer"] or {"deliverables": ()})["deliverables"]
+    return any(a.get("flawed") and a["id"] in handed for a in trajectory["artifacts"])
 
 
 def make_visgen(config: Config, folder: Path) -> dict:
@@ -204,15 +213,9 @@ def make_visgen(config: Config, folder: Path) -> dict:
         removed.append({"id": i, "stage": "review", "reason": reason})
 
     wanted = set(kept).difference(dropped)
-    visgen = []
-    for trajectory in each_line(path):
-        i = trajectory["task"]["id"]
-        if i in wanted:
-            review = "kept by a human" if i in verdicts else "unreviewed"
-            tools = listed_tools(trajectory, config.rollout)
-            visgen.append({**trajectory, "tools": tools, "review": review})
-    write_jsonl(folder / "visgen.jsonl", visgen)
-    write_jsonl(folder / "chat.jsonl", map(chat_record, visgen))
+    # One at a time: 20,000 trajectories are several GB in memory.
+    write_jsonl(folder / "visgen.jsonl", kept_records(path, wanted, verdicts, config))
+    write_jsonl(folder / "chat.jsonl", map(chat_record, each_line(folder / "visgen.jsonl")))
     write_jsonl(folder / "removed.jsonl", removed)
 
     gone = Counter(record["stage"] for record in removed)
@@ -224,10 +227,20 @@ def make_visgen(config: Config, folder: Path) -> dict:
         "reasons": Counter(f"{record['stage']}: {record['reason']}" for record in removed),
         "answered": answered,
         "candidates": answered - gone["filter"],
-        "kept": len(visgen),
+        "kept": len(wanted),
     }
     write_atomic(folder / "funnel.json", to_json(counts))
     return counts
+
+
+def kept_records(path, wanted, verdicts, config):
+    """The trajectories that are kept, each with its tools' schemas and who reviewed it."""
+    for trajectory in each_line(path):
+        i = trajectory["task"]["id"]
+        if i in wanted:
+            review = "kept by a human" if i in verdicts else "unreviewed"
+            tools = listed_tools(trajectory, config.rollout)
+            yield {**trajectory, "tools": tools, "review": review}
 
 
 def without_trajectory(config, folder, seen):
@@ -277,7 +290,8 @@ def metacognition(config: Config, run: Path, n: int = 1000) -> None:
     """What metacognition is worth (Sec. 3.1): success of VisionAgent with it, without it, and
     without each part of it, on the same n requests, which no other split uses by its seed.
 
-    Success: an answer that meets every constraint that the request states (R_result 1). Written to
+    Success: an answer that meets every constraint that the request states (R_result 1). `flawed`:
+    the share that hands over a medium with a flaw, which breaks no wish. Written to
     metacognition.json and printed beside the paper's figures.
     """
     seed = seeded_rng(config.seed, "metacognition").getrandbits(31)
@@ -300,6 +314,7 @@ def metacognition(config: Config, run: Path, n: int = 1000) -> None:
                 "agent": name,
                 "n": n,
                 "success": sum(reward["result"] > 1 - 1e-9 for reward in rewards) / n,
+                "flawed": sum(map(hands_over_flaw, made)) / n,
                 "reward": sum(reward["total"] for reward in rewards) / n,
                 "calls": sum(len(trajectory["calls"]) for trajectory in made) / n,
             }

@@ -175,6 +175,11 @@ class DataConfig:
         at_least=0,
         at_most=1,
     )
+    flawless: bool = key(
+        False,
+        "whether a trajectory that hands over a medium with a flaw is dropped too, in place of the "
+        "paper's VLM-Grader: the simulator knows what has one",
+    )
     general: int = key(
         12000,
         "examples that stand for the paper's General-1M; a stage takes a share of them; 0: none",
@@ -216,10 +221,13 @@ class DataConfig:
         at_least=1,
         at_most=1000,
     )
-    long: bool = key(
-        False,
-        "requests at the paper's scale (Fig. 5): most films have many shots and most sets one "
+    long: int = key(
+        1,
+        "up to so many times the shots or pictures that a task type's requests have otherwise; "
+        "above 1, as at the paper's scale (Fig. 5), most films have many shots and most sets one "
         "identity (the shares are ours)",
+        at_least=1,
+        at_most=1000,
     )
     families: float = key(
         0.2,

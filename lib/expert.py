@@ -10,6 +10,7 @@ import math
 import re
 from collections import Counter
 from itertools import islice
+from typing import Any
 
 from env import VisGenEnv
 from lib.behaviours import speech_seconds
@@ -71,8 +72,9 @@ def vision_agent(
     All steps whose inputs are there are called in one turn. `thoughts`: `data.thoughts`. Short
     ones are for a tiny policy: a sentence a turn, English, prompts of a few words, no looks.
     Metacognition is what `mind` holds (the paper names none of it in detail; ours):
-    plan check: the clips' lengths are added up and held against the request, so that a step trims
-        them, and no more jobs are begun in one turn than the service documents;
+    plan check: the plan is held against the request, so that no wish is overlooked (`overlook`);
+        the clips' lengths are added up, so that a step trims them; and no more jobs are begun in
+        one turn than the service documents;
     recovery: errors are met by class (see `recover`); without it every failed call is repeated
         once; a step that still fails ends the work;
     verification: what came back is counted, a step that brought less than it should is carried on,
@@ -84,6 +86,8 @@ def vision_agent(
     message = messages[-1]["content"]
     c = read_request(message)
     rng = seeded_rng(seed, "agent", task["id"])
+    if "plan check" not in mind:
+        c = overlook(c, rng)
     if thoughts == "full":
         job = Job(c, attached_media(message), make_plan(c, mind, apart=True), mind, None, rng)
         direct_job(job, message, env.pool, seed)
@@ -141,6 +145,29 @@ def drawn_shape(job: Job) -> str | None:
         across, down = map(int, shape.split(":"))
         return "3:2" if across > down else "2:3"
     return shape
+
+
+# The wishes of which one may be overlooked, and what is read without it; of fewer than MANY_WISHES
+# none is. Ours: with it thinking alone succeeds about as often as in the paper (72 % / 1.3).
+OVERLOOKED = {
+    "style": {"style": None},
+    "aspect_ratio": {"aspect_ratio": None},
+    "resolution": {"resolution": None},
+    "audio": {"audio": [], "beat": False},
+    "beat": {"beat": False},
+}
+MANY_WISHES = 3
+
+
+def overlook(c: dict, rng: Any) -> dict:
+    """What a request asks for less one of its many wishes, as an agent reads it that never holds
+    its plan against the request. The workflow is the same without it, so that its tools are at
+    hand."""
+    wishes = [name for name in OVERLOOKED if c[name]]
+    workflow = fitting_workflows(c)[0]
+    readings = [{**c, **OVERLOOKED[name]} for name in wishes]
+    readings = [less for less in readings if fitting_workflows(less)[0] == workflow]
+    return rng.choice(readings) if readings and len(wishes) >= MANY_WISHES else c
 
 
 # The keys of steps that make all pictures, or clips, of a request in one call.

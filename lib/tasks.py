@@ -188,7 +188,7 @@ def fitting_constraints(rng, scenario, split, config, dimension, with_picture, f
 
 def choose_constraints(rng, scenario: dict, config: DataConfig) -> dict:
     """What one request will ask for, within what the scenario makes plausible; durations in
-    seconds. With `data.long` it asks for more of everything."""
+    seconds. With `data.long` above 1 it asks for more of everything."""
     if scenario["modality"] == "image":
         return choose_image_constraints(rng, scenario, config)
     return choose_video_constraints(rng, scenario, config)
@@ -198,8 +198,8 @@ def choose_image_constraints(rng, scenario, config):
     """How many images, from the user's picture or of a special kind, how alike, of which shape."""
     c = copy.deepcopy(NO_CONSTRAINTS)
     low, high = scenario["counts"]
-    high = max(low, min(high * (2 if config.long else 1), config.max_images))
-    c["images"] = rng.randint((low + high + 1) // 2 if config.long else low, high)
+    high = max(low, min(high * config.long, config.max_images))
+    c["images"] = rng.randint((low + high + 1) // 2 if config.long > 1 else low, high)
     share_of_inputs = 1.0 if scenario["title"] == "Stylization" else 0.4
     c["input"] = scenario["input"] and rng.random() < share_of_inputs
 
@@ -212,7 +212,7 @@ def choose_image_constraints(rng, scenario, config):
     c["resolution"] = "2K" if kind == "large" else None
 
     can_be_alike = c["images"] > 1 and scenario["consistency"] and kind in ("", "html")
-    if can_be_alike and rng.random() < (0.9 if config.long else 0.6):
+    if can_be_alike and rng.random() < (0.9 if config.long > 1 else 0.6):
         c["consistency"] = [rng.choice(scenario["consistency"])]
 
     aspects = scenario["aspects"]
@@ -226,14 +226,14 @@ def choose_image_constraints(rng, scenario, config):
 def choose_video_constraints(rng, scenario, config):
     """How many films, of how many shots and seconds, which shape, how alike, with which sound."""
     c = copy.deepcopy(NO_CONSTRAINTS)
-    several = rng.random() < (0.1 if config.long else 0.3)
+    several = rng.random() < (0.1 if config.long > 1 else 0.3)
     c["videos"] = rng.randint(*scenario["counts"]) if several else 1
 
-    most_shots = min(scenario["shots"][1] * (2 if config.long else 1), config.max_shots)
+    most_shots = min(scenario["shots"][1] * config.long, config.max_shots)
     if c["videos"] > 1:
         c["duration_s"] = rng.choice([None, 4, 6, 8])
-    elif most_shots >= 2 and rng.random() < (0.95 if config.long else 0.6):
-        fewest = max(2, most_shots // 2) if config.long else 2
+    elif most_shots >= 2 and rng.random() < (0.95 if config.long > 1 else 0.6):
+        fewest = max(2, most_shots // 2) if config.long > 1 else 2
         c["shots"] = rng.randint(fewest, most_shots)
         # Whole clips, and half of the time a second or two less, which has to be trimmed.
         durations = [c["shots"] * s + more for s in (4, 5, 6, 8) for more in (0, 0, -1, -2)]
@@ -248,7 +248,7 @@ def choose_video_constraints(rng, scenario, config):
     c["aspect_ratio"] = rng.choice(aspects) if rng.random() < 0.6 else None
     c["resolution"] = "1080p" if rng.random() < 0.2 else None
     can_be_alike = n_shots(c) > 1 and scenario["consistency"]
-    if can_be_alike and rng.random() < (0.9 if config.long else 0.5):
+    if can_be_alike and rng.random() < (0.9 if config.long > 1 else 0.5):
         c["consistency"] = [rng.choice(scenario["consistency"])]
     sounds = [kind for kind in scenario["audio"] if kind in config.sounds]
     if sounds and c["videos"] == 1 and rng.random() < 0.6:
@@ -516,7 +516,7 @@ def next_task(rng, modality, dimension, made, language, family, tasks, used):
         task = make_task(
             rng,
             "bench",
-            DataConfig(**limits, long=made % 4 != 1, families=0.0),
+            DataConfig(**limits, long=1 if made % 4 == 1 else 2, families=0.0),
             name,
             language,
             dimension=dimension,

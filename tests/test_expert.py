@@ -25,7 +25,9 @@ from lib.toolbox import load_defaults, refuse  # noqa: E402
 from lib.words import content_words, positive_words  # noqa: E402
 from rewards import ltr_rewards  # noqa: E402
 
-SHARP = "crisp|sharp detail|清晰"  # words of a retake's prompt
+SHARP = "|".join(  # words of a retake's prompt
+    words for language in ("en", "zh") for words in load_direction()[language]["prompt"]["again"]
+)
 PAPER = load_config(ROOT / "configs" / "visgen.yaml", ["data.languages=[en, zh]"])
 
 

@@ -19,8 +19,17 @@ import make_data  # noqa: E402
 from env import VisGenEnv, parse_utpc  # noqa: E402
 from lib.data_statistics import word_runs  # noqa: E402
 from lib.experiment import load_config  # noqa: E402
-from lib.expert import METACOGNITION, jobs_at_once, vision_agent  # noqa: E402
+from lib.expert import (  # noqa: E402
+    MANY_WISHES,
+    METACOGNITION,
+    OVERLOOKED,
+    jobs_at_once,
+    make_plan,
+    overlook,
+    vision_agent,
+)
 from lib.families import asked_kind  # noqa: E402
+from lib.reading import read_request  # noqa: E402
 from lib.review import export_review, key_of  # noqa: E402
 from lib.runs import each_line, read_jsonl, seeded_rng, write_jsonl  # noqa: E402
 from lib.tasks import make_tasks  # noqa: E402
@@ -93,6 +102,50 @@ def test_the_filter_says_why(whole, config):
     assert removed[0]["reason"] == "no answer (max_turns)"
     assert removed[1]["reason"] == "LtrReward below 0.9, lowest in result"
     assert "judge gave no verdict" in removed[2]["reason"]
+
+
+def test_a_flaw_that_is_handed_over_is_dropped_where_asked(whole, config):
+    made = read_jsonl(whole[0] / "visgen.jsonl")[:20]
+    assert config.data.flawless and not sift(made, config)[1]
+    blind = replace(config, data=replace(config.data, flawless=False))
+    for t in made:
+        for a in t["artifacts"]:
+            a["flawed"] = a["id"] not in t["answer"]["deliverables"]
+    assert not sift(made, config)[1]
+    for a in made[3]["artifacts"]:
+        a["flawed"] = True
+    assert [r["id"] for r in sift(made, config)[1]] == [made[3]["task"]["id"]]
+    assert not sift(made, blind)[1]
+
+
+def test_what_lapses_spoil_is_dropped(config, tmp_path):
+    """All of it, and what they did not spoil is kept, but for a call or two that failed."""
+    lapsing = replace(config, data=replace(config.data, lapses=0.5))
+    make_trajectories(lapsing, tmp_path)
+    kept, removed = sift(each_line(tmp_path / "trajectories.jsonl"), lapsing)
+    made = read_jsonl(tmp_path / "trajectories.jsonl")
+    bad = {
+        t["task"]["id"]
+        for t in made
+        if not t["answer"] or t["reward"]["result"] < 1 - 1e-9 or make_data.hands_over_flaw(t)
+    }
+    gone = {record["id"] for record in removed}
+    assert bad <= gone and len(gone - bad) < 0.03 * len(made) < 0.3 * len(made) < len(bad)
+
+
+def test_without_plan_check_one_of_many_wishes_is_overlooked(config):
+    seen = Counter()
+    for i, task in enumerate(make_tasks(300, "visgen", config.data, 8)):
+        c = read_request(task["request"])
+        less = overlook(c, seeded_rng("overlook", i))
+        gone = [name for name in c if less[name] != c[name]]
+        if sum(bool(c[name]) for name in OVERLOOKED) < MANY_WISHES:
+            assert not gone
+        assert len(gone) <= 1 or gone == ["audio", "beat"]
+        assert all(not less[name] for name in gone)
+        assert {step["tool"] for step in make_plan(less, ())} <= set(task["pool"])
+        seen[" ".join(gone)] += 1
+    assert all(seen[name] > 5 for name in ("style", "aspect_ratio", "resolution", "audio")), seen
 
 
 @pytest.mark.parametrize("at", [0.001, 0.35, 0.999])
@@ -305,6 +358,7 @@ def test_long_requests_reach_the_paper_s_scale(whole, config):
     actions = [sum(len(turn["order"]) for turn in t["turns"]) for t in made]
     # Each picture has a call of its own, and what was made is looked at.
     assert 13 <= sum(actions) / len(actions) <= 32
+    assert sum(n > 20 for n in actions) >= 0.6 * len(actions)
     assert sum(len(t["calls"]) >= 20 for t in hard) > len(hard) / 2
 
 
@@ -319,9 +373,10 @@ def test_the_expert_keeps_to_a_service_s_jobs_at_once(whole):
 
 
 def test_each_part_of_metacognition_is_worth_something(config):
-    """Verification in the reward, since a flaw that it finds breaks no wish; others in success."""
+    """Verification in flaws that nobody hands over, since a flaw breaks no wish; the others in
+    success; all in the reward."""
     tasks, env, success = make_tasks(250, "visgen", config.data, 3), VisGenEnv(config.rollout), {}
-    total = {}
+    total, flawed = {}, {}
     for mind in (
         METACOGNITION,
         *(tuple(p for p in METACOGNITION if p != part) for part in METACOGNITION),
@@ -334,11 +389,14 @@ def test_each_part_of_metacognition_is_worth_something(config):
         rewards = ltr_rewards([t for t, _ in made], config.reward, [pool for _, pool in made])
         success[mind] = sum(r["result"] > 1 - 1e-9 for r in rewards) / len(tasks)
         total[mind] = sum(r["total"] for r in rewards) / len(tasks)
+        flawed[mind] = sum(make_data.hands_over_flaw(t) for t, _ in made) / len(tasks)
     full, thinking = success.pop(METACOGNITION), success.pop(())
     assert full > 0.97 and thinking < min(success.values()) + 0.02 and full - thinking > 0.2
     unseen = ("plan check", "recovery")
     assert all(part < full for mind, part in success.items() if mind != unseen)
     assert all(total[mind] < total[METACOGNITION] for mind in success), total
+    for mind, share in flawed.items():
+        assert share < 0.02 if "verification" in mind else share > 0.2, (mind, share)
 
 
 def test_without_recovery_every_failed_call_is_repeated_once(config):
