@@ -67,6 +67,7 @@ from lib.runs import (
     seeded_rng,
 )
 from lib.tokens import encode_trajectory, finished_policy, load_tokenizer, pretrained
+from lib.track import open_trackers
 from lib.vision import pictures_of, show_pictures
 from make_data import ensure_data
 
@@ -975,6 +976,7 @@ def main() -> None:
         return show_batch(config, run)
     if ranks.rank() == 0:
         cut_tail(run / "metrics.jsonl")
+        open_trackers(config, run)
     if "--base" in given:
         return write_base(config, run, ROOT / given["--base"])
     began = time.perf_counter()

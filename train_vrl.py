@@ -84,6 +84,7 @@ from lib.runs import (
     write_jsonl,
 )
 from lib.tokens import load_tokenizer
+from lib.track import open_trackers
 from lib.vllm_engine import VllmEngine
 from make_data import ensure_data
 from train_pst import base_folder, base_policy, train_pst
@@ -871,6 +872,7 @@ def main() -> None:
     run = ranks.first(lambda: open_run(config))
     if ranks.rank() == 0:
         cut_tail(run / "metrics.jsonl")
+        open_trackers(config, run)
     quantize = wants_nf4(config, "vrl")
     device = set_up(config)
     ranks.first(lambda: ensure_data(config, run))

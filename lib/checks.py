@@ -15,6 +15,7 @@ from lib.policy import set_up, use_autocast
 from lib.quantize import need_bitsandbytes, wants_nf4
 from lib.runs import find_run
 from lib.tokens import finished_policy, pretrained
+from lib.track import check_trackers
 from lib.vllm_engine import engine_dtype
 
 WEIGHTS = (
@@ -29,10 +30,11 @@ def check_training(config: Config, phases: tuple[str, ...]) -> None:
     """SystemExit if this machine cannot train `phases` ("pst", "vrl") under the config.
 
     Looked for: the device, attention, bitsandbytes, vLLM, the model, another run's policy, the
-    general data, and matplotlib. Writes nothing into the run.
+    general data, matplotlib, and the trackers. Writes nothing into the run.
     """
     if "vrl" in phases:
         check_drawing()
+    check_trackers(config.track)
     run = find_run(config)
     device = set_up(config)
     attention_name(config, device)

@@ -25,6 +25,7 @@ from lib.runs import ROOT
 FORMS = ("plan*fine", "plan*(result+format)", "result+format", "plan+fine")
 # The parts of the MDP in which a "real" service may differ from the simulator (lib/dials.py).
 DEVIATIONS = ("observation", "action", "transition", "reward")
+TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
 # Upper limit of what is counted: more of anything than a run can hold. It catches slips.
@@ -59,7 +60,7 @@ def check_values(section) -> None:
         for chosen in value if isinstance(value, list) else [value]:
             if one_of is not None and chosen not in one_of:
                 raise ValueError(f"{f.name} is {chosen!r}; allowed: {', '.join(one_of)}")
-        if value == []:
+        if value == [] != f.default_factory():
             raise ValueError(f"{f.name} is empty; it must hold at least one entry")
         if least is None:
             continue
@@ -734,6 +735,12 @@ class Config:
         "auto",
         "auto | cpu | cuda; auto is cuda where torch sees a GPU",
         one_of=("auto", "cpu", "cuda"),
+    )
+    track: list = key(
+        [],
+        "where the metrics go beside metrics.jsonl: any of tensorboard | wandb | trackio, each a "
+        "package of that name",
+        one_of=TRACKERS,
     )
     model: ModelConfig = key(ModelConfig(), "the policy; defaults are ours")
     data: DataConfig = key(

@@ -26,7 +26,11 @@ from typing import Any, TypeVar
 import orjson
 import yaml
 
+from lib.track import track
+
 ROOT = Path(__file__).resolve().parents[1]
+# What a run may go on under: what is measured, whom the judge and VisionAgent ask, who is told.
+MAY_DIFFER = ("bench", "llm", "track")
 
 # What the machine, not the code, can refuse, by the number that the system gives it.
 DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -76,8 +80,7 @@ def open_run(config) -> Path:
 def find_run(config) -> Path:
     """The folder runs/<name>/, which may not be there yet; writes nothing.
 
-    SystemExit if it belongs to another config. The sections `bench` and `llm` may differ: what is
-    measured, and whom the judge and VisionAgent ask.
+    SystemExit if it belongs to another config; only MAY_DIFFER may differ.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
         raise SystemExit(
@@ -105,7 +108,7 @@ def refuse_another_config(run: Path, there: dict, now: dict) -> None:
     """SystemExit with the first key in which the run's config and the one of now differ."""
     for section, new in now.items():
         old = there.get(section)
-        if section in ("bench", "llm") or old == new:
+        if section in MAY_DIFFER or old == new:
             continue
         where = section
         if isinstance(new, dict) and isinstance(old, dict):
@@ -167,8 +170,9 @@ def append_jsonl(path: Path, records: Iterable[Any]) -> None:
 
 
 def append_metrics(run: Path, record: dict) -> None:
-    """Append one record to the run's metrics.jsonl."""
+    """Append one record to the run's metrics.jsonl, and send it to the run's trackers."""
     append_jsonl(run / "metrics.jsonl", [record])
+    track(run, record)
 
 
 def read_jsonl(path: Path) -> list[Any]:

@@ -27,6 +27,7 @@ from lib.dials import PARTS
 from lib.experiment import Config, RolloutConfig, load_config
 from lib.lineage import deliverables, on_topic, read_media
 from lib.runs import (
+    MAY_DIFFER,
     ROOT,
     append_jsonl,
     cut_tail,
@@ -273,7 +274,7 @@ def weights_of(policy: Policy) -> str:
 def trained_as(config: Config) -> str:
     """A digest of what decides a policy's numbers, so that one trained anew is another policy."""
     sections = asdict(config)
-    return digest(to_json({k: v for k, v in sections.items() if k not in ("bench", "llm")}), size=4)
+    return digest(to_json({k: v for k, v in sections.items() if k not in MAY_DIFFER}), size=4)
 
 
 def played_points(
