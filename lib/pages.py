@@ -16,6 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from env import parse_utpc
+from lib.cards import with_cards
 from lib.experiment import Config, load_config
 from lib.lineage import deliverables
 from lib.media import materialize, thumbnail
@@ -31,7 +32,7 @@ LOWEST = 10  # trajectories that a report always shows
 # of one film.
 CLIPS = 24
 CLIP_S = 120
-CLIP_PX = 240
+CLIP_PX = 360
 SHOTS = 24
 # Trajectories that a demo shows of a file. Ours.
 DEMOS = 5
@@ -229,7 +230,7 @@ def cards_of(trajectories: list[dict], config: Config) -> list[dict]:
     cards, clips_left = [], CLIPS
     for t in tqdm(trajectories, desc="cards", unit="card", mininterval=1):
         shown = []
-        for a in deliverables(t):
+        for a in (with_cards(a, t) for a in deliverables(t)):
             shots = range(min(SHOTS, a["shots"] or 1))
             pictures = [thumbnail(a, shot) for shot in shots if a["width"]]
             shown.append({**a, "pictures": pictures})
