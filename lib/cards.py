@@ -135,9 +135,10 @@ def card(artifact: dict, shot: int, of: int):
     colours, ink = palette_of(line), "white" if shot % 2 else "black"
     picture = Image.new("RGB", (width, height), colours["dark" if shot % 2 else "light"])
     draw = ImageDraw.Draw(picture)
-    margin, letter = min(width, height) // 24, min(height // 16, width // 26)
+    wide = width > height
+    margin, letter = min(width, height) // 24, min(height // 16, width // (26 if wide else 20))
     # What is drawn stands right of the words, or below them: its box, and the words'.
-    if width > height:
+    if wide:
         box = (width * 2 // 3, margin, width - margin, height - margin - 2 * letter)
         text_box = (margin, margin, box[0] - margin, height - margin)
     else:

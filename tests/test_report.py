@@ -548,15 +548,47 @@ def test_no_page_scrolls_sideways(other_pages, visit, width):
         assert page.evaluate("document.querySelector('meta[name=viewport]') !== null"), path
 
 
-def test_the_review_breaks_no_words_on_a_phone(other_pages, visit):
-    """A name of a tool in a plan stands on one line."""
+# The words of a page that stand on more than one line; what has other signs in it may be broken.
+BROKEN_WORDS = """() => {
+    const found = [], texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    const part = document.createRange();
+    while (texts.nextNode()) {
+        const node = texts.currentNode;
+        if (!node.parentElement.checkVisibility() || node.parentElement.closest('script, svg'))
+            continue;
+        for (const word of node.data.matchAll(/(?<!\\S)\\w{2,30}(?!\\S)/g)) {
+            part.setStart(node, word.index);
+            part.setEnd(node, word.index + word[0].length);
+            if (new Set([...part.getClientRects()].map(r => r.top)).size > 1) found.push(word[0]);
+        }
+    }
+    return found;
+}"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_word_is_broken(other_pages, site, visit, width):
+    """Not in a page of what was played and not poisoned; nor in a page that has such a word."""
+    names = ("review.html", "trajectories.jsonl.html", "sheet.html", "report.html", "demo.html")
+    plain_pages = [*other_pages[:2], other_pages[-1], site / "report.html", site / "demo.html"]
+    assert [path.name for path in plain_pages] == list(names)
+    for path in plain_pages:
+        page = visit(path, width=width)
+        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        assert page.evaluate(BROKEN_WORDS) == [], path
+    narrow = '<p style="width: 3em; overflow-wrap: anywhere">tool_image_edit</p>'
+    page.evaluate("html => { document.body.innerHTML = html; }", narrow)
+    assert page.evaluate(BROKEN_WORDS) == ["tool_image_edit"]
+
+
+def test_the_review_shows_whole_tables_on_a_phone(other_pages, visit):
+    """No table is to be moved sideways to read what a plan or a call says."""
     page = visit(other_pages[0], width=390)
-    lines = page.evaluate(
-        "[...document.querySelectorAll('article > .box td:nth-child(2)')].map(cell => {"
-        " const text = document.createRange(); text.selectNodeContents(cell);"
-        " return text.getClientRects().length; })"
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    hidden = page.evaluate(
+        "[...document.querySelectorAll('.box')].map(b => b.scrollWidth - b.clientWidth)"
     )
-    assert lines and set(lines) == {1}
+    assert len(hidden) == 28 and set(hidden) == {0}
 
 
 @pytest.mark.parametrize("width", [380, 390, 1280])
