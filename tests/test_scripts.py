@@ -143,7 +143,11 @@ def test_smoke_run_ends_with_table_curve_and_trajectory(smoke):
     assert re.search(r"^R_vrt +12( +\d\.\d{3}){2} +[+-]\d\.\d{3}  \[.+\]$", intervals, re.M)
     assert re.search(r"^R_vrt, \w+", intervals, re.M) and "3 steps are too few" in intervals
     assert all(len(line) <= 100 for line in intervals.splitlines())
-    for label, head in (("curve", b"\x89PNG"), ("trajectory", b"task ")):
+    for label, head in (
+        ("curve", b"\x89PNG"),
+        ("trajectory", b"task "),
+        ("all pages", b"<!DOCTYPE"),
+    ):
         path = ROOT / re.search(rf"^{label}: +(\S+)$", done.stdout, re.M).group(1)
         assert path.parent == run and path.read_bytes().startswith(head)
     assert (
