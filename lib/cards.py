@@ -126,7 +126,8 @@ def card(artifact: dict, shot: int, of: int):
     """The card of one shot of `of` as a Pillow picture of the artifact's size.
 
     Shots are light and dark in turn, so that every cut shows whatever the colours are. A small one
-    has fewer words on it, or none.
+    has fewer words on it, or none. Chinese is written in what font the machine has; all else is the
+    same everywhere.
     """
     from PIL import Image, ImageDraw
 
