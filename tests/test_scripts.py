@@ -199,9 +199,8 @@ def test_smoke_metrics_hold_every_phase(smoke):
 def test_smoke_leaves_safetensors_and_json_only(smoke):
     _, run, _ = smoke
     kinds = {p.suffix for p in run.rglob("*") if p.is_file()}
-    assert kinds <= {".safetensors", ".json", ".jsonl", ".yaml", ".png", ".txt", ".jinja", ".md"}, (
-        kinds
-    )
+    texts = {".json", ".jsonl", ".yaml", ".txt", ".jinja", ".md", ".html"}
+    assert kinds <= {".safetensors", ".png", *texts}, kinds
 
 
 def test_same_command_again_trains_nothing_and_gives_the_same_table(smoke):
