@@ -47,7 +47,7 @@ from lib.grader import controls, subjective_grades
 from lib.human import export_sheet, human_tables
 from lib.lineage import deliverables, on_topic, read_media
 from lib.media import SUFFIXES, from_tool, materialize, media, probe, real_file
-from lib.pages import demo_command, report_command
+from lib.pages import demo_command, report_command, write_index
 from lib.reading_exercises import reading_rows
 from lib.runs import (
     ROOT,
@@ -122,6 +122,7 @@ def run_bench(
     }
     write_atomic(folder / "columns.json", to_json(head))
     print_bench(head, played - began, measured - played)
+    write_index(run)
     return folder
 
 
@@ -807,6 +808,7 @@ def measure_run() -> None:
         export_policy(config, run, Path(given["--export"]))
         return
     print_table([measure(config, run)])
+    write_index(run)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ from lib.figures import (
     vrl_metrics,
     write_trajectories,
 )
+from lib.pages import write_index
 from lib.policy import add_lora, load_policy, set_up, token_logprobs, use_autocast
 from lib.quantize import adamw, wants_nf4
 from lib.rollout import Rollout, open_rollouts
@@ -1007,6 +1008,7 @@ def report(run: Path, before: dict, after: dict, gap: dict, began: float) -> Non
     )
     print(f"curve:      {(run / 'curve.png').relative_to(ROOT)}")
     print(f"trajectory: {trajectory.relative_to(ROOT)}")
+    print(f"all pages:  {write_index(run).relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

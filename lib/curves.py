@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import os
 from pathlib import Path
 
 from lib.figures import MOVING, mean_of_last, vrl_metrics
@@ -32,6 +33,19 @@ def curves(args: list[str]) -> None:
             print_held_out(f"  held out, greedy: {label}", [held_out(run, key) for run in runs])
         print_own(runs)
     print(f"{given.out}")
+
+
+def name_of(runs: list[str]) -> str:
+    """What a group's runs are called together: the name that they share, and how many seeds.
+
+    >>> name_of(["runs/quick", "runs/quick-1", "runs/quick-2"]), name_of(["runs/quick-1"])
+    ('quick, 3 seeds', 'quick-1')
+    """
+    names = [Path(run).name for run in runs]
+    if len(names) == 1:
+        return names[0]
+    shared = os.path.commonprefix(names).rstrip("0123456789").rstrip("-_")
+    return f"{shared or ' + '.join(names)}, {len(names)} seeds"
 
 
 def find_finished(name: str) -> Path:
@@ -91,7 +105,7 @@ def plot_groups(groups: dict[str, list[Path]], path: Path) -> None:
     axis = figure.subplots()
     for i, (group, runs) in enumerate(groups.items()):
         color = f"C{i}"
-        name = Path(group.split(",")[0]).name + (f" and {len(runs) - 1} more" * (len(runs) > 1))
+        name = name_of(group.split(","))
         lines = []
         for run in runs:
             metrics = vrl_metrics(run)

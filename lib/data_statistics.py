@@ -81,6 +81,7 @@ def statistics_of(folder: Path) -> dict:
 # has none. Both ours.
 COUNTED = 1000
 VOCABULARY = 16_384
+GRADES = ("easy", "medium", "hard")
 
 
 def counted_texts(folder: Path) -> dict[int, tuple[str, str]]:
@@ -149,7 +150,8 @@ def bins_of(values: list[int], most: int = 40) -> list[float]:
 
 
 def plot_statistics(found: dict, path: Path) -> None:
-    """Fig. 5 as a picture: actions, tokens, task types, difficulty.
+    """Fig. 5 as a picture of distributions: actions and tokens, by difficulty; actions of each task
+    type; tool calls of each difficulty.
 
     Median and quartiles stand beside the paper's means: a mean lies between the humps of two kinds
     of task, where few are. `found`: statistics_of the data.
@@ -159,30 +161,52 @@ def plot_statistics(found: dict, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, ((actions, tokens), (types, difficulty)) = plt.subplots(
+    figure, ((actions, tokens), (types, calls)) = plt.subplots(
         2, 2, figsize=(12, 9), constrained_layout=True
     )
-    for axis, name, label, paper_mean, unit in (
-        (actions, "actions", "actions of a trajectory", 15, "steps"),
-        (tokens, "tokens", found["unit"], 29_000, "tokens"),
-    ):
-        values = [row[name] for row in found["rows"] if name in row]
-        axis.hist(values, bins=bins_of(values), color="tab:blue", alpha=0.6)
-        low, middle, high = quartiles(values)
-        axis.axvspan(
-            low, high, color="tab:orange", alpha=0.2, label=f"quartiles, {low:,.0f} to {high:,.0f}"
-        )
-        axis.axvline(middle, color="tab:orange", label=f"median, {middle:,.0f} {unit}")
-        paper_label = f"the paper's mean, {paper_mean:,} {unit}"
-        axis.axvline(paper_mean, color="black", linestyle="--", label=paper_label)
-        axis.set(xlabel=label, ylabel="trajectories")
-        axis.legend()
-    names, sizes = zip(*found["types"].most_common())
-    types.bar(names, sizes)
+    plot_histogram(actions, found["rows"], "actions", 15, "steps")
+    plot_histogram(tokens, found["rows"], "tokens", 29_000, "tokens")
+    actions.set(xlabel="actions of a trajectory")
+    tokens.set(xlabel=found["unit"])
+    plot_boxes(types, found["rows"], "scenario", "actions")
     types.tick_params(axis="x", rotation=90, labelsize=6)
-    types.set(ylabel="trajectories", title=f"{len(names)} task types")
-    grades = ("easy", "medium", "hard")
-    difficulty.bar(grades, [found["difficulty"][grade] for grade in grades])
-    difficulty.set(ylabel="trajectories", title="difficulty")
+    types.set(ylabel="actions", title=f"actions of {len(found['types'])} task types (trajectories)")
+    plot_boxes(calls, found["rows"], "difficulty", "calls")
+    calls.set(ylabel="tool calls", title="tool calls by difficulty (trajectories)")
+    calls.text(0.02, 0.95, "box: quartiles; whiskers: 5 to 95 %", transform=calls.transAxes)
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def plot_histogram(axis, rows: list[dict], name: str, paper_mean: int, unit: str) -> None:
+    """How many trajectories have which value, a colour a difficulty, with median and quartiles."""
+    rows = [row for row in rows if name in row]
+    values = [row[name] for row in rows]
+    by_grade = [[row[name] for row in rows if row["difficulty"] == grade] for grade in GRADES]
+    axis.hist(
+        by_grade,
+        bins=bins_of(values),
+        stacked=True,
+        color=("#9ecae1", "#4292c6", "#084594"),
+        label=GRADES,
+    )
+    low, middle, high = quartiles(values)
+    axis.axvspan(
+        low, high, color="tab:orange", alpha=0.2, label=f"quartiles, {low:,.0f} to {high:,.0f}"
+    )
+    axis.axvline(middle, color="tab:orange", label=f"median, {middle:,.0f} {unit}")
+    paper_label = f"the paper's mean, {paper_mean:,} {unit}"
+    axis.axvline(paper_mean, color="black", linestyle="--", label=paper_label)
+    axis.set(ylabel="trajectories")
+    axis.legend()
+
+
+def plot_boxes(axis, rows: list[dict], by: str, name: str) -> None:
+    """A box for the values of each group of trajectories, by rising median; labels count them."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(row[by], []).append(row[name])
+    ordered = sorted(groups.items(), key=lambda group: quartiles(group[1])[1])
+    labels = [f"{group.replace('_', ' ')} ({len(values)})" for group, values in ordered]
+    boxes = [values for _, values in ordered]
+    axis.boxplot(boxes, tick_labels=labels, whis=(5, 95), showfliers=False)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lib.calibration import calibrated_grades
+from lib.cards import with_cards
 from lib.experiment import Config
 from lib.lineage import deliverables
 from lib.llm import Endpoint, ask, bill, run_jobs
@@ -138,9 +139,9 @@ def pictures_to_grade(trajectory: dict) -> dict:
     in words; left_out: how many are not shown; real: how many are a tool's real files.
 
     An artifact whose `media` names a file that is there, by an absolute path, shows that file. Any
-    other shows the simulator's stand-in, drawn without regard to the prompt: a VLM's scores of
-    stand-ins, or of the media database's files, test this code and say nothing about an agent, and
-    the report says so.
+    other shows the simulator's stand-in, a card with the prompt's words, which says so: a VLM's
+    scores of stand-ins, or of the media database's files, test this code and say nothing about an
+    agent, and the report says so.
     """
     kind = trajectory["task"]["modality"]
     film = kind == "video"
@@ -156,7 +157,7 @@ def pictures_to_grade(trajectory: dict) -> dict:
             path = real_file(a)
             if not path:
                 path = Path(folder) / f"{i}{SUFFIXES[kind][0]}"
-                materialize({**a, "has_audio": False}, path)
+                materialize({**with_cards(a, trajectory), "has_audio": False}, path)
             places = (0,)
             if film:
                 each = MOST_PICTURES // min(len(items), MOST_PICTURES)

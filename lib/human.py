@@ -9,6 +9,7 @@ import io
 import math
 from pathlib import Path
 
+from lib.cards import with_cards
 from lib.experiment import Config
 from lib.lineage import deliverables
 from lib.media import data_uri, from_tool, moments, real_file, stills, thumbnail
@@ -77,7 +78,10 @@ def export_sheet(folders: list[Path], config: Config, n: int | None) -> None:
 def sheet_entries(folder: Path) -> list[dict]:
     """A bench folder's tasks that can be scored: {"task", "handed", "model", "s_rate"} each."""
     played = list(each_line(folder / "trajectories.jsonl"))
-    handed = [[a for a in deliverables(t) if a["kind"] == t["task"]["modality"]] for t in played]
+    handed = [
+        [with_cards(a, t) for a in deliverables(t) if a["kind"] == t["task"]["modality"]]
+        for t in played
+    ]
     s_rate = {}
     for kind in ("image", "video"):
         right = [bool(h) for h, t in zip(handed, played) if t["task"]["modality"] == kind]
@@ -95,7 +99,7 @@ def look(artifact: dict) -> list[str]:
     if path := real_file(artifact):
         places = moments(artifact, 8) if artifact["kind"] == "video" else (0,)
         return [data_uri(picture) for _, picture in stills(path, places, side=400)]
-    return [thumbnail(artifact, shot, most=240) for shot in range(artifact["shots"] or 1)]
+    return [thumbnail(artifact, shot) for shot in range(artifact["shots"] or 1)]
 
 
 def sheet_rows(entry: dict) -> list[dict]:

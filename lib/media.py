@@ -2,7 +2,7 @@
 
 `materialize` writes a PNG, MP4 or WAV with exactly a record's attributes; `probe` decodes a file
 and says what it holds. The media database, data/media/, is such files with an index of them:
-`python bench.py media`. What a stand-in shows is ours; it has nothing to do with the prompt.
+`python bench.py media`. What a stand-in shows is a card: lib/cards.py.
 """
 
 import base64
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
+from lib.cards import card
 from lib.runs import read_jsonl, write_jsonl
 from lib.text import to_json
 from lib.toolbox import media_files
@@ -37,43 +38,6 @@ ATTRIBUTES = ("kind", "width", "height", "n_frames", "fps", "duration_s", "has_a
 
 
 # ---------------------------------------------------------------------------- pictures of records
-def background(artifact: dict, shot: int, of: int):
-    """The still part of one shot as a Pillow picture: a colour field, three shapes, id and number.
-
-    Shots are light and dark in turn, so that every cut shows whatever the colours are; the
-    artifact's id and arguments seed the rest.
-    """
-    from PIL import Image, ImageDraw, ImageFont
-
-    width, height = artifact["width"], artifact["height"]
-    rng = random.Random(f"{artifact['id']} {to_json(artifact['arguments'])} {shot}")
-    darkest, lightest = (20, 105) if shot % 2 else (150, 235)
-    colours = [tuple(rng.randint(darkest, lightest) for _ in "rgb") for _ in range(19)]
-    field = Image.new("RGB", (4, 4))
-    field.putdata(colours[:16])
-    picture = field.resize((width, height), Image.Resampling.BICUBIC)
-    draw = ImageDraw.Draw(picture)
-    for colour in colours[16:]:
-        x = rng.randrange(width)
-        y = rng.randrange(height)
-        radius = max(1, min(width, height) * rng.uniform(0.05, 0.15))
-        sides = rng.choice((3, 4, 6, 60))
-        draw.regular_polygon((x, y, radius), sides, rotation=rng.randrange(90), fill=colour)
-    letter = min(height // 6, width // 8)
-    # Below 6 pixels letters cannot be read.
-    if letter >= 6:
-        label = str(artifact["id"])
-        if artifact["kind"] == "video":
-            label = f"{artifact['id']}\n{shot + 1} of {of}"
-        draw.multiline_text(
-            (letter // 2, letter // 2),
-            label,
-            fill="white" if shot % 2 else "black",
-            font=ImageFont.load_default(letter),
-        )
-    return picture
-
-
 def data_uri(picture, quality: int = 85) -> str:
     """A Pillow picture as a JPEG in a data URI."""
     file = io.BytesIO()
@@ -81,13 +45,13 @@ def data_uri(picture, quality: int = 85) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def thumbnail(artifact: dict, shot: int, most: int = 180) -> str:
+def thumbnail(artifact: dict, shot: int, most: int = 400) -> str:
     """One shot (or the picture) as a data URI, at most `most` pixels a side: for an HTML page."""
     scale = most / max(artifact["width"], artifact["height"])
     width = max(2, round(artifact["width"] * scale))
     height = max(2, round(artifact["height"] * scale))
     small = {**artifact, "width": width, "height": height}
-    return data_uri(background(small, shot, artifact["shots"] or 1), quality=80)
+    return data_uri(card(small, shot, artifact["shots"] or 1), quality=80)
 
 
 # ---------------------------------------------------------------------------- looking into files
@@ -199,7 +163,7 @@ def materialize(artifact: dict, path: Path) -> None:
 
 def write_picture(artifact: dict, path: Path, suffix: str) -> None:
     """Write a picture as PNG, WebP or, for any other suffix, JPEG."""
-    picture = background(artifact, 0, 1)
+    picture = card(artifact, 0, 1)
     if suffix == ".png":
         picture.save(path, "PNG", compress_level=1)
     else:
@@ -310,7 +274,7 @@ def frames(artifact: dict) -> Iterator:
         lengths = [total * (i + 1) // shots - total * i // shots for i in range(shots)]
     side = min(width, height) // 6
     for shot, length in enumerate(lengths):
-        picture = av.VideoFrame.from_image(background(artifact, shot, len(lengths)))
+        picture = av.VideoFrame.from_image(card(artifact, shot, len(lengths)))
         still = picture.reformat(format=pixel_format(artifact))
         plane = still.planes[0]
         # A view of the frame's own memory, (height, width).

@@ -1,4 +1,4 @@
-"""bench.py's pages: report.html of a bench folder, demo.html of one trajectory (Fig. 12).
+"""A run's pages: report.html of a bench folder, demo.html of trajectories (Fig. 12), index.html.
 
 A card shows a trajectory: each turn and call, the plan as a graph, films that play. Whatever an
 agent wrote is escaped by the templates; pages stand alone and ask for nothing else.
@@ -16,12 +16,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from env import parse_utpc
+from lib.cards import with_cards
 from lib.experiment import Config, load_config
 from lib.lineage import deliverables
 from lib.media import materialize, thumbnail
 from lib.runs import ROOT, each_line, seeded_rng, write_atomic
 from lib.scenarios import load_scenarios
-from lib.tables import OBJECTIVE, grades_name, own_score, read_paper
+from lib.tables import OBJECTIVE, grades_name, own_score, paired, read_paper
 from lib.text import fill_template, to_json
 from lib.toolbox import makes
 from rewards import PARTS, explain, ltr_reward, unrepaired
@@ -31,10 +32,22 @@ LOWEST = 10  # trajectories that a report always shows
 # of one film.
 CLIPS = 24
 CLIP_S = 120
-CLIP_PX = 240
+CLIP_PX = 360
 SHOTS = 24
 # Trajectories that a demo shows of a file. Ours.
 DEMOS = 5
+# What the index says of a page, by the first word of its name.
+PAGES = {
+    "episodes": "the best, the median and the worst held-out episode after VRL",
+    "step": "one step of VRL: rollouts, advantages, what was pushed up and down",
+    "report": "VisGenBench: columns, failures, films",
+    "demo": "trajectories, with their films",
+    "sheet": "the scoring sheet",
+    "review": "candidates of the data for a human to review",
+    "trajectories": "rewards taken apart",
+    "trajectory": "the same episodes as text",
+    "statistics": "the data's figures",
+}
 
 
 # ---------------------------------------------------------------------------- the commands
@@ -47,6 +60,7 @@ def report_command(arguments: list[str]) -> None:
     )
     given = parser.parse_args(arguments)
     report(given.path, config_of(given.path), given.most)
+    refresh_index(given.path)
 
 
 def demo_command(arguments: list[str]) -> None:
@@ -83,14 +97,96 @@ def demo_command(arguments: list[str]) -> None:
     target = given.path.with_name("demo.html")
     write_atomic(target, fill_template("templates/demo.jinja", cards=cards_of(chosen, config)))
     print(f"{target}: {', '.join(record['task']['id'] for record in chosen)}")
+    refresh_index(given.path)
+
+
+def run_of(path: Path) -> Path | None:
+    """The folder of the run that a file or folder lies in; None outside a run."""
+    for parent in path.resolve().parents:
+        if (parent / "config.yaml").is_file():
+            return parent
+    return None
 
 
 def config_of(path: Path) -> Config:
     """The config of the run that a file or folder lies in; the defaults outside a run."""
-    for parent in path.resolve().parents:
-        if (parent / "config.yaml").is_file():
-            return load_config(parent / "config.yaml")
-    return Config()
+    run = run_of(path)
+    return load_config(run / "config.yaml") if run else Config()
+
+
+# ---------------------------------------------------------------------------- the run's index
+def refresh_index(path: Path) -> None:
+    """Write the index of the run that a file or folder lies in anew; nothing outside a run."""
+    if run := run_of(path):
+        write_index(run)
+
+
+def write_index(run: Path) -> Path:
+    """Write index.html of a run's folder, of what is there: the curve, the tables, and a link to
+    each of its pages. Returns its path."""
+    config = config_of(run / "index.html")
+    before, after = (read_json(run / "vrl" / f"{name}.json") for name in ("before", "after"))
+    if after:
+        write_episodes(run, after["examples"], config)
+    curve = run / "curve.png"
+    picture = base64.b64encode(curve.read_bytes()).decode() if curve.is_file() else ""
+    heads = sorted((run / "bench").glob("*/columns.json"))
+    pages = [path.relative_to(run) for path in run.rglob("*.html") if path.name != "index.html"]
+    others = [Path(name) for name in ("trajectory.txt", "data/statistics.png")]
+    links = sorted(pages, key=page_order) + [path for path in others if (run / path).is_file()]
+    page = fill_template(
+        "templates/index.jinja",
+        config=config,
+        curve=picture and f"data:image/png;base64,{picture}",
+        held_out=before_after(before, after) if after else [],
+        n=len(after["tasks"]) if after else 0,
+        policies=read_json(run / "bench" / "results.json"),
+        benches=[(head.parent.name, read_json(head)) for head in heads],
+        links=[(path.as_posix(), PAGES.get(path.stem.split("-")[0])) for path in links],
+    )
+    write_atomic(run / "index.html", page)
+    return run / "index.html"
+
+
+def page_order(path: Path) -> tuple:
+    """Pages of the run itself first; step-2 before step-10."""
+    number = path.stem.split("-")[-1]
+    return len(path.parts), path.parent, len(number) * number.isdecimal(), path.name
+
+
+def read_json(path: Path) -> dict:
+    """A JSON file's object; {} where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def write_episodes(run: Path, examples: dict[str, dict], config: Config) -> None:
+    """episodes.html: the best, the median and the worst held-out episode after VRL.
+
+    `examples`: {label: trajectory} of vrl/after.json; the page is kept while it is the newer one.
+    """
+    target = run / "episodes.html"
+    measured = run / "vrl" / "after.json"
+    if target.is_file() and target.stat().st_mtime > measured.stat().st_mtime:
+        return
+    chosen = [{**t, "lesson": f"{label} held-out episodes"} for label, t in examples.items()]
+    if chosen:
+        write_atomic(target, fill_template("templates/demo.jinja", cards=cards_of(chosen, config)))
+
+
+def before_after(before: dict, after: dict) -> list[tuple]:
+    """[(label, mean before, mean after, interval of the difference where tasks tell it)], greedy.
+
+    before, after: VRL's evaluations, vrl/before.json and vrl/after.json.
+    """
+    later = {record["id"]: record for record in after["tasks"]}
+    rows = []
+    for name in ("reward", "strict", "plan", "fine", *PARTS):
+        known = [(r.get(name), later[r["id"]].get(name)) for r in before["tasks"]]
+        pairs = [pair for pair in known if None not in pair]
+        label = {"reward": "R_vrt", "strict": "R_vrt > 0.99"}.get(name, f"R_{name}")
+        difference = paired(*zip(*pairs)) if len(pairs) > 1 else None
+        rows.append((label, before["greedy"][name], after["greedy"][name], difference))
+    return rows
 
 
 # ---------------------------------------------------------------------------- the report
@@ -120,6 +216,7 @@ def report(folder: Path, config: Config, most: int) -> None:
         config=config,
         paper=read_paper(),
         objective=("s_rate", *OBJECTIVE),
+        seen=head["grader"] != "structural" and not any(t["stand_ins"] for t in played),
         cards=cards_of(shown, config),
         n=len(played),
         calls=sum(len(t["calls"]) for t in played),
@@ -135,14 +232,19 @@ def report(folder: Path, config: Config, most: int) -> None:
 
 
 def graded_trajectories(folder: Path, head: dict) -> list[dict]:
-    """The folder's trajectories that have a grade, each with `own` column's score and `s_rate`."""
+    """The folder's trajectories that have a grade, each with `own` column's score, `s_rate` and how
+    many `stand_ins` a VLM was shown."""
     grades = {g["id"]: g for g in each_line(folder / grades_name(head["files"]))}
     found = {}
     for t in each_line(folder / "trajectories.jsonl"):
         task_id = t["task"]["id"]
         if grade := grades.get(task_id):
-            own = own_score(grade, head["grader"])
-            found[task_id] = {**t, "own": own, "s_rate": grade["s_rate"]}
+            found[task_id] = {
+                **t,
+                "own": own_score(grade, head["grader"]),
+                "s_rate": grade["s_rate"],
+                "stand_ins": grade.get("media", 0) - grade.get("real", 0),
+            }
     return list(found.values())
 
 
@@ -227,9 +329,10 @@ def cards_of(trajectories: list[dict], config: Config) -> list[dict]:
     The first CLIPS films of up to CLIP_S seconds play; the others are storyboards alone.
     """
     cards, clips_left = [], CLIPS
-    for t in tqdm(trajectories, desc="cards", unit="card", mininterval=1):
+    few = len(trajectories) <= DEMOS
+    for t in tqdm(trajectories, desc="cards", unit="card", mininterval=1, disable=few):
         shown = []
-        for a in deliverables(t):
+        for a in (with_cards(a, t) for a in deliverables(t)):
             shots = range(min(SHOTS, a["shots"] or 1))
             pictures = [thumbnail(a, shot) for shot in shots if a["width"]]
             shown.append({**a, "pictures": pictures})

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from lib.cards import with_cards
 from lib.experiment import Config
 from lib.media import thumbnail
 from lib.runs import digest, each_line, seeded_rng, write_atomic
@@ -21,7 +22,9 @@ def export_review(config: Config, folder: Path, ids: list[str], most: int = 100)
     items = [t for t in each_line(folder / "trajectories.jsonl") if t["task"]["id"] in chosen]
     for trajectory in items:
         trajectory["key"] = key_of(trajectory)
-        trajectory["shown"] = [with_pictures(artifact) for artifact in handed_over(trajectory)]
+        trajectory["shown"] = [
+            with_pictures(with_cards(artifact, trajectory)) for artifact in handed_over(trajectory)
+        ]
     page = fill_template(
         "templates/review.jinja",
         items=items,

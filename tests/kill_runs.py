@@ -114,13 +114,17 @@ def content(path: Path, name: str):
     return path.read_bytes()
 
 
+CURVES = ("curve.png", "index.html")
+
+
 def files_of(run: Path) -> dict[str, Path]:
-    """Files of a run by their path in it; drafts that a kill left and the drawn curve are none."""
+    """Files of a run by their path in it; drafts that a kill left and the drawn curve are none, nor
+    the page that shows it."""
     found = {}
     for path in run.rglob("*"):
         inside = path.relative_to(run)
         draft = any(part.endswith((".tmp", ".old")) for part in inside.parts)
-        if path.is_file() and not draft and path.name != "curve.png":
+        if path.is_file() and not draft and path.name not in CURVES:
             found[str(inside)] = path
     return found
 

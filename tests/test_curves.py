@@ -39,6 +39,27 @@ def test_means_differences_and_seeds(tmp_path, capsys):
     assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_the_legend_names_what_seeds_share(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    groups = {
+        ",".join(run_of(tmp_path / name, [0.2], [0.6], [0.1, 0.5]) for name in names): words
+        for names, words in (
+            (("quick", "quick-1", "quick-2"), "quick, 3 seeds"),
+            (("no_kl-9", "no_kl-10", "no_kl-11"), "no_kl, 3 seeds"),
+            (("tiny-1", "other"), "tiny-1 + other, 2 seeds"),
+            (("alone-7",), "alone-7"),
+        )
+    }
+    runs = {group: [Path(name) for name in group.split(",")] for group in groups}
+    curves.plot_groups(runs, tmp_path / "curve.png")
+    legend = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
+    assert legend[::2] == [f"{words}: own tasks" for words in groups.values()]
+    assert legend[1::2] == [f"{words}: held out, greedy" for words in groups.values()]
+
+
 def test_tasks_are_paired_by_id_and_a_missing_score_leaves_its_task_out(tmp_path):
     run = Path(run_of(tmp_path / "a", [0.2, 0.4, 0.6], [0.3, 0.5, 0.7], [0.1]))
     after = json.loads((run / "vrl" / "after.json").read_text())

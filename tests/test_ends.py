@@ -545,6 +545,35 @@ def test_the_picture_shows_two_humps_by_quartiles():
         assert (edges[1] - edges[0]) % 1 == 0
 
 
+def test_every_panel_of_the_statistics_shows_a_distribution(tmp_path, monkeypatch):
+    """Histograms that count each trajectory; boxes of each task type and difficulty."""
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    rows = [
+        {"actions": n, "calls": n // 2, "tokens": 100 * n, "scenario": kind, "difficulty": grade}
+        for grade, kind, lengths in (
+            ("easy", "icon_design", [3, 4, 5]),
+            ("hard", "movies", [2, 40, 40, 70]),
+        )
+        for n in lengths
+    ]
+    found = {"rows": rows, "unit": "tokens", "types": {"icon_design": 3, "movies": 4}}
+    data_statistics.plot_statistics(found, tmp_path / "statistics.png")
+    actions, tokens, types, calls = drawn[0].axes
+    for axis in (actions, tokens):
+        assert sum(bar.get_height() for bars in axis.containers for bar in bars) == 7
+        assert max(bar.get_height() for bar in axis.containers[2]) == 2  # the two of 40
+    for axis, labels, middle in (
+        (types, ["icon design (3)", "movies (4)"], [4, 40]),
+        (calls, ["easy (3)", "hard (4)"], [2, 20]),
+    ):
+        assert [label.get_text() for label in axis.get_xticklabels()] == labels
+        medians = [line.get_ydata()[0] for line in axis.lines if line.get_color() == "C1"]
+        assert medians == middle
+
+
 def test_a_run_that_learns_says_nothing_of_its_length(capsys):
     zero, some = {"reward": 0.0}, {"reward": 0.01}
     say_if_too_short({"greedy": zero, "sampled": zero}, {"greedy": zero, "sampled": some})

@@ -202,7 +202,8 @@ def test_large_pictures_are_scaled_and_many_are_cut_to_twelve(played):
 
 
 def test_frames_of_a_film_show_every_shot_and_the_right_moment(tmp_path):
-    from lib.media import background, materialize
+    from lib.cards import card
+    from lib.media import materialize
 
     film = {
         "id": "vid_1",
@@ -232,7 +233,7 @@ def test_frames_of_a_film_show_every_shot_and_the_right_moment(tmp_path):
 
     for (_, picture), shot in zip(seen, (0, 0, 1, 1, 2, 2)):
         assert (
-            abs(mean(picture) - mean(background(film, shot, 3))) < 15
+            abs(mean(picture) - mean(card(film, shot, 3))) < 15
         )  # shots are light and dark in turn, far further apart
     assert len(stills(tmp_path / "x.mp4", [0.999, 1.0])) == 2
 

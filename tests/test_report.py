@@ -5,6 +5,7 @@ Also how they behave in a browser.
 
 import doctest
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 from markupsafe import escape
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import bench  # noqa: E402
@@ -26,7 +28,7 @@ from lib.human import export_sheet  # noqa: E402
 from lib.lineage import deliverables  # noqa: E402
 from lib.review import export_review  # noqa: E402
 from lib.runs import ROOT, read_jsonl, write_jsonl  # noqa: E402
-from rewards import explain  # noqa: E402
+from rewards import PARTS, explain  # noqa: E402
 
 CHROMIUM = shutil.which("chromium")
 EVIL = (
@@ -369,6 +371,20 @@ def test_a_vlm_s_columns_stand_beside_the_paper_s(played, tmp_path):
         assert f"{name} " + " ".join(f"{v:.3f}" for v in values) in text
 
 
+def test_a_vlm_s_scores_of_stand_ins_stand_beside_no_figure_of_the_paper(played, tmp_path):
+    graded = [{**g, "vlm": {"match": 0.5}, "media": 2, "real": 2} for g in played[1][:2]]
+    graded[1]["real"] = 1
+    folder = bench_folder(tmp_path / "run", played[0][:2], graded, grader="vlm")
+    pages.report_command([str(folder)])
+    text = plain((folder / "report.html").read_text())
+    assert "scores of stand-ins: no figure of the paper may stand beside them" in text
+    columns = tables.read_paper()["columns"]
+    for name, values in tables.read_paper()["table_2"].items():
+        counted = [v for c, v in zip(columns, values) if c in (*tables.OBJECTIVE, "s_rate")]
+        row = f"{name} " + " ".join(f"{v:.3f}" for v in counted)
+        assert row in text and f"{name} " + " ".join(f"{v:.3f}" for v in values) not in text
+
+
 def test_bad_arguments_are_one_line(site, tmp_path, capsys):
     report, demo = pages.report_command, pages.demo_command
     for command, arguments, said in (
@@ -452,7 +468,92 @@ def test_what_was_written_stays_text(poisoned):
         )
 
 
+# ---------------------------------------------------------------------------- the run's index
+@pytest.fixture(scope="module")
+def run(played, tmp_path_factory):
+    """A finished run with a bench folder, whose report was written last."""
+    run = tmp_path_factory.mktemp("index") / "tiny"
+    folder = bench_folder(run, *played)
+    (run / "vrl").mkdir()
+    Image.new("RGB", (90, 38), "white").save(run / "curve.png")
+    for name, reward in (("before", 0.25), ("after", 0.5)):
+        record = {"greedy": dict.fromkeys(("reward", "strict", "plan", "fine", *PARTS), reward)}
+        # The tasks gain 0.2 and 0.3.
+        record["tasks"] = [
+            {"id": i, "reward": reward * (0.8, 1.2)[i], "strict": 0.0, "cons": None} for i in (0, 1)
+        ]
+        chosen = dict(zip(("best of 14", "median of 14", "worst of 14"), played[0]))
+        text = json.dumps({**record, "examples": chosen if name == "after" else {}})
+        (run / "vrl" / f"{name}.json").write_text(text)
+    for step in (2, 10):
+        (run / f"step-{step}.html").write_text("<!DOCTYPE html>")
+    (run / "trajectory.txt").write_text("task")
+    pages.demo_command([str(folder / "trajectories.jsonl")])
+    pages.report_command([str(folder)])
+    return run
+
+
+def test_the_index_links_every_page_of_the_run(run):
+    html = (run / "index.html").read_text()
+    links = re.findall('href="([^"]+)"', html)
+    assert links == [
+        "curve.png",
+        "episodes.html",
+        "step-2.html",
+        "step-10.html",
+        "bench/expert-14/demo.html",
+        "bench/expert-14/report.html",
+        "trajectory.txt",
+    ]
+    assert all((run / link).is_file() for link in links)
+    assert "data:image/png;base64," in html and "step-2.html</a>: one step of VRL" in html
+
+
+def test_the_index_has_the_run_s_tables(run, played):
+    text = plain((run / "index.html").read_text())
+    assert "R_vrt 0.250 0.500 +0.200 to +0.300" in text and "R_cons 0.250 0.500 " in text
+    head = json.loads((run / "bench" / "expert-14" / "columns.json").read_text())
+    means = [f"{head['columns'][name]['mean']:.3f}" for name in ("o_score", "s_rate")]
+    assert f"expert-14 14 of 14 {' '.join(means)} structural" in text
+    episodes = plain((run / "episodes.html").read_text())
+    for t, label in zip(played[0], ("best", "median", "worst")):
+        assert f"{label} of 14 held-out episodes" in episodes
+        assert str(escape(t["task"]["request"][:60])) in episodes
+
+
+def test_the_index_is_kept_up(run):
+    """By each command that writes a page into the run; outside a run there is none."""
+    index = run / "index.html"
+    was = index.read_text()
+    later = run / "step-11.html"
+    later.write_text("<!DOCTYPE html>")
+    pages.demo_command([str(run / "bench" / "expert-14" / "trajectories.jsonl")])
+    assert "step-11.html" in index.read_text()
+    later.unlink()
+    pages.report_command([str(run / "bench" / "expert-14")])
+    assert index.read_text() == was
+    episodes = run / "episodes.html"
+    episodes.write_text("newer than the run's figures")
+    pages.write_index(run)
+    assert episodes.read_text() == "newer than the run's figures"
+    os.utime(episodes, (0, 0))
+    pages.write_index(run)
+    assert "held-out episodes" in episodes.read_text()
+
+
+def test_an_index_of_a_run_that_has_nothing_yet(tmp_path):
+    assert pages.run_of(tmp_path / "demo.html") is None
+    text = plain(pages.write_index(tmp_path).read_text())
+    assert "Held-out" not in text and "VisGenBench" not in text and "Pages" in text
+
+
 # ---------------------------------------------------------------------------- in a browser
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_index_in_a_browser(run, visit, width):
+    page = visit(run / "index.html", width=width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(BROKEN_WORDS) == []
+    assert page.evaluate("document.querySelector('img').naturalWidth") == 90
 
 
 def test_nothing_written_runs(poisoned, visit):
@@ -548,15 +649,47 @@ def test_no_page_scrolls_sideways(other_pages, visit, width):
         assert page.evaluate("document.querySelector('meta[name=viewport]') !== null"), path
 
 
-def test_the_review_breaks_no_words_on_a_phone(other_pages, visit):
-    """A name of a tool in a plan stands on one line."""
+# The words of a page that stand on more than one line; what has other signs in it may be broken.
+BROKEN_WORDS = """() => {
+    const found = [], texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    const part = document.createRange();
+    while (texts.nextNode()) {
+        const node = texts.currentNode;
+        if (!node.parentElement.checkVisibility() || node.parentElement.closest('script, svg'))
+            continue;
+        for (const word of node.data.matchAll(/(?<!\\S)\\w{2,30}(?!\\S)/g)) {
+            part.setStart(node, word.index);
+            part.setEnd(node, word.index + word[0].length);
+            if (new Set([...part.getClientRects()].map(r => r.top)).size > 1) found.push(word[0]);
+        }
+    }
+    return found;
+}"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_word_is_broken(other_pages, site, visit, width):
+    """Not in a page of what was played and not poisoned; nor in a page that has such a word."""
+    names = ("review.html", "trajectories.jsonl.html", "sheet.html", "report.html", "demo.html")
+    plain_pages = [*other_pages[:2], other_pages[-1], site / "report.html", site / "demo.html"]
+    assert [path.name for path in plain_pages] == list(names)
+    for path in plain_pages:
+        page = visit(path, width=width)
+        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        assert page.evaluate(BROKEN_WORDS) == [], path
+    narrow = '<p style="width: 3em; overflow-wrap: anywhere">tool_image_edit</p>'
+    page.evaluate("html => { document.body.innerHTML = html; }", narrow)
+    assert page.evaluate(BROKEN_WORDS) == ["tool_image_edit"]
+
+
+def test_the_review_shows_whole_tables_on_a_phone(other_pages, visit):
+    """No table is to be moved sideways to read what a plan or a call says."""
     page = visit(other_pages[0], width=390)
-    lines = page.evaluate(
-        "[...document.querySelectorAll('article > .box td:nth-child(2)')].map(cell => {"
-        " const text = document.createRange(); text.selectNodeContents(cell);"
-        " return text.getClientRects().length; })"
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    hidden = page.evaluate(
+        "[...document.querySelectorAll('.box')].map(b => b.scrollWidth - b.clientWidth)"
     )
-    assert lines and set(lines) == {1}
+    assert len(hidden) == 28 and set(hidden) == {0}
 
 
 @pytest.mark.parametrize("width", [380, 390, 1280])

@@ -143,7 +143,11 @@ def test_smoke_run_ends_with_table_curve_and_trajectory(smoke):
     assert re.search(r"^R_vrt +12( +\d\.\d{3}){2} +[+-]\d\.\d{3}  \[.+\]$", intervals, re.M)
     assert re.search(r"^R_vrt, \w+", intervals, re.M) and "3 steps are too few" in intervals
     assert all(len(line) <= 100 for line in intervals.splitlines())
-    for label, head in (("curve", b"\x89PNG"), ("trajectory", b"task ")):
+    for label, head in (
+        ("curve", b"\x89PNG"),
+        ("trajectory", b"task "),
+        ("all pages", b"<!DOCTYPE"),
+    ):
         path = ROOT / re.search(rf"^{label}: +(\S+)$", done.stdout, re.M).group(1)
         assert path.parent == run and path.read_bytes().startswith(head)
     assert (
@@ -195,9 +199,8 @@ def test_smoke_metrics_hold_every_phase(smoke):
 def test_smoke_leaves_safetensors_and_json_only(smoke):
     _, run, _ = smoke
     kinds = {p.suffix for p in run.rglob("*") if p.is_file()}
-    assert kinds <= {".safetensors", ".json", ".jsonl", ".yaml", ".png", ".txt", ".jinja", ".md"}, (
-        kinds
-    )
+    texts = {".json", ".jsonl", ".yaml", ".txt", ".jinja", ".md", ".html"}
+    assert kinds <= {".safetensors", ".png", *texts}, kinds
 
 
 def test_same_command_again_trains_nothing_and_gives_the_same_table(smoke):
