@@ -600,11 +600,15 @@ def train(
 def make_optimizer(policy: torch.nn.Module, v: VrlConfig) -> torch.optim.Optimizer:
     """AdamW (`vrl.optimizer`) on the adapter (or all weights) at the peak rate `lr`.
 
-    The final norm, where it is trained beside the adapter, has the peak rate `norm_lr`. Every
-    parameter group keeps its peak rate as `peak`.
+    The final norm has the peak rate `norm_lr`, where that is given: it scales all logits, and few
+    numbers carry much of the signal. Every parameter group keeps its peak rate as `peak`.
     """
     trained = trained_parameters(policy)
-    norm = sorted(name for name in trained if ".modules_to_save." in name)
+    norm = []
+    if v.norm_lr:
+        norm = sorted(
+            n for n in trained if ".modules_to_save." in n or n.endswith("model.norm.weight")
+        )
     rest = [name for name in trained if name not in norm]
     groups = []
     for names, peak in ((rest, v.lr), (norm, v.norm_lr)):

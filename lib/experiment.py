@@ -403,8 +403,8 @@ class VrlConfig:
     )
     norm_lr: float = key(
         0.0,
-        "peak learning rate of the final norm beside the adapter; 0: it is not trained (vLLM takes "
-        "no adapter with a norm)",
+        "peak learning rate of the final norm; 0: that of the rest with tune: full, and with the "
+        "adapter it is not trained (vLLM takes no adapter with a norm)",
         at_least=0,
         at_most=1,
     )
@@ -790,11 +790,6 @@ def check_experiment(config: Config) -> None:
         raise SystemExit(
             "error: vrl.kl_coef needs the adapter (pi_pst is the policy with the adapter off); "
             "set vrl.tune=lora or vrl.kl_coef=0"
-        )
-    if vrl.tune == "full" and vrl.norm_lr:
-        raise SystemExit(
-            "error: vrl.norm_lr is of the norm beside an adapter; with vrl.tune=full it is trained "
-            "at vrl.lr: set vrl.norm_lr=0"
         )
     if rollout.engine == "vllm" and (vrl.tune == "full" or vrl.norm_lr):
         raise SystemExit(

@@ -199,7 +199,6 @@ def test_all_weights_are_not_trained_in_bfloat16(tmp_path, phase):
     "overrides, message",
     [
         (["vrl.tune=full", "vrl.kl_coef=0.1"], "vrl.kl_coef needs the adapter"),
-        (["vrl.tune=full", "vrl.norm_lr=0.1"], "vrl.norm_lr is of the norm beside an adapter"),
         (["rollout.engine=vllm", "vrl.tune=full"], "vLLM is given the LoRA adapter alone"),
         (["rollout.engine=vllm", "vrl.norm_lr=0.1"], "vLLM is given the LoRA adapter alone"),
         (["rollout.temperature=0"], "rollout.temperature is 0.0; training samples, so it must be"),
