@@ -186,7 +186,8 @@ def fault_of(trajectory, data):
         parts = [part for part in ("plan", *PARTS) if reward[part] is not None]
         worst = min(parts, key=lambda part: reward[part])
         return "filter", f"LtrReward below {min_reward}, lowest in {worst}"
-    if data.flawless and hands_over_flaw(trajectory):
+    # Short thoughts look at nothing, so a flaw is no fault of theirs.
+    if data.thoughts == "full" and hands_over_flaw(trajectory):
         return "filter", "a flaw in what is handed over, as a VLM-Grader would see"
     return None
 

@@ -176,11 +176,6 @@ class DataConfig:
         at_least=0,
         at_most=1,
     )
-    flawless: bool = key(
-        False,
-        "whether a trajectory that hands over a medium with a flaw is dropped too, in place of the "
-        "paper's VLM-Grader: the simulator knows what has one",
-    )
     general: int = key(
         12000,
         "examples that stand for the paper's General-1M; a stage takes a share of them; 0: none",

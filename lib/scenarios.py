@@ -152,14 +152,14 @@ def common_words() -> list[str]:
 WORD = re.compile("[A-Za-z]+(?:[-'][A-Za-z]+)*")
 
 
-def odd_words(rng, n: int) -> list[str]:
+def odd_words(rng, n: int, alike: float = 0.33) -> list[str]:
     """n words: common ones and, four in ten, made-up ones, which begin like one word and end like
     another, so that no one knows them by heart.
 
-    One time in three nearly all are made up, and of four words' parts: pieces come again, and a
+    With chance `alike` nearly all are made up, and of four words' parts: pieces come again, and a
     copy must know more than the last one. The shares are ours.
     """
-    few = rng.random() < 0.33
+    few = rng.random() < alike
     parts = rng.sample(common_words(), 4) if few else common_words()
     share_of_common = 0.1 if few else 0.6
     words = []

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lib.evaluation import score_rollouts
 from lib.experiment import Config, load_config
+from lib.pages import refresh_index
 from lib.rollout import Rollout
 from lib.runs import read_jsonl, write_atomic
 from lib.sampler import sample_rollouts
@@ -76,6 +77,7 @@ def step_page(arguments: list[str], replay: Callable) -> None:
     )
     target = given.run / f"step-{given.step}.html"
     write_atomic(target, page)
+    refresh_index(target)
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
 
 

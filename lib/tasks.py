@@ -347,7 +347,7 @@ def compose(rng, written, group):
     while True:
         chosen = [
             rng.choice(words) if rng.random() < 0.5 else odd_word
-            for odd_word in odd_words(rng, rng.randint(1, 4))
+            for odd_word in odd_words(rng, rng.randint(1, 4), alike=0)
         ]
         article = "an" if chosen[0][0] in "aeiou" else "a"
         subject = f"{article} {' '.join(chosen)}"
@@ -377,7 +377,7 @@ def choose_style(rng, styles: list[str], language: str, invented: bool, choose) 
     if not invented or rng.random() >= 0.6:
         return style
     if language == "en":
-        return " ".join(odd_words(rng, rng.randint(1, 3)))
+        return " ".join(odd_words(rng, rng.randint(1, 3), alike=0))
     return "与".join(rng.sample(styles, 2))
 
 
@@ -399,7 +399,7 @@ def word_request(rng, c, scenario, book, split, language, dimension, invented, c
         # Irrelevant detail; that of other requests stands in their wordings.
         asides = [text for text in book["asides"] if invented or "{word}" not in text]
         for aside in rng.sample(asides, rng.choice([0, 0, 1, 2])):
-            sentences.append(re.sub("{word}", lambda _: odd_words(rng, 1)[0], aside))
+            sentences.append(re.sub("{word}", lambda _: odd_words(rng, 1, alike=0)[0], aside))
     rng.shuffle(sentences)
     what = count_phrase(rng, c["images"] or c["videos"], scenario["noun"], language)
     framed = split in TRAINING and rng.random() < 0.5

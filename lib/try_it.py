@@ -15,7 +15,7 @@ from env import VisGenEnv, parse_utpc
 from lib.experiment import Config, load_config
 from lib.expert import vision_agent
 from lib.families import attach_media
-from lib.pages import cards_of
+from lib.pages import cards_of, refresh_index
 from lib.reading import facts_of, find_noun, read_request, task_agent
 from lib.runs import ROOT, seeded_rng, write_atomic
 from lib.scenarios import HAN, load_scenarios, material
@@ -114,6 +114,7 @@ def try_it(arguments: list[str], load_policy: Callable) -> None:
     target = (run or ROOT / "runs") / "try.html"
     cards = cards_of([trajectory], config)
     write_atomic(target, fill_template("templates/demo.jinja", cards=cards))
+    refresh_index(target)
     print(f"{target}: the same as a page, with what was made (stand-ins)")
 
 

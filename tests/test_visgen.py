@@ -104,10 +104,10 @@ def test_the_filter_says_why(whole, config):
     assert "judge gave no verdict" in removed[2]["reason"]
 
 
-def test_a_flaw_that_is_handed_over_is_dropped_where_asked(whole, config):
+def test_a_flaw_that_is_handed_over_is_dropped_where_agents_look(whole, config):
     made = read_jsonl(whole[0] / "visgen.jsonl")[:20]
-    assert config.data.flawless and not sift(made, config)[1]
-    blind = replace(config, data=replace(config.data, flawless=False))
+    assert config.data.thoughts == "full" and not sift(made, config)[1]
+    blind = replace(config, data=replace(config.data, thoughts="short"))
     for t in made:
         for a in t["artifacts"]:
             a["flawed"] = a["id"] not in t["answer"]["deliverables"]
