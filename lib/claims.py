@@ -222,9 +222,9 @@ N_CALLS = (
         r"|(\d+) calls (?:in all|in total|altogether|so far)|共(\d+)次调用"
     ),
 )
-# A price of the whole stands behind one of these; it may be off by this factor, and by so many
-# dollars: services fail.
-DOLLARS = re.compile(r"\$(\d+(?:\.\d+)?)(?![\d.]*\d| (?:a|an|per|each)\b)")
+# A price of the whole stands behind one of these, or is "in all". It may be off by a factor, and by
+# so many dollars: services fail.
+DOLLARS = re.compile(r"\$(\d+(?:\.\d+)?)(?![\d.]*\d| (?:a|an|per|each)\b)( in all| in total)?")
 PRICED = ("bout ", "pend ", "otal ", "otals ", "预计", "约", "总共", "合计")
 PRICE_OFF, PRICE_SLACK = 2.0, 0.02
 
@@ -266,7 +266,7 @@ def untrue_thoughts(trajectory: dict, media: Media) -> set[int]:
                 untrue.add(n)
     if thoughts and media.handed:
         for found in DOLLARS.finditer(thoughts[0]):
-            whole = thoughts[0].endswith(PRICED, 0, found.start())
+            whole = found[2] or thoughts[0].endswith(PRICED, 0, found.start())
             if whole and is_other_price(float(found[1]), calls, media):
                 untrue.add(0)
     return untrue
