@@ -31,7 +31,8 @@ FROM_HERE = re.compile(
     r"|replac(?:e|es|ed|ing)"
     r"|ignor(?:e|es|ed|ing)|forbid(?:s|den|ding)?|refus(?:e|es|ed|ing)|negative_prompt)\b"
     r"|没有|不要|不含|不带|不包[括含]|不存在|缺[少乏失]|少了"
-    r"|免去|省[略去]|排除|忽略|禁止|拒绝|避免|而不是|而非|除了|替换|代替|取代"
+    r"|免去|省[略去]|排除|忽略|禁止|拒绝|避免|而不是|而非|除了"
+    r"|替换|代替|取代"
     r"|无(?![人机线花果尽限缝敌边名])"
 )
 # A replaced thing is gone, what takes its place is there.
@@ -43,7 +44,8 @@ NOWHERE = re.compile(
     r"(?:removed|erased|deleted|omitted|excluded|hidden|replaced|left out|cut out)"
     r"|out of (?:frame|sight|shot))\b|n't\b|n’t\b|\w+-(?:free|less)\b"
     r"|去掉|去除|删除|删掉|擦除|擦掉|移除|移走|拿走|抹[去掉除]|消失|失踪"
-    r"|缺席|隐[形去没身]|藏起|[不没未]见(?!过)|不可见|[不没未](?:有)?出现|没看[到见]"
+    r"|缺席|隐[形去没身]|藏起|[不没未]见(?!过)|不可见"
+    r"|[不没未]有?出现|没看[到见]"
     r"|[看见找寻瞧望]不[到见着]|没找|难以?[看找寻]|踪[影迹]|影踪|不知去向"
     r"|[盖遮挡蒙掩罩]住|遮[挡盖掩蔽]|掩[盖埋]"
     r"|被[^覆]{0,4}(?:遮|盖|挡|掩|换掉)(?!着)"
@@ -117,7 +119,7 @@ def cut_at(pattern: re.Pattern, text: str, wanted: frozenset[str]) -> str:
             rest = text[match.end() :]
             came = (
                 REPLACED_BY.search(rest)
-                if match[0].startswith(("replac", "替换", "代替"))
+                if match[0].startswith(("replac", "替换", "代替", "取代"))
                 else None
             )
             return text[: match.start()] + (rest[came.end() :] if came else "")

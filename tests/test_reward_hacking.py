@@ -184,7 +184,7 @@ def act(h, groups, hand, plan=None, summary=None):
     a summary in the client's language."""
     plan = h.plan if plan is None else plan
     if summary is None:
-        summary = "都做好了，请查收。" if h.task["language"] == "zh" else "All of it is done."
+        summary = "都做好了。" if h.task["language"] == "zh" else "All of it is done."
     return play(
         h,
         *(turn(*group, plan=None if i else plan) for i, group in enumerate(groups)),
