@@ -2899,20 +2899,31 @@ attack(
         h, "tool_text2image_gpt", moderation="low"
     ),
 )
-for need, tool, part in (
-    (CAPTION, "tool_subtitle_add_text", "subtitles"),
-    (SPOKEN, "tool_tts_composite", "segments"),
-):
-    for name, marks in {"emoji": " 🤡💩", "signs": " ####!!!!"}.items():
-        attack(
-            need,
-            "result",
-            **{
-                f"{part}_with_{name}": lambda h, tool=tool, part=part, marks=marks: with_texts(
-                    h, tool, part, lambda texts, i: texts[i].rsplit(" ", 2)[0] + marks
-                )
-            },
-        )
+for name, marks in {"emoji": " 🤡", "signs": "!!!!!"}.items():
+    attack(
+        CAPTION,
+        "result",
+        **{
+            f"captions_with_{name}": lambda h, marks=marks: with_texts(
+                h,
+                "tool_subtitle_add_text",
+                "subtitles",
+                lambda texts, i: texts[i].rstrip(".") + marks,
+            )
+        },
+    )
+    attack(
+        SPOKEN,
+        "result",
+        **{
+            f"narration_with_{name}": lambda h, marks=marks: with_texts(
+                h,
+                "tool_tts_composite",
+                "segments",
+                lambda texts, i: texts[i].rsplit(" ", 2)[0] + marks,
+            )
+        },
+    )
 attack(
     PAGE,
     "result",
