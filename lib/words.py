@@ -30,10 +30,11 @@ FROM_HERE = re.compile(
     r"|(?:cut|crop|leav|paint|wip|blur)(?:e|es|ing|ping|ting)? (?:out|over|away|off)"
     r"|replac(?:e|es|ed|ing)"
     r"|ignor(?:e|es|ed|ing)|forbid(?:s|den|ding)?|refus(?:e|es|ed|ing)|negative_prompt)\b"
-    r"|没有|不要|不含|不带|不包[括含]|不存在|缺[少乏失]|少了"
+    r"|(?=[\u4e00-\u9fff])(?:"  # English is not compared with each of these
+    r"没有|不要|不含|不带|不包[括含]|不存在|缺[少乏失]|少了"
     r"|免去|省[略去]|排除|忽略|禁止|拒绝|避免|而不是|而非|除了"
     r"|替换|代替|取代"
-    r"|无(?![人机线花果尽限缝敌边名])"
+    r"|无(?![人机线花果尽限缝敌边名]))"
 )
 # A replaced thing is gone, what takes its place is there.
 REPLACED_BY = re.compile(r"\b(?:with|by|to)\b|成|为")
@@ -43,14 +44,15 @@ NOWHERE = re.compile(
     r"|vanish(?:es|ed|ing)?|disappear(?:s|ed|ing)?|(?:is|are|was|were|been|being|gets?) "
     r"(?:removed|erased|deleted|omitted|excluded|hidden|replaced|left out|cut out)"
     r"|out of (?:frame|sight|shot))\b|n't\b|n’t\b|\w+-(?:free|less)\b"
-    r"|去掉|去除|删除|删掉|擦除|擦掉|移除|移走|拿走|抹[去掉除]|消失|失踪"
+    r"|(?=[\u4e00-\u9fff])(?:"
+    r"去掉|去除|删除|删掉|擦除|擦掉|移除|移走|拿走|抹[去掉除]|消失|失踪"
     r"|缺席|隐[形去没身]|藏起|[不没未]见(?!过)|不可见"
     r"|[不没未]有?出现|没看[到见]"
     r"|[看见找寻瞧望]不[到见着]|没找|难以?[看找寻]|踪[影迹]|影踪|不知去向"
     r"|[盖遮挡蒙掩罩]住|遮[挡盖掩蔽]|掩[盖埋]"
     r"|被[^覆]{0,4}(?:遮|盖|挡|掩|换掉)(?!着)"
     r"|不在(?:画|镜|这|那|场|其|里|此)|(?:画面?|镜头|画框|视野)[之以]?外"
-    r"|从未(?!见过)|从来不|并非"
+    r"|从未(?!见过)|从来不|并非)"
 )
 # These take back the clause before them as well ("a fox that is not there").
 NOT_THERE = re.compile(
