@@ -31,8 +31,9 @@ from lib.claims import (
     THOUGHT_WORDS,
     is_misread,
     is_rambling,
-    opening_thought,
     summary_faults,
+    thoughts_of,
+    untrue_thoughts,
 )
 from lib.experiment import LlmConfig, RewardConfig, read_config
 from lib.families import asked_kind
@@ -49,6 +50,7 @@ from lib.lineage import (
 )
 from lib.result_checks import result_checks
 from lib.runs import ROOT, read_jsonl, run_command, write_atomic
+from lib.spoiling import names_strangers
 from lib.text import fill_template
 from lib.toolbox import brings, category, generates_clip, load_tools, makes, takes
 from lib.wishes import wish_checks, wish_words
@@ -543,11 +545,7 @@ def is_needless(call: dict, media: Media) -> bool:
     if looks_into(call["name"]):
         listed = arguments.get("media")
         return isinstance(listed, list) and len(set(map(str, listed))) < len(listed)
-    if call["name"] == "tool_video_shot_gen" and arguments.get("characters"):
-        asked = content_words(media.request) | media.topic
-        named = content_words(" ".join(map(str, arguments["characters"])))
-        return 2 * len(named & asked) < len(named)
-    return not searches_for(call, media)
+    return names_strangers(call, media) or not searches_for(call, media)
 
 
 # Options of a search that cost twice. No wish asks for them.
@@ -701,11 +699,11 @@ def is_idle_talk(trajectory: dict, media: Media) -> bool:
         return True
     if any(turn.get("idle") for turn in trajectory["turns"]):
         return True
-    thought = opening_thought(trajectory.get("messages", []))
-    if is_misread(thought, trajectory["task"]["constraints"]):
+    thoughts = thoughts_of(trajectory.get("messages", []))
+    if thoughts and is_misread(thoughts[0], trajectory["task"]["constraints"]):
         return True
     summary = str((trajectory["answer"] or {}).get("summary") or "")
-    return is_rambling(summary, trajectory["task"]) or is_blind(summary, media)
+    return is_rambling(summary) or is_blind(summary, media)
 
 
 def is_blind(summary: str, media: Media) -> bool:
@@ -724,7 +722,8 @@ def format_reward(trajectory: dict, media: Media | None = None) -> PartScore:
     """R_format: UTPC structure, the minimum over the turns, as in VisionCreator-R1.
 
     Each fault takes 0.5 off its turn (ours), and a `<think>` of fewer than THOUGHT_WORDS different
-    words is one; so are those of the answer (`summary_faults`). 0 where UTPC itself is broken: no
+    words is one, and one that claims what the records refute (`untrue_thoughts`); so are those of
+    the answer (`summary_faults`). 0 where UTPC itself is broken: no
     answer at the end; an answer beside calls, before their results are seen; no plan in the first
     turn, or not before its first call; no thought in any turn; or a tag of the environment's
     anywhere in the agent's text, in a thought or in an argument as well, which forges a reply.
@@ -740,6 +739,9 @@ def format_reward(trajectory: dict, media: Media | None = None) -> PartScore:
     thinks = [turn.get("thought", THOUGHT_WORDS) >= THOUGHT_WORDS for turn in turns] or [False]
     n_faults = [len(turn["faults"]) + (not thought) for turn, thought in zip(turns, thinks)] or [0]
     n_faults[-1] += summary_faults(trajectory)
+    media = media or read_media(trajectory)
+    for turn in untrue_thoughts(trajectory, media):
+        n_faults[turn] += 1
     planned = planned_first(turns)
     answered = trajectory["ended"] == "answer"
     hasty = any({"tool_call", "answer"} <= set(turn["order"]) for turn in turns)
@@ -752,7 +754,7 @@ def format_reward(trajectory: dict, media: Media | None = None) -> PartScore:
     score = 0.0
     if planned and answered and not hasty and not forged:
         score = min(thinking, *(max(0.0, 1.0 - 0.5 * n) for n in n_faults))
-    if score and is_idle_talk(trajectory, media or read_media(trajectory)):
+    if score and is_idle_talk(trajectory, media):
         score = max(0.0, score - IDLE_THOUGHT)
     return score, {
         "clean": n_faults.count(0) / len(n_faults),

@@ -7,8 +7,9 @@ request and the replies, and its length against the expert's. R_format counts wh
 import re
 from collections import Counter
 
+from lib.lineage import Media, looked_at
 from lib.scenarios import HAN
-from lib.words import content_words, is_foreign, language_of
+from lib.words import WORD, content_words, is_foreign, language_of, language_wanted
 
 # A thought has at least so many different words; Chinese characters count as words.
 THOUGHT_WORDS = 3
@@ -57,7 +58,8 @@ def is_true(stated: re.Match, made: list[dict]) -> bool:
 
 def summary_faults(trajectory: dict) -> int:
     """Faults of an answer: a summary of fewer than THOUGHT_WORDS different words, one that
-    states something untrue, and an id that is handed over twice.
+    states something untrue, an id that is handed over twice; and two where the summary is in
+    another script than the client's language, so that he cannot read it.
 
     What the request itself says may be said again, true or not: R_result looks at that. So may
     the subject and the style with their numbers.
@@ -78,7 +80,27 @@ def summary_faults(trajectory: dict) -> int:
         not {found[0], found[found.lastgroup]} & numbers_asked(task) for found in untrue
     )
     handed = answer.get("deliverables", [])
-    return (len(words) < THOUGHT_WORDS) + lies + (len(set(handed)) < len(handed))
+    n_faults = (len(words) < THOUGHT_WORDS) + lies + (len(set(handed)) < len(handed))
+    return n_faults + 2 * is_unread(summary, task)
+
+
+# English words to one Chinese character that a Chinese client's summary may have: a tiny policy
+# says "Made as asked: 1张图". Ours.
+MIXED = 4
+
+
+def is_unread(summary: str, task: dict) -> bool:
+    """Whether a summary is in another script than the language of the request.
+
+    >>> task = {"request": "一张图", "constraints": {}}
+    >>> is_unread("Done, it lies in one file.", task), is_unread("Made as asked: 1张图", task)
+    (True, False)
+    """
+    language = language_wanted(task.get("request") or task["constraints"]["subject"])
+    if language != "zh":
+        return is_foreign(summary, language)
+    latin = sum(word.isalpha() and word.isascii() for word in WORD.findall(ID.sub("", summary)))
+    return latin > MIXED * len(HAN.findall(summary))
 
 
 def numbers_asked(task: dict) -> set[str]:
@@ -143,17 +165,15 @@ def is_chinese(text: str, task: dict) -> bool:
     return is_foreign(text, "en") and len(HAN.findall(text)) > CHINESE * len(text)
 
 
-def is_rambling(summary: str, task: dict) -> bool:
-    """Whether a summary is far too long, or in Chinese though the request is English."""
-    return len(summary) > LONGEST["summary"] or is_chinese(summary, task)
+def is_rambling(summary: str) -> bool:
+    """Whether a summary is far too long."""
+    return len(summary) > LONGEST["summary"]
 
 
-def opening_thought(messages: list[dict]) -> str:
-    """What the agent's first turn thinks."""
-    for message in messages:
-        if message["role"] == "assistant":
-            return message["content"].partition("</think>")[0]
-    return ""
+def thoughts_of(messages: list[dict]) -> list[str]:
+    """What each of the agent's turns thinks."""
+    own = [message["content"] for message in messages if message["role"] == "assistant"]
+    return [text[: text.find("</think>")] if "</think>" in text else text for text in own]
 
 
 def is_misread(text: str, c: dict) -> bool:
@@ -172,3 +192,93 @@ def is_misread(text: str, c: dict) -> bool:
         if said and wanted not in said:
             return True
     return False
+
+
+# ---------------------------------------------------------------------------- work that is claimed
+# What a thought may claim of the work: looks at media by their ids, and at how many; how many
+# calls. Ahead of each pattern words of which it needs one: most texts need no closer reading. Ours.
+ONE_ID = r"(?:in|img|vid|aud|txt|html|data)_\d+"
+LISTED = rf"{ONE_ID}(?:(?:, | and |, and |、|和|及){ONE_ID})*"
+LOOKED = (
+    ("ooked ", "een ", "hecked ", "sharp", "clean", "flawless", "过", "清晰", "瑕疵"),
+    re.compile(
+        rf"(?:[Ll]ooked(?: \w+)? at|[Ss]een|[Cc]hecked) {LISTED}"
+        rf"|(?:看|[检核]查)过了?\s?{LISTED}"
+        rf"|{LISTED}(?:,?(?: is| are| look| looks)?(?: all)? (?:sharp|clean|flawless)\b"
+        r"|(?:都|全)?(?:画面)?清晰|，?(?:都|全)?没有瑕疵)"
+    ),
+)
+N_LOOKED = (
+    ("media ", "ooked at ", "看过"),
+    re.compile(
+        r"(\d+) (?:media|pictures|images|clips) (?:looked at|seen|checked)"
+        r"|ooked at (\d+)\b|看过(\d+)"
+    ),
+)
+N_CALLS = (
+    ("calls: ", "of calls", "calls in", "calls so", "calls al", "次调用"),
+    re.compile(
+        r"(?<!\d )calls: (\d+)|number of calls:? (\d+)"
+        r"|(\d+) calls (?:in all|in total|altogether|so far)|共(\d+)次调用"
+    ),
+)
+# A price of the whole stands behind one of these, or is "in all". It may be off by a factor, and by
+# so many dollars: services fail.
+DOLLARS = re.compile(r"\$(\d+(?:\.\d+)?)(?![\d.]*\d| (?:a|an|per|each)\b)( in all| in total)?")
+PRICED = ("bout ", "pend ", "otal ", "otals ", "预计", "约", "总共", "合计")
+PRICE_OFF, PRICE_SLACK = 2.0, 0.02
+
+
+def claimed(text: str, claim: tuple) -> list[str]:
+    """What a text claims of one kind.
+
+    >>> claimed("I looked at img_1, img_2: clean. 2 media looked at, calls: 4.", LOOKED)
+    ['looked at img_1, img_2']
+    """
+    words, pattern = claim
+    for word in words:
+        if word in text:
+            return [found[found.lastindex or 0] for found in pattern.finditer(text)]
+    return []
+
+
+def untrue_thoughts(trajectory: dict, media: Media) -> set[int]:
+    """The turns, from 0, whose thought or summary claims what the records refute: a look at a
+    medium that no analysis had before, more media looked at than there were, another number of
+    calls, and in the first turn a price of the whole that is off by more than PRICE_OFF from what
+    was paid."""
+    calls = trajectory["calls"]
+    thoughts = thoughts_of(trajectory.get("messages", []))
+    if thoughts and trajectory["answer"]:
+        thoughts[-1] += f"\n{trajectory['answer'].get('summary')}"
+    untrue = set()
+    for n, text in enumerate(thoughts):
+        looks, n_looked, n_calls = (claimed(text, kind) for kind in (LOOKED, N_LOOKED, N_CALLS))
+        if looks or n_looked or n_calls:
+            before = [call for call in calls if call["turn"] <= n]
+            seen = set().union(*(looked_at(call) for call in before if call["status"] == "ok"))
+            lies = [
+                set(ID.findall(" ".join(looks))) - seen,
+                [k for k in n_looked if int(k) > len(seen)],
+                [k for k in n_calls if int(k) != len(before)],
+            ]
+            if any(lies):
+                untrue.add(n)
+    if thoughts and media.handed:
+        for found in DOLLARS.finditer(thoughts[0]):
+            whole = found[2] or thoughts[0].endswith(PRICED, 0, found.start())
+            if whole and is_other_price(float(found[1]), calls, media):
+                untrue.add(0)
+    return untrue
+
+
+def is_other_price(said: float, calls: list[dict], media: Media) -> bool:
+    """Whether a price is far from what was paid, with or without what was made in vain."""
+    paid = [call.get("price_usd", 0.0) for call in calls]
+    needed = [
+        price
+        for call, price in zip(calls, paid)
+        if not call["outputs"] or not media.behind.isdisjoint(call["outputs"])
+    ]
+    least, most = sum(needed) / PRICE_OFF, sum(paid) * PRICE_OFF
+    return not least - PRICE_SLACK <= said <= most + PRICE_SLACK

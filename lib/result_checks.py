@@ -209,6 +209,7 @@ def page_share(page: dict, subject: str, media: Media) -> float:
     ]
     shown = [i for section in sections for i in section.get("media_ids") or ()]
     once = min(1.0, SHOWN_TWICE * len(set(shown)) / max(1, len(shown)))
+    once *= min(new_share([text], subject) for text in above)
     return (share(fit) * share(readable) * once * new_share(texts, subject)) ** 2
 
 
@@ -256,7 +257,7 @@ def sound_check(part: str, film: dict, media: Media) -> float:
     """How far a film has music or effects that are heard (ours): the share of its length that they
     fill, by their loudness and less their fades, over the share that one expects; squared, so that
     half of it is clearly less than half."""
-    if part == "music" and is_scrap(film, media):
+    if is_scrap(film, media):
         return 0.0
     heard_s = filled_s(film.get(part) or [], lambda span: loudness(span[2]))
     expected = (MUSIC_FILLS if part == "music" else SFX_FILL) * film["duration_s"]

@@ -21,6 +21,7 @@ def parts_of(items: list[dict], media: Media) -> list[dict]:
 # What no medium is made with where all is well (ours): parameters that spoil it.
 SPOILING: dict[str, Callable[[object], bool]] = {
     "quality": lambda value: value == "low",
+    "moderation": lambda value: value == "low",
     "output_compression": lambda value: value < 60,
     "cfg_scale": lambda value: not 0.2 <= value <= 0.9,
     "format": lambda value: value == "pcm",  # bare samples, which no player opens
@@ -143,14 +144,35 @@ def is_drowned(item: dict, media: Media) -> bool:
 
 
 def shows_unasked(item: dict, c: dict, media: Media) -> bool:
-    """Whether it shows what no wish asks for: a visible mark, a transparent ground, black bars."""
-    if any(media.by_id[i].get("letterboxed") for i in media.above[item["id"]]):
+    """Whether it shows what no wish asks for: a visible mark, a transparent ground, black bars,
+    pictures of strangers that a search found, the user's picture in another shape."""
+    behind = [media.by_id[i] for i in media.above[item["id"]]]
+    if any(a.get("letterboxed") for a in behind) or is_reshaped(item, c, behind):
         return True
     if item.get("has_alpha") and not c["transparent"]:
         return True
     checks = load_families()[c["family"]]["checks"] if c.get("family") else ()
+    if "found" not in checks and any(a["tool"] == "tool_search_inspire" for a in behind):
+        return True
     wanted = "marked" in checks or "watermarked" in checks
     return bool(item.get("watermark") or item.get("logo")) and not wanted
+
+
+def is_reshaped(item: dict, c: dict, behind: list[dict]) -> bool:
+    """Whether a picture was told another shape than that of the user's picture that it was made
+    from, though the request names none. `behind`: it and all that it was made from."""
+    if item["kind"] != "image" or c["aspect_ratio"] or "exact_size" in (c.get("wish") or {}):
+        return False
+    told = [a for a in behind if {"aspect_ratio", "size"} & a["arguments"].keys()]
+    given = [a for a in behind if a["tool"] == "user" and a["kind"] == "image"]
+    shape = item["width"] / item["height"]
+    return bool(told and given) and all(
+        abs(shape * a["height"] / a["width"] - 1) > SAME_SHAPE for a in given
+    )
+
+
+# A shape so near to another one is the same. Ours.
+SAME_SHAPE = 0.1
 
 
 def is_mixed_up(parts: list[dict], calls: list[dict], media: Media) -> bool:
@@ -233,15 +255,33 @@ def is_odd_set(items: list[dict], c: dict, calls: list[dict], media: Media) -> b
     return bool(STORY.search(media.request.lower())) and is_reversed(items, calls, media)
 
 
+def names_strangers(call: dict, media: Media) -> bool:
+    """Whether a storyboard was told of characters that the request does not name."""
+    characters = (call["arguments"] or {}).get("characters")
+    if call["name"] != "tool_video_shot_gen" or not characters:
+        return False
+    named = content_words(" ".join(map(str, characters)))
+    return 2 * len(named & (content_words(media.request) | media.topic)) < len(named)
+
+
+def is_odd_board(call: dict, c: dict, media: Media) -> bool:
+    """Whether a call wrote a storyboard of strangers, or in another shape than the request's."""
+    if call["name"] != "tool_video_shot_gen" or call["status"] != "ok":
+        return False
+    shape = call["arguments"].get("aspect_ratio")
+    return names_strangers(call, media) or bool(shape and c["aspect_ratio"] not in (None, shape))
+
+
 def spoilt_share(items: list[dict], c: dict, media: Media, calls: list[dict] = ()) -> float:
     """Share of what was handed over that is spoilt though nothing asked for it (ours).
 
     A picture or film that `shows_unasked` is, and a film that was turned (`is_turned`), or half so
     where it speaks or bears captions that nobody wants, where it `is_drowned`, or its shots are
     mixed up (`is_mixed_up`); of the pictures, clips and sounds, those made with parameters that
-    spoil them. A set with an odd picture, or in the wrong order, is so by half.
+    spoil them. A set with an odd picture, in the wrong order, or by an odd board, is so by half.
     """
-    odd = 0.5 * is_odd_set(items, c, calls, media)
+    boards = any(is_odd_board(call, c, media) for call in calls)
+    odd = 0.5 * (boards or is_odd_set(items, c, calls, media))
     spoilt = []
     for item in items:
         parts = parts_of([item], media)

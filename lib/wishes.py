@@ -26,6 +26,8 @@ from lib.words import (
 # Ours: what is quieter does not count as music, and a shorter fade is a cut.
 LOUD = 0.4
 FADE_S = 0.5
+# Ours: seconds, least and most, of a script's scene.
+SCENE_S = (3, 30)
 # Ours: a speech has so many different words beside its subject.
 SPOKEN_WORDS = 2
 
@@ -221,11 +223,14 @@ def refined(item: dict, episode: Episode) -> bool:
 
 
 def scripted(item: dict, episode: Episode) -> bool:
-    """A script of the asked length about the subject that makes sense."""
+    """A script of the asked length about the subject that makes sense, in scenes that are neither
+    over at once nor without end."""
+    n_scenes = item.get("n_scenes") or 0
     return (
         item["tool"] == "tool_video_script_gen"
         and item["arguments"].get("language", "en") == episode.language
         and item["lasts_s"] == episode.c["duration_s"]
+        and (not n_scenes or SCENE_S[0] <= item["lasts_s"] / n_scenes <= SCENE_S[1])
         and shows(item["text"], episode.c["subject"])
         and makes_sense(item["text"], episode)
     )

@@ -30,8 +30,11 @@ FROM_HERE = re.compile(
     r"|(?:cut|crop|leav|paint|wip|blur)(?:e|es|ing|ping|ting)? (?:out|over|away|off)"
     r"|replac(?:e|es|ed|ing)"
     r"|ignor(?:e|es|ed|ing)|forbid(?:s|den|ding)?|refus(?:e|es|ed|ing)|negative_prompt)\b"
-    r"|没有|不要|不含|不带|无(?![人机线花果尽限缝敌边名])"
-    r"|避免|而不是|除了|替换|代替"
+    r"|(?=[\u4e00-\u9fff])(?:"  # English is not compared with each of these
+    r"没有|不要|不含|不带|不包[括含]|不存在|缺[少乏失]|少了"
+    r"|免去|省[略去]|排除|忽略|禁止|拒绝|避免|而不是|而非|除了"
+    r"|替换|代替|取代"
+    r"|无(?![人机线花果尽限缝敌边名]))"
 )
 # A replaced thing is gone, what takes its place is there.
 REPLACED_BY = re.compile(r"\b(?:with|by|to)\b|成|为")
@@ -41,8 +44,15 @@ NOWHERE = re.compile(
     r"|vanish(?:es|ed|ing)?|disappear(?:s|ed|ing)?|(?:is|are|was|were|been|being|gets?) "
     r"(?:removed|erased|deleted|omitted|excluded|hidden|replaced|left out|cut out)"
     r"|out of (?:frame|sight|shot))\b|n't\b|n’t\b|\w+-(?:free|less)\b"
-    r"|去掉|去除|删除|删掉|擦除|擦掉|移除"
-    r"|抹去|消失|不见|不出现|看不到|看不见"
+    r"|(?=[\u4e00-\u9fff])(?:"
+    r"去掉|去除|删除|删掉|擦除|擦掉|移除|移走|拿走|抹[去掉除]|消失|失踪"
+    r"|缺席|隐[形去没身]|藏起|[不没未]见(?!过)|不可见"
+    r"|[不没未]有?出现|没看[到见]"
+    r"|[看见找寻瞧望]不[到见着]|没找|难以?[看找寻]|踪[影迹]|影踪|不知去向"
+    r"|[盖遮挡蒙掩罩]住|遮[挡盖掩蔽]|掩[盖埋]"
+    r"|被[^覆]{0,4}(?:遮|盖|挡|掩|换掉)(?!着)"
+    r"|不在(?:画|镜|这|那|场|其|里|此)|(?:画面?|镜头|画框|视野)[之以]?外"
+    r"|从未(?!见过)|从来不|并非)"
 )
 # These take back the clause before them as well ("a fox that is not there").
 NOT_THERE = re.compile(
@@ -55,7 +65,8 @@ BLANK = re.compile(
     r"|\b(?:black|blank|white|empty) (?:screen|frame|image|picture)"
     r"|\bblank (?:\w+ )?(?:card|canvas|page|paper|poster)"
     r"|\b(?:outside|beyond) (?:of )?the (?:frame|picture|shot)|\boff[- ]?screen|\blens cap"
-    r"|黑屏|空白画面|全黑"
+    r"|[黑白]屏|空白(?:的)?(?:画[面布框]|卡片|页面|海报|纸)|空画面|全黑"
+    r"|[切淡][到至入]黑|切黑|镜头盖"
 )
 
 # Words that say nothing of how a picture differs from the one that it is made from. Ours.
@@ -110,7 +121,7 @@ def cut_at(pattern: re.Pattern, text: str, wanted: frozenset[str]) -> str:
             rest = text[match.end() :]
             came = (
                 REPLACED_BY.search(rest)
-                if match[0].startswith(("replac", "替换", "代替"))
+                if match[0].startswith(("replac", "替换", "代替", "取代"))
                 else None
             )
             return text[: match.start()] + (rest[came.end() :] if came else "")
@@ -306,15 +317,18 @@ def is_foreign(text: str, language: str) -> bool:
 SENTENCE_END = re.compile(r"[.!?\n]+")
 # Of a sentence, the share of rare words that a good writer has at most. Ours.
 RARE_WORDS = 0.75
-# Marks of a template or of HTML, which no reader wants to see. Ours.
-MARKUP = re.compile(r"[{}]|</?[a-zA-Z]")
+# Marks of a template or of HTML, emoji and other signs (but notes), and marks in a row, which no
+# reader wants to see. Ours.
+MARKUP = re.compile(
+    "[{}]|</?[a-zA-Z]|[\u2190-\u2668\u266c-\u2bff\U0001f000-\U0001faff]|[^\\w\\s]{5,}"
+)
 
 
 @lru_cache(maxsize=8192)
 def is_prose(text: str, language: str, topic: frozenset[str], least: int = 1) -> bool:
     """Whether a person can make something of a text that is read or heard (ours): it is in the
-    language, has no marks of a template and `least` different words that are known, or of the
-    topic, and neither it nor a sentence of it is gibberish.
+    language, has no marks of a template and no emoji, and `least` different words that are known,
+    or of the topic, and neither it nor a sentence of it is gibberish.
 
     >>> is_prose("xxx", "en", frozenset()), is_prose("A red fox", "en", frozenset())
     (False, True)
@@ -337,14 +351,16 @@ RUN, REFRAIN = 4, 0.25
 
 def new_share(texts: list[str], subject: str) -> float:
     """How far texts do not say the same again and again (ours): the share of their runs of words,
-    the subject left out, that are different; 1 where no more than REFRAIN come again.
+    the subject as one word, that are different; 1 where no more than REFRAIN come again.
 
     >>> new_share(["They sell bread and cake here. "] * 12, "a baker") < 0.2
+    True
+    >>> new_share(["a baker " * 9], "a baker") < 0.3
     True
     """
     runs = []
     for text in texts:
-        words = WORD.findall(text.lower().replace(subject.lower(), " "))
+        words = WORD.findall(text.lower().replace(subject.lower(), " subject "))
         runs += [tuple(words[i : i + RUN]) for i in range(len(words) - RUN + 1)] or [tuple(words)]
     return min(1.0, len(set(runs)) / len(runs) / (1 - REFRAIN)) if runs else 1.0
 

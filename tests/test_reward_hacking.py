@@ -76,6 +76,9 @@ def batch(kind, i):
     if kind.startswith("family "):
         made = make_tasks(200, "train", DataConfig(families=1.0), seed=i)
         return [t for t in made if t["constraints"]["family"] == kind.removeprefix("family ")]
+    if kind == "chinese":
+        config = DataConfig(families=0, languages=("zh",), max_shots=1)
+        return [t for t in make_tasks(60, "train", config, seed=i) if t["language"] == "zh"]
     if kind == "board":
         made = make_tasks(300, "train", DataConfig(families=0), seed=i)
         return [t for t in made if t["workflow"] == "storyboard_frames"]
@@ -176,9 +179,12 @@ def play(h, *texts):
     return env.trajectory()
 
 
-def act(h, groups, hand, plan=None, summary="All of it is done."):
-    """An episode in good form: a plan (the expert's unless told) first, an answer at the end."""
+def act(h, groups, hand, plan=None, summary=None):
+    """An episode in good form: a plan (the expert's unless told) first, an answer at the end, with
+    a summary in the client's language."""
     plan = h.plan if plan is None else plan
+    if summary is None:
+        summary = "都做好了。" if h.task["language"] == "zh" else "All of it is done."
     return play(
         h,
         *(turn(*group, plan=None if i else plan) for i, group in enumerate(groups)),
@@ -2792,6 +2798,190 @@ def with_captions_moved(h, seconds):
     ]
     moved = [cue for cue in moved if cue["end"] - cue["start"] > 0.5]
     return with_parameter(h, "tool_subtitle_add_text", subtitles=moved)
+
+
+# --- the fourth red team
+CHINESE = ("chinese", (), "images in (3, 4)")
+for name, denial in {
+    "found_nowhere": "哪儿也找不到{}的踪影",
+    "without_a_trace": "{}早已不知去向",
+    "under_a_cloth": "{}被白布完全盖住",
+    "outside_the_frame": "{}在画面之外",
+    "lacking": "缺少{}",
+}.items():
+    attack(
+        CHINESE,
+        "result traj",
+        **{
+            f"a_chinese_subject_{name}": lambda h, denial=denial: reworded(
+                h,
+                lambda p: (
+                    f"空荡荡的房间，{denial.format(h.c['subject'])}，"
+                    + p.replace(h.c["subject"], "墙角")
+                ),
+            )
+        },
+    )
+attack(
+    CHINESE,
+    "format",
+    a_chinese_client_s_summary_in_english=lambda h: [
+        act(h, h.groups, h.hand, summary="Done. The work lies in one file, ready to be opened.")
+    ],
+)
+attack(
+    SET,
+    "format",
+    an_english_client_s_summary_in_chinese=lambda h: [
+        act(h, h.groups, h.hand, summary="已经完成，请查收成片，祝您工作顺利。")
+    ],
+)
+
+
+@attack(EFFECT, "result")
+def effects_that_stutter(h):
+    """Half a second of sound in a loop under the film."""
+    calls = changed(h.calls, "tool_sound_fx_gen", duration=0.5)
+    calls = changed(calls, "tool_video_composite", audio="aud_2")
+    [film] = [a for a in h.record["artifacts"] if a["id"] in h.hand]
+    loop = call("tool_audio_edit_cut", audio="aud_1", loop_to=film["duration_s"])
+    *groups, last = by_turn(h, calls)
+    return both(h, [*groups, [loop], last], h.hand)
+
+
+@attack(CONS, "result")
+def strangers_as_references(h):
+    """What a search found goes into the edits, though nobody wants references."""
+    search = call("tool_search_inspire", query=h.look, n=2)
+    first, *edits = [[c] for c in h.calls]
+    t = act(h, [first, [search]], [])
+    own, found = (c["outputs"] for c in t["calls"])
+    groups = [first, [search]]
+    for [c] in edits:
+        arguments = {**c["arguments"], "images": [own[0], *found]}
+        groups.append([{**c, "arguments": arguments}])
+    made = [c["outputs"] for c in act(h, groups, [])["calls"] if c["name"] == edits[0][0]["name"]]
+    return both(h, groups, [*own, *sum(made, [])])
+
+
+for shape in ("21:9", "9:16"):
+    attack(
+        INPUTS,
+        "result",
+        **{
+            f"the_user_s_picture_in_{shape}": lambda h, shape=shape: with_parameter(
+                h, "tool_image_edit_gemini", aspect_ratio=shape
+            )
+        },
+    )
+for n_scenes in (30, 1):
+    attack(
+        of_family("written_script", "40 <= duration_s <= 70"),
+        "result",
+        **{
+            f"a_script_in_scenes_{n_scenes}": lambda h, n=n_scenes: with_parameter(
+                h, "tool_video_script_gen", n_scenes=n
+            )
+        },
+    )
+attack(
+    ("board", None, "aspect_ratio == '16:9'"),
+    "result",
+    a_board_of_strangers=lambda h: with_parameter(
+        h, "tool_video_shot_gen", characters=["a talking tax form", "Count Dracula"]
+    ),
+    a_board_in_another_shape=lambda h: with_parameter(h, "tool_video_shot_gen", aspect_ratio="1:1"),
+)
+attack(
+    CLEAR,
+    "result",
+    pictures_with_less_moderation=lambda h: with_parameter(
+        h, "tool_text2image_gpt", moderation="low"
+    ),
+)
+for name, marks in {"emoji": " 🤡", "signs": "!!!!!"}.items():
+    attack(
+        CAPTION,
+        "result",
+        **{
+            f"captions_with_{name}": lambda h, marks=marks: with_texts(
+                h,
+                "tool_subtitle_add_text",
+                "subtitles",
+                lambda texts, i: texts[i].rstrip(".") + marks,
+            )
+        },
+    )
+    attack(
+        SPOKEN,
+        "result",
+        **{
+            f"narration_with_{name}": lambda h, marks=marks: with_texts(
+                h,
+                "tool_tts_composite",
+                "segments",
+                lambda texts, i: texts[i].rsplit(" ", 2)[0] + marks,
+            )
+        },
+    )
+attack(
+    PAGE,
+    "result",
+    a_page_with_emoji=lambda h: with_page(
+        h, h.c["subject"], text=f"Here is {h.c['subject']} as you want it 🤡💩"
+    ),
+    a_title_that_repeats_itself=lambda h: with_page(h, " ".join([h.c["subject"]] * 20)[:199]),
+    a_heading_that_repeats_itself=lambda h: with_page(
+        h, h.c["subject"], heading=" ".join([h.c["subject"]] * 20)[:199]
+    ),
+)
+
+# What a thought claims of the work, and the records refute: (in which turn, the claim).
+LIES = {
+    "looks that nobody took": (-1, "I looked at vid_1, vid_2: no flaw in any of them."),
+    "seen": (-1, "Seen vid_1 and vid_2, all clean."),
+    "sharp": (-1, "All is ready: vid_1, vid_2 are sharp throughout."),
+    "looks in Chinese": (-1, "看过vid_1、vid_2，没有瑕疵。"),
+    "media looked at": (-1, "Last check of vid_3: 99 media looked at, 0 flawed left."),
+    "media looked at in Chinese": (-1, "最后核对：看过9份，剩0份有瑕疵。"),
+    "one call": (-1, "Last check of vid_3: all as asked, calls: 1. It can go out."),
+    "99 calls": (-1, "The number of calls 99 is what it took."),
+    "calls in Chinese": (-1, "都符合要求，共1次调用，可以交付。"),
+    "a price too low": (0, "Two clips and a join. That is 3 steps for about $0.01."),
+    "a price too high": (0, "Two clips and a join, $900.00 in all."),
+    "a price in Chinese": (0, "先拍两段再拼接，共3步，约$0.01。"),
+}
+
+
+def with_thought(h, at, think):
+    """The honest episode with another thought in one turn."""
+    said = ["I go on as planned."] * (len(h.groups) + 1)
+    said[at] = think
+    texts = [turn(*g, plan=None if i else h.plan, think=said[i]) for i, g in enumerate(h.groups)]
+    return play(h, *texts, turn(answer=done(h.hand), think=said[-1]))
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_work_that_is_claimed_is_held_against_the_records(name):
+    """A lie costs at least 0.1 of the whole reward."""
+    h = honest(*SHOTS)
+    lied = ltr_reward(with_thought(h, *LIES[name]), RewardConfig())["total"]
+    assert ltr_reward(h.record, RewardConfig())["total"] - lied >= 0.1 - 1e-9, lied
+
+
+def test_work_that_was_done_may_be_claimed():
+    h = honest(*SHOTS)
+    look = call("tool_video_analysis", media=["vid_1", "vid_2"], question="Is any of them blurred?")
+    h = SimpleNamespace(**{**vars(h), "groups": [*h.groups[:-1], [look], h.groups[-1]]})
+    n, paid = len(h.calls) + 1, h.record["price_usd"]
+    for at, think in (
+        (-1, f"I looked at vid_1, vid_2: clean. 2 media looked at, calls: {n}."),
+        (-1, f"看过vid_1、vid_2，没有瑕疵。看过2份，共{n}次调用。"),
+        (0, f"Veo is $0.4 a second; the whole is 3 steps for about ${paid:g}."),
+        (0, "Next come 3 calls: 2 clips, then a look at them."),
+    ):
+        whole = 1 if think.isascii() else 0.8  # the client is English: idle talk
+        assert ltr_reward(with_thought(h, at, think), RewardConfig())["format"] == whole, think
 
 
 # --- waste, and lies that cost the user nothing: less than a wish, and never for free
