@@ -560,6 +560,7 @@ def measure(config: Config, run: Path) -> dict[str, dict]:
         figures, _ = evaluate(policy, tokenizer, tasks, config, run, name)
         results[name] = {**figures, "n": len(tasks), "seed": config.seed, "from": origin}
         write_atomic(path, to_json(results))
+        write_index(run)
     return results
 
 
@@ -808,7 +809,6 @@ def measure_run() -> None:
         export_policy(config, run, Path(given["--export"]))
         return
     print_table([measure(config, run)])
-    write_index(run)
 
 
 if __name__ == "__main__":

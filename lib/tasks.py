@@ -349,7 +349,7 @@ def compose(rng, written, group):
             rng.choice(words) if rng.random() < 0.5 else odd_word
             for odd_word in odd_words(rng, rng.randint(1, 4), alike=0)
         ]
-        article = "an" if chosen[0][0] in "aeiou" else "a"
+        article = "an" if chosen[0][0].lower() in "aeiou" else "a"
         subject = f"{article} {' '.join(chosen)}"
         if subject not in group:
             return subject

@@ -292,7 +292,8 @@ def test_training_subjects_are_put_together_where_the_config_says_so():
         and 100 < len([x for x in drawn if x in group]) < 300
     )
     assert all(
-        re.fullmatch(r"an? [a-z ]+", x) and (x[:3] == "an ") == (x.split()[1][0] in "aeiou")
+        re.fullmatch(r"an? [A-Za-z' -]+", x)
+        and (x[:3] == "an ") == (x.split()[1][0].lower() in "aeiou")
         for x in drawn
         if x not in group
     )
@@ -967,7 +968,7 @@ def answer_of(item):
         return ": " + dict(pair.split(" is ") for pair in m[1].split("; "))[m[2]]
     if m := re.fullmatch(r"Please write (.+) for (\w+), as JSON\.", ask):
         return json.dumps({m[2]: m[1]})
-    if m := re.fullmatch(r"What comes after (\w+)\? (.+)", ask):
+    if m := re.fullmatch(r"What comes after (\S+)\? (.+)", ask):
         return ": " + m[2].split()[m[2].split().index(m[1]) + 1]
     if m := re.fullmatch(r"Repeat: ([^.:]+)(\. Leave out: [^.:]*)?", ask):
         return f": {m[1]}"

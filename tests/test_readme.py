@@ -19,7 +19,9 @@ CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 # A command that is right goes on until it lacks what this test keeps from it: another run, and a
 # disk to write to.
 LACKS = re.compile(
-    r"^error: .*(Read-only file system|no data yet|is missing|no finished policy|no such run)", re.M
+    r"^error: .*(Read-only file system|no data yet|is missing|no finished policy|no such run"
+    "|no finished run)",
+    re.M,
 )
 
 
