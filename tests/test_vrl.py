@@ -1735,24 +1735,25 @@ def test_a_missing_matplotlib_is_said_before_the_run(monkeypatch, missing):
         train_vrl.main()
 
 
-@pytest.mark.parametrize("override", ["vrl.norm_lr=0.01", "vrl.kl_coef=0.1"])
-def test_what_needs_the_adapter_is_refused_without_one(monkeypatch, override):
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        [
-            "train_vrl.py",
-            "--config",
-            str(ROOT / "configs/smoke.yaml"),
-            "vrl.tune=full",
-            "vrl.norm_lr=0",
-            "vrl.kl_coef=0",
-            override,
-        ],
-    )
+def test_the_kl_is_refused_without_the_adapter(monkeypatch):
+    words = [str(ROOT / "configs/smoke.yaml"), "vrl.tune=full", "vrl.kl_coef=0.1"]
+    monkeypatch.setattr(sys, "argv", ["train_vrl.py", "--config", *words])
     monkeypatch.setattr(train_vrl, "open_run", lambda config: pytest.fail("the run began"))
-    with pytest.raises(SystemExit, match="error: " + override.split("=")[0]):
+    with pytest.raises(SystemExit, match="error: vrl.kl_coef"):
         train_vrl.main()
+
+
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_the_final_norm_has_its_own_rate(tokenizer, tune):
+    config = settings(vrl={"tune": tune, "lr": 0.001, "norm_lr": 0.02})
+    policy = build_policy(config, tokenizer, torch.device("cpu"))
+    if tune == "lora":
+        policy = add_lora(config, policy, norm=True)
+    rest, norm = train_vrl.make_optimizer(policy, config.vrl).param_groups
+    assert (rest["peak"], norm["peak"]) == (0.001, 0.02)
+    assert len(norm["names"]) == 1 and "layers" not in norm["names"][0]
+    plain = replace(config.vrl, norm_lr=0.0)
+    assert [g["peak"] for g in train_vrl.make_optimizer(policy, plain).param_groups] == [0.001]
 
 
 def test_a_judge_that_fails_often_stops_the_run(loop, monkeypatch):
