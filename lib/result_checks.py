@@ -301,20 +301,16 @@ def several_facts(texts: list[str], film: dict, subject: str, media: Media) -> f
     """How far spoken or written texts say enough for a film's length (ours): different words, over
     those that one expects, times the share of texts that do not break off in a word, and that of
     the ones that can be understood (`is_prose`), squared; less where they say the same again and
-    again. 0 unless they name the subject and are of a language (`is_gibberish`); but where the
-    request wants another language than its own, no rule knows the words."""
+    again. 0 unless they name the subject, are of a language (`is_gibberish`) and `is_for_readers`;
+    but where the request wants another language than its own, no rule knows the words."""
     subject_words = content_words(subject)
     language = media.language
-    prose = [
-        text
-        for text in texts
-        if is_prose(text, language, subject_words) and is_for_readers(text, subject, media)
-    ]
+    prose = [text for text in texts if is_prose(text, language, subject_words)]
     said = positive_words(". ".join(prose), subject_words)
     if language:
         if not name_subject(said, subject_words) or is_gibberish(said - subject_words):
             return 0.0
-    if not prose:
+    if not prose or not is_for_readers(" ".join(prose), subject, media):
         return 0.0
     expected = max(LEAST_WORDS, min(MOST_WORDS, WORDS_A_SECOND * film["duration_s"]))
     whole = (len(prose) / len(texts)) ** 2
