@@ -537,14 +537,25 @@ def searches_for(call: dict, media: Media) -> bool:
     return name_subject(positive_words(str(arguments["query"]), media.subject), media.subject)
 
 
+# What a look for flaws asks about; the legs of a spider are none of it. Ours.
+FLAWS_ASKED = re.compile(
+    r"flaw|blur|sharp|crisp|broken|whole|clean|clear|defect|imperfect|artifact|distort|deform|spoil"
+    r"|damag|glitch|nois|crackl|fault|wrong|quality|as asked"
+    r"|瑕疵|模糊|残缺|清晰|清楚|完整|干净|缺陷|毛病|变形|破损|杂音|质量"
+)
+
+
 def is_needless(call: dict, media: Media) -> bool:
     """Whether a call is of no use whatever it brought (ours): a search for something else than the
-    subject; a look that is told one medium twice; a storyboard of characters that the request does
-    not name."""
+    subject; a look that is told one medium twice, or that asks of the agent's own nothing about
+    flaws; a storyboard of characters that the request does not name."""
     arguments = call["arguments"] or {}
     if looks_into(call["name"]):
+        seen = [media.by_id[i] for i in looked_at(call) if i in media.by_id]
         listed = arguments.get("media")
-        return isinstance(listed, list) and len(set(map(str, listed))) < len(listed)
+        twice = isinstance(listed, list) and len(set(map(str, listed))) < len(listed)
+        own = any(a["tool"] != "user" for a in seen)
+        return twice or own and not FLAWS_ASKED.search(str(arguments.get("question")).lower())
     return names_strangers(call, media) or not searches_for(call, media)
 
 
@@ -646,7 +657,8 @@ def plain_share(worked: list[dict], c: dict) -> float:
     """Share of the price that the same calls cost without dear options that no wish needs (ours).
 
     Dearer than its default is an option of a tool by tools.yaml's prices, such as `quality: high`
-    or `mode: pro`. A resolution that is asked for needs it, and a last frame needs Kling's pro.
+    or `mode: pro`. A resolution that is asked for needs it, and a last frame needs Kling's pro,
+    unless it is the first one again.
     """
     if c["resolution"]:
         return 1.0
@@ -654,7 +666,9 @@ def plain_share(worked: list[dict], c: dict) -> float:
     for call in worked:
         price = call.get("price_usd", 0.0)
         paid += price
-        plain += price * (1.0 if "image_tail" in call["arguments"] else option_price(call))
+        first = call["arguments"].get("image")
+        has_tail = call["arguments"].get("image_tail", first) != first
+        plain += price * (1.0 if has_tail else option_price(call))
     return plain / paid if paid else 1.0
 
 
@@ -703,7 +717,7 @@ def is_idle_talk(trajectory: dict, media: Media) -> bool:
     if thoughts and is_misread(thoughts[0], trajectory["task"]["constraints"]):
         return True
     summary = str((trajectory["answer"] or {}).get("summary") or "")
-    return is_rambling(summary) or is_blind(summary, media)
+    return is_rambling(summary, media.request) or is_blind(summary, media)
 
 
 def is_blind(summary: str, media: Media) -> bool:

@@ -9,7 +9,14 @@ from collections import Counter
 
 from lib.lineage import Media, looked_at
 from lib.scenarios import HAN
-from lib.words import WORD, content_words, is_foreign, language_of, language_wanted
+from lib.words import (
+    WORD,
+    content_words,
+    has_gibberish,
+    is_foreign,
+    language_of,
+    language_wanted,
+)
 
 # A thought has at least so many different words; Chinese characters count as words.
 THOUGHT_WORDS = 3
@@ -135,7 +142,7 @@ FIGURES = {
 
 
 def thought_faults(text: str, task: dict, known: set[str], replies: list[str], first: bool) -> list:
-    """What is wrong with a turn's thought, by name: long, foreign, copied, unknown_id.
+    """What is wrong with a turn's thought, by name: long, foreign, copied, unknown_id, gibberish.
 
     `known`: ids of the media that are there; `replies`: those of the turn before.
 
@@ -154,6 +161,8 @@ def thought_faults(text: str, task: dict, known: set[str], replies: list[str], f
         found.append("copied")
     if "_" in text and any(i not in known for i in ID.findall(text)):
         found.append("unknown_id")
+    if has_gibberish(text, content_words(request)):
+        found.append("gibberish")
     return found
 
 
@@ -165,9 +174,9 @@ def is_chinese(text: str, task: dict) -> bool:
     return is_foreign(text, "en") and len(HAN.findall(text)) > CHINESE * len(text)
 
 
-def is_rambling(summary: str) -> bool:
-    """Whether a summary is far too long."""
-    return len(summary) > LONGEST["summary"]
+def is_rambling(summary: str, request: str) -> bool:
+    """Whether a summary is far too long, or gibberish."""
+    return len(summary) > LONGEST["summary"] or has_gibberish(summary, content_words(request))
 
 
 def thoughts_of(messages: list[dict]) -> list[str]:

@@ -13,6 +13,8 @@ from lib.experiment import RewardConfig
 from lib.lineage import Media, heard, is_given, is_scrap, on_topic, own_words, prompt_of
 from lib.spoiling import are_alike, parts_of, share, spoilt_share
 from lib.words import (
+    QUOTED,
+    WORD,
     breaks_off,
     can_be_followed,
     content_words,
@@ -179,10 +181,37 @@ def web_page_check(items: list[dict], handed: list[dict], subject: str, media: M
 SHOWN_TWICE = 2
 
 
+# A name of the agent's own for a tool or medium, and an address. Ours.
+INTERNAL = re.compile(r"\btool_\w+|\b(?:in|img|vid|aud|txt|html|data)_\d+\b")
+ADDRESS = re.compile(r"(?:\bhttps?://|\bwww\.)[\w./-]*\w")
+# So many words of the request's in a row, the subject as one, are not written for a reader. Ours.
+PARROTED = 20
+
+
+def is_for_readers(text: str, subject: str, media: Media) -> bool:
+    """Whether a text names no tool or id, no address that neither the request nor something read
+    has, and does not say PARROTED words of the request again, quotes left out (ours)."""
+    if INTERNAL.search(text):
+        return False
+    for address in ADDRESS.findall(text):
+        sources = (str(a.get("text")) for a in media.by_id.values())
+        if address not in media.request and not any(address in source for source in sources):
+            return False
+    words, asked = (
+        WORD.findall(said.lower().replace(subject.lower(), " subject "))
+        for said in (text, QUOTED.sub(" ", media.request))
+    )
+    if min(len(words), len(asked)) < PARROTED:
+        return True
+    runs = {tuple(asked[i : i + PARROTED]) for i in range(len(asked) - PARROTED + 1)}
+    return all(tuple(words[i : i + PARROTED]) not in runs for i in range(len(words)))
+
+
 def page_share(page: dict, subject: str, media: Media) -> float:
     """Of one page's sections the share that show something or name the subject, times that of its
-    texts that can be read (`is_prose`), squared; less where something is said, or shown, again and
-    again. 0 unless the subject is named above the texts (title or headings), and in them.
+    texts that can be read (`is_prose`) and are `is_for_readers`, squared; less where something is
+    said, or shown, again and again. 0 unless the subject is named above the texts (title or
+    headings), and in them.
     """
     wanted = content_words(subject)
 
@@ -203,6 +232,10 @@ def page_share(page: dict, subject: str, media: Media) -> float:
     least = LEAST_WORDS if len(below) == 1 else 1
     readable = [is_prose(text, media.language, media.topic) for text in above]
     readable += [is_prose(text, language, media.topic, least) for text in below]
+    readable = [
+        prose and is_for_readers(text, subject, media)
+        for prose, text in zip(readable, above + below)
+    ]
     fit = [
         bool(section.get("media_ids")) or names_it(heading, text)
         for section, heading, text in zip(sections, headings, texts)
@@ -268,8 +301,8 @@ def several_facts(texts: list[str], film: dict, subject: str, media: Media) -> f
     """How far spoken or written texts say enough for a film's length (ours): different words, over
     those that one expects, times the share of texts that do not break off in a word, and that of
     the ones that can be understood (`is_prose`), squared; less where they say the same again and
-    again. 0 unless they name the subject and are of a language (`is_gibberish`); but where the
-    request wants another language than its own, no rule knows the words."""
+    again. 0 unless they name the subject, are of a language (`is_gibberish`) and `is_for_readers`;
+    but where the request wants another language than its own, no rule knows the words."""
     subject_words = content_words(subject)
     language = media.language
     prose = [text for text in texts if is_prose(text, language, subject_words)]
@@ -277,7 +310,7 @@ def several_facts(texts: list[str], film: dict, subject: str, media: Media) -> f
     if language:
         if not name_subject(said, subject_words) or is_gibberish(said - subject_words):
             return 0.0
-    if not prose:
+    if not prose or not is_for_readers(" ".join(prose), subject, media):
         return 0.0
     expected = max(LEAST_WORDS, min(MOST_WORDS, WORDS_A_SECOND * film["duration_s"]))
     whole = (len(prose) / len(texts)) ** 2

@@ -118,12 +118,23 @@ def no_effect(made: dict, media: Media) -> bool:
 
 LEAST_INFLUENCE = 0.05
 
+
+def stands_still(made: dict, media: Media) -> bool:
+    """Whether a clip was told to end in the frame that it begins with, though no loop is asked."""
+    written = made["arguments"]
+    again = written.get("image_tail", "") == written.get("image")
+    return again and not LOOP.search(media.request.lower())
+
+
+LOOP = re.compile(r"\bloop|循环")
+
 # What spoils a film or sound by the tool that did it, and nobody asks for. Ours.
 SPOILERS: dict[str, Callable[[dict, Media], bool]] = {
     "tool_video_composite": long_fades,
     "tool_subtitle_add_text": ill_set,
     "tool_music_suno": no_song,
     "tool_sound_fx_gen": no_effect,
+    "tool_image2video_keling": stands_still,
 }
 
 
@@ -145,9 +156,11 @@ def is_drowned(item: dict, media: Media) -> bool:
 
 def shows_unasked(item: dict, c: dict, media: Media) -> bool:
     """Whether it shows what no wish asks for: a visible mark, a transparent ground, black bars,
-    pictures of strangers that a search found, the user's picture in another shape."""
+    pictures of strangers that a search found, the user's picture in another shape, a strip."""
     behind = [media.by_id[i] for i in media.above[item["id"]]]
     if any(a.get("letterboxed") for a in behind) or is_reshaped(item, c, behind):
+        return True
+    if is_strip(item, c, behind):
         return True
     if item.get("has_alpha") and not c["transparent"]:
         return True
@@ -171,6 +184,18 @@ def is_reshaped(item: dict, c: dict, behind: list[dict]) -> bool:
     )
 
 
+def is_strip(item: dict, c: dict, behind: list[dict]) -> bool:
+    """Whether a picture or film is more than STRIP times as long as wide, or the other way round,
+    though the request names no shape and nothing of the user's is behind it."""
+    if item["kind"] not in ("image", "video") or any(a["tool"] == "user" for a in behind):
+        return False
+    asked = c["aspect_ratio"] or "exact_size" in (c.get("wish") or {})
+    sides = (item["width"], item["height"])
+    return not asked and max(sides) > STRIP * min(sides)
+
+
+# A shape beyond 1:3 or 3:1 is one that nobody wants unasked. Ours.
+STRIP = 3
 # A shape so near to another one is the same. Ours.
 SAME_SHAPE = 0.1
 

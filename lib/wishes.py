@@ -17,6 +17,7 @@ from lib.words import (
     depicted,
     in_order,
     is_prose,
+    name_subject,
     new_share,
     positive_words,
     says_only,
@@ -210,13 +211,14 @@ def makes_sense(text: str, episode: Episode) -> bool:
 
 
 def refined(item: dict, episode: Episode) -> bool:
-    """A refined prompt for a picture that says the subject, no longer than allowed, and makes
-    sense."""
+    """A refined prompt for a picture that says the subject, no longer than allowed, not cut off by
+    the limit that its call was told, and makes sense."""
     return (
         item["tool"] == "tool_prompt_refine"
         and item["arguments"].get("target", "image") == "image"
         and item["arguments"].get("language", "en") == episode.language
         and item["n_chars"] <= episode.wish["max_chars"]
+        and item["n_chars"] < item["arguments"].get("max_chars", item["n_chars"] + 1)
         and shows(item["text"], episode.c["subject"])
         and makes_sense(item["text"], episode)
     )
@@ -329,7 +331,8 @@ def faded(item: dict, episode: Episode) -> bool:
 def list_kept(item: dict, episode: Episode) -> float:
     """The share of a to-do list's items that were ticked off, over the pictures and clips that it
     took where the list has fewer different titles; 0 for a list of fewer than three, or one that
-    was written when all was done."""
+    was written when all was done, or as though it were. An item that becomes another one is gone.
+    """
     listed, titles = {}, {}
     first_made = next((n for n, c in enumerate(episode.calls) if c["outputs"]), 0)
     for n, call in enumerate(episode.calls):
@@ -339,10 +342,16 @@ def list_kept(item: dict, episode: Episode) -> float:
         if action == "clear":
             listed = {}
         elif action == "create" and n <= first_made:
-            listed |= {task["id"]: "todo" for task in tasks}  # nothing is done before it is begun
+            # Nothing is done before it is begun.
+            tasks = [task for task in tasks if task.get("status") != "done"]
+            listed |= {task["id"]: "todo" for task in tasks}
             titles |= {task["id"]: task.get("title", "").strip().lower() for task in tasks}
         elif action == "update":
             listed |= {t["id"]: t["status"] for t in tasks if t["id"] in listed and "status" in t}
+            for task in tasks:
+                title = content_words(titles.get(task["id"], ""))
+                if not name_subject(content_words(task.get("title", "")) or title, title):
+                    listed.pop(task["id"], None)
     done = sum(status == "done" for status in listed.values())
     took = sum("-to-" in category(a["tool"]) for a in episode.sources(item))
     different = len({titles[i] for i in listed if content_words(titles[i])})

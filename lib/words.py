@@ -7,6 +7,7 @@ what only a judge can see. All of it is ours.
 import re
 from functools import lru_cache
 from itertools import filterfalse
+from operator import eq
 
 from lib.scenarios import HAN, known_words
 
@@ -327,13 +328,14 @@ MARKUP = re.compile(
 @lru_cache(maxsize=8192)
 def is_prose(text: str, language: str, topic: frozenset[str], least: int = 1) -> bool:
     """Whether a person can make something of a text that is read or heard (ours): it is in the
-    language, has no marks of a template and no emoji, and `least` different words that are known,
-    or of the topic, and neither it nor a sentence of it is gibberish.
+    language, has no marks of a template and no emoji, says not each word twice, and has `least`
+    different words that are known, or of the topic, and neither it nor a sentence of it is
+    gibberish.
 
     >>> is_prose("xxx", "en", frozenset()), is_prose("A red fox", "en", frozenset())
     (False, True)
     """
-    if is_foreign(text, language) or MARKUP.search(text):
+    if is_foreign(text, language) or MARKUP.search(text) or stutters(text):
         return False
     words = content_words(text)
     if language != "en":
@@ -341,8 +343,25 @@ def is_prose(text: str, language: str, topic: frozenset[str], least: int = 1) ->
     known = [w for w in words if w in topic or w.isdigit() or len(w) > 1 and is_known(w)]
     if len(known) < least or is_gibberish(words - topic):
         return False
+    return not has_gibberish(text, topic)
+
+
+@lru_cache(maxsize=8192)
+def has_gibberish(text: str, topic: frozenset[str]) -> bool:
+    """Whether a sentence of a text is gibberish (`is_gibberish`); `topic`: words that are known."""
     sentences = [content_words(sentence) - topic for sentence in SENTENCE_END.split(text)]
-    return not any(is_gibberish(sentence, RARE_WORDS) for sentence in sentences)
+    return any(is_gibberish(sentence, RARE_WORDS) for sentence in sentences)
+
+
+def stutters(text: str) -> bool:
+    """Whether a text says most of its words twice in a row (ours); "very, very" is no stutter.
+
+    >>> stutters("a a red red fox fox"), stutters("a red fox")
+    (True, False)
+    """
+    words = WORD.findall(text.lower())
+    again = sum(map(eq, words, words[1:]))
+    return again > 2 and again > 0.4 * len(words)
 
 
 # Of the runs of so many words of a text, a share that may come again. Ours.

@@ -52,6 +52,7 @@ from rewards import (  # noqa: E402
     executability_facet,
     f1,
     format_reward,
+    is_needless,
     ltr_reward,
     optimality_facet,
     plan_reward,
@@ -677,7 +678,9 @@ def test_each_check_of_pictures_fails_alone(check, change, hand):
 
 
 def test_nothing_is_judged_that_was_not_asked():
-    assert checks_of(c_of(images=1), [media("img_1", IMAGE, width=13, height=5000)], ["img_1"]) == (
+    assert checks_of(
+        c_of(images=1), [media("img_1", IMAGE, width=500, height=1400)], ["img_1"]
+    ) == (
         1,
         {"count": 1},
     )
@@ -1370,13 +1373,27 @@ def test_a_summary_may_state_a_shape_that_is_none():
 
 def test_other_looks_and_retakes_are_waste():
     # The same looked at again, with another question.
-    again = [look("img_1", "img_2", "img_3", question="Really not?")]
+    again = [look("img_1", "img_2", "img_3", question="Really no flaw?")]
     assert with_a_flaw(LOOK, again, flawed=None)["tool"] < 1
     # A retake of what nobody looked at, or of what has no flaw.
     assert with_a_flaw(RETAKE, hand=MENDED)["tool"] < 1
     assert with_a_flaw(LOOK, RETAKE, hand=MENDED, flawed=None)["tool"] < 1
     # An answer is on four media: the fifth was not looked at.
     assert with_a_flaw([look(*["img_1"] * 4, "img_2")], RETAKE, hand=MENDED)["tool"] < 1
+
+
+@pytest.mark.parametrize(
+    "question, own, needless",
+    [
+        ("How many legs has a spider?", True, True),
+        ("What does it show?", False, False),  # the user's picture may be asked anything
+        ("Is it sharp and whole?", True, False),
+        ("有没有模糊或残缺的？", True, False),
+    ],
+)
+def test_a_look_at_what_was_made_asks_for_flaws(question, own, needless):
+    made = Media(by_id={"img_1": {"tool": IMAGE if own else "user"}})
+    assert is_needless(look("img_1", question=question), made) == needless
 
 
 def test_a_flawed_clip_counts_half_in_the_film():
