@@ -250,8 +250,9 @@ class DataConfig:
     )
     invented: bool = key(
         False,
-        "whether training subjects, styles and asides are mostly put together from words, made-up "
-        "ones among them, so that a policy from scratch has to copy; false: all are written ones",
+        "whether subjects, styles and asides of expert trajectories and exercises are mostly put "
+        "together from words, made-up ones among them, so that a policy from scratch learns to "
+        "copy; false: all are written ones, as those of VRL's tasks always are",
     )
     thoughts: str = key(
         "full",

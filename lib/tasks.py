@@ -118,7 +118,8 @@ def make_task(
         )
 
     choose = rng.choice if used is None else partial(least_used, rng, used)
-    invented = config.invented and split in TRAINING
+    # Copying made-up words is what SFT teaches; VRL is about what to do with a request.
+    invented = config.invented and split in ("visgen", "reading")
     group = book["subjects"][rng.choice(scenario["subjects"])]
     thing = choose_subject(rng, group, split, invented, choose)
     details = rng.sample(book["details"], 2) if dimension == "match" else []
