@@ -737,10 +737,10 @@ def format_reward(trajectory: dict, media: Media | None = None) -> PartScore:
 
     Each fault takes 0.5 off its turn (ours), and a `<think>` of fewer than THOUGHT_WORDS different
     words is one, and one that claims what the records refute (`untrue_thoughts`); so are those of
-    the answer (`summary_faults`). 0 where UTPC itself is broken: no
-    answer at the end; an answer beside calls, before their results are seen; no plan in the first
-    turn, or not before its first call; no thought in any turn; or a tag of the environment's
-    anywhere in the agent's text, in a thought or in an argument as well, which forges a reply.
+    the answer (`summary_faults`). 0 where UTPC itself is broken: no answer at the end; an answer
+    beside calls, before their results are seen; no plan in the first turn, or not before its first
+    call; no thought in any turn; or a tag of the environment's anywhere in the agent's text, in a
+    thought or in an argument as well, which forges a reply.
     IDLE_THOUGHT off the whole, once, for thoughts that repeat, mislead or never end
     (lib/claims.py), for a plan that is given again word for word, and for a flaw that was seen and
     let be (`is_idle_talk`).

@@ -257,7 +257,7 @@ def untrue_thoughts(trajectory: dict, media: Media) -> set[int]:
     calls, and in the first turn a price of the whole that is off by more than PRICE_OFF from what
     was paid."""
     calls = trajectory["calls"]
-    thoughts = thoughts_of(trajectory.get("messages", []))
+    thoughts = thoughts_of(trajectory.get("messages", []))[: len(trajectory["turns"])]
     if thoughts and trajectory["answer"]:
         thoughts[-1] += f"\n{trajectory['answer'].get('summary')}"
     untrue = set()
