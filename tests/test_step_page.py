@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from test_ends import TINY  # noqa: E402
+
 import bench  # noqa: E402
 import train_vrl  # noqa: E402
 from lib import evaluation, step_page, try_it  # noqa: E402
@@ -30,21 +32,13 @@ from rewards import PARTS, ltr_rewards  # noqa: E402
 CHROMIUM = shutil.which("chromium")
 STEPS = 4
 SMALL = (
-    "model.base_examples=8",
-    "data.queries=42",
-    "data.general=40",
-    "data.general_heldout=4",
-    "data.train_tasks=42",
-    "data.heldout_tasks=2",
-    "pst.stages=[{general: 0.2, repeat: 1, tokens: 3000}]",
+    *TINY,
     f"vrl.steps={STEPS}",
     "vrl.tasks_per_step=3",
     "vrl.group_size=3",
     "vrl.save_every=3",
     "vrl.warmup=1",
     "vrl.lr=0.01",
-    "rollout.max_turn_tokens=20",
-    "bench.tasks=2",
 )
 
 

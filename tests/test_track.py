@@ -16,6 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from test_ends import TINY  # noqa: E402
 
 from lib import track  # noqa: E402
 from lib.checks import check_training  # noqa: E402
@@ -213,22 +214,6 @@ def test_a_run_may_go_on_with_another_tracker(monkeypatch, tmp_path):
     assert find_run(settings()) == made
     with pytest.raises(SystemExit, match="`seed` is 0 there and 1 now"):
         find_run(replace(settings(), seed=1))
-
-
-TINY = (
-    "model.base_examples=8",
-    "data.queries=42",
-    "data.general=40",
-    "data.general_heldout=4",
-    "data.train_tasks=42",
-    "data.heldout_tasks=2",
-    "pst.stages=[{general: 0.2, repeat: 1, tokens: 3000}]",
-    "vrl.steps=1",
-    "vrl.tasks_per_step=2",
-    "vrl.group_size=2",
-    "rollout.max_turn_tokens=20",
-    "bench.tasks=2",
-)
 
 
 def test_a_whole_run_sends_every_line_of_metrics_jsonl(modules):
